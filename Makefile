@@ -1,0 +1,39 @@
+# `make run` and `make test` are all a fresh computer needs; both set up .venv first.
+SHELL  := bash
+PYTHON ?= python3
+ENV    := source .venv/bin/activate &&
+PM     := papermill --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
+.PHONY: run test test-slow export docs lab clean help
+
+run: .venv/ok  ## pretrain LangSAMP and its baseline, compare them (about 15 minutes on 2 cores)
+	mkdir -p outputs/udhr outputs/udhr-baseline outputs/figures
+	$(ENV) $(PM) nbs/03_pretrain.ipynb outputs/udhr/pretrain.ipynb -f params/udhr.yaml
+	$(ENV) $(PM) nbs/03_pretrain.ipynb outputs/udhr-baseline/pretrain.ipynb -f params/udhr-baseline.yaml
+	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/pretraining.ipynb -f params/figures/pretraining.yaml
+	@cat outputs/figures/pretraining.txt
+
+test: .venv/ok  ## every check: export, clean, lint, types, docs, tests
+	@$(ENV) bash scripts/check.sh
+
+test-slow: .venv/ok  ## the tests and notebook cells marked slow
+	$(ENV) HF_HUB_OFFLINE=1 nbdev_test --flags slow --n_workers 1
+	$(ENV) HF_HUB_OFFLINE=1 python -m pytest -q -m slow
+
+export: .venv/ok  ## after an edit: notebooks to library, cleaned and formatted
+	$(ENV) ruff format nbs tests scripts setup.py && nbdev_export && nbdev_clean
+
+docs: .venv/ok  ## the docs site, in _docs/
+	$(ENV) python scripts/build_docs.py
+
+lab: .venv/ok  ## open JupyterLab
+	$(ENV) jupyter lab
+
+clean:  ## delete what was built; outputs/ and .venv stay
+	rm -rf _docs _proc build *.egg-info .pytest_cache .ruff_cache
+	find nbs langsamp tests scripts -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+.venv/ok: settings.ini setup.py constraints.txt scripts/setup.sh
+	PYTHON=$(PYTHON) bash scripts/setup.sh && touch $@

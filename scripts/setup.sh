@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Make .venv with the tested versions: PYTHON=python3.12 bash scripts/setup.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+need=$(sed -n 's/^min_python = //p' settings.ini)
+
+stop() { echo "setup: $*" >&2; exit 1; }
+
+command -v "$PYTHON" > /dev/null || stop "no $PYTHON found; install Python $need or newer, or name one: make run PYTHON=/path/to/python"
+version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+"$PYTHON" -c "import sys; sys.exit(sys.version_info < tuple(map(int, '$need'.split('.'))))" \
+    || stop "$PYTHON is Python $version, and $need or newer is needed; name another: make run PYTHON=python3.12"
+"$PYTHON" -c 'import venv, ensurepip' 2> /dev/null \
+    || stop "$PYTHON cannot make a virtual environment; on Debian or Ubuntu: sudo apt-get install python3-venv"
+
+echo "setup: installing into .venv, Python $version, about 2 GB; some minutes"
+"$PYTHON" -m venv .venv
+source .venv/bin/activate
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+python -m pip install --quiet -c constraints.txt -e '.[dev]'
+python -m pip check
+python -m ipykernel install --sys-prefix --name python3 > /dev/null
+# Kernels talk over the local loop; without this line each of them warns of it in every log.
+mkdir -p .venv/etc/ipython
+echo 'c.IPKernelApp.log_level = 40' > .venv/etc/ipython/ipython_kernel_config.py
