@@ -1,0 +1,324 @@
+"""What the model must hold beside the examples of nbs/library/08_model.ipynb."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, DistilBertConfig, XLMRobertaConfig
+
+from langsamp.core import UserError, sha256
+from langsamp.model import ARMS, LangSAMPConfig, LangSAMPForMaskedLM, from_backbone, ids_of, save_backbone
+
+LANGUAGES, SCRIPTS = ["eng", "hin", "urd"], ["Arab", "Deva", "Latn"]
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TINY = {"vocab_size": 256, "max_position_embeddings": 66, "type_vocab_size": 1, **SHAPE}
+
+
+def build(arm: str = "both", **changes) -> LangSAMPForMaskedLM:
+    return from_backbone(XLMRobertaConfig(**TINY | changes), LANGUAGES, SCRIPTS, arm, seed=1)
+
+
+@pytest.fixture
+def text() -> dict[str, Tensor]:
+    input_ids = torch.randint(5, 256, (4, 24), generator=torch.Generator().manual_seed(0))
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 20:], input_ids[1, 20:] = 0, 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+@pytest.fixture
+def labels(text) -> Tensor:
+    masked = torch.rand(4, 24, generator=torch.Generator().manual_seed(1)) < 0.2
+    return torch.where(masked & text["attention_mask"].bool(), text["input_ids"], -100)
+
+
+@pytest.fixture
+def ids() -> dict[str, Tensor]:
+    return {"language_ids": torch.tensor([0, 2, 0, 2]), "script_ids": torch.tensor([2, 0, 2, 2])}
+
+
+def differing(a: torch.nn.Module, b: torch.nn.Module) -> list[str]:
+    "Names of the weights that are not the same to the bit."
+    theirs = b.state_dict()
+    assert list(a.state_dict()) == list(theirs)
+    return [name for name, value in a.state_dict().items() if not torch.equal(value, theirs[name])]
+
+
+# Parity with the stock model
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_zero_vectors_are_the_stock_model(arm, text, labels, ids):
+    model = build(arm)
+    with torch.no_grad():
+        [p.zero_() for name, p in model.named_parameters() if "vectors" in name]
+    assert torch.equal(model(**text, **ids).logits, model.mlm(**text).logits)
+    assert torch.allclose(model(**text, **ids, labels=labels).loss, model.mlm(**text, labels=labels).loss)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_answers_to_its_own_ids_only(arm, text, ids):
+    model = build(arm)
+    plain = model(**text).logits
+    for name in ("language", "script"):
+        same = torch.equal(model(**text, **{f"{name}_ids": ids[f"{name}_ids"]}).logits, plain)
+        assert same == (name not in ARMS[arm])
+
+
+def test_dropout_and_gradients_match_the_stock_model(text, labels):
+    "In training mode, from one seed: the baseline arm's gradients are those of the stock model."
+    model = build("none").train()
+    torch.manual_seed(3)
+    ours = torch.autograd.grad(model(**text, labels=labels).loss, list(model.parameters()))
+    torch.manual_seed(3)
+    stock = torch.autograd.grad(model.mlm(**text, labels=labels).loss, list(model.parameters()))
+    for a, b in zip(ours, stock, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_every_sequence_gets_its_own_vectors(text, ids):
+    "A batch's loss is the mean over its sequences' masked tokens, each computed alone."
+    model, labels = build(), text["input_ids"]
+    for table in (model.language_vectors, model.script_vectors):
+        torch.nn.init.normal_(table.weight)
+    alone = [
+        model(**{k: v[i : i + 1] for k, v in {**text, **ids, "labels": labels}.items()}, num_items_in_batch=1).loss
+        for i in range(4)
+    ]
+    assert torch.allclose(sum(alone) / (labels != -100).sum(), model(**text, **ids, labels=labels).loss)
+
+
+# Loss
+
+
+@pytest.mark.parametrize("items", [None, 0, torch.tensor(0)])
+@pytest.mark.parametrize("arm", ARMS)
+def test_nothing_masked(arm, items, text, ids):
+    model = build(arm).train()
+    loss = model(**text, **ids, labels=torch.full((4, 24), -100), num_items_in_batch=items).loss
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_micro_batches_weigh_by_tokens(text, labels, ids):
+    model, items = build(), (labels != -100).sum()
+    whole = {**text, **ids, "labels": labels}
+    first, rest = ({k: v[part] for k, v in whole.items()} for part in (slice(1), slice(1, None)))
+    parts = sum(model(**part, num_items_in_batch=items).loss for part in (first, rest))
+    assert torch.allclose(parts, model(**whole).loss)
+
+
+def test_loss_is_float32_under_bfloat16(text, labels, ids):
+    model = build()
+    exact = model(**text, **ids, labels=labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(**text, **ids).logits.dtype == torch.bfloat16
+        loss = model(**text, **ids, labels=labels).loss
+    assert loss.dtype == torch.float32 and torch.allclose(loss, exact, rtol=1e-2)
+    loss = model.bfloat16()(**text, **ids, labels=labels).loss
+    assert loss.dtype == torch.float32 and torch.allclose(loss, exact, rtol=2e-2)
+
+
+# Gradients
+
+
+def test_only_used_rows_learn(text, labels, ids):
+    model = build()
+    model(**text, **ids, labels=labels).loss.backward()
+    assert model.language_vectors.weight.grad.any(1).tolist() == [True, False, True]
+    assert model.script_vectors.weight.grad.any(1).tolist() == [True, False, True]
+
+
+def test_gradients_repeat_to_the_bit():
+    "With two threads and many tokens a row, where plain indexing would add up in whatever order threads arrive."
+    model = build(hidden_size=128, num_hidden_layers=1)
+    input_ids = torch.randint(5, 256, (33, 64))
+    ids = {"language_ids": torch.arange(33) % 3, "script_ids": torch.arange(33) % 2}
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        runs = [
+            torch.autograd.grad(model(input_ids, labels=input_ids, **ids).loss, list(model.parameters()))
+            for _ in range(16)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for run in runs for a, b in zip(runs[0], run, strict=True))
+
+
+def test_gradient_checkpointing_changes_nothing(text, labels, ids):
+    model = build(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    plain = torch.autograd.grad(model(**text, **ids, labels=labels).loss, list(model.parameters()))
+    model.activation_checkpointing_enable()
+    assert model.is_activation_checkpointing
+    again = torch.autograd.grad(model(**text, **ids, labels=labels).loss, list(model.parameters()))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, again, strict=True))
+
+
+def test_compiling_the_encoder_in_place(text, labels, ids):
+    model = build()
+    names, loss = list(model.state_dict()), model(**text, **ids, labels=labels).loss
+    model.mlm.base_model.compile(backend="eager")
+    assert torch.allclose(model(**text, **ids, labels=labels).loss, loss)
+    assert list(model.state_dict()) == names
+
+
+def test_outputs(text, labels, ids):
+    model = build()
+    assert len(model(**text, **ids, labels=labels, return_dict=False)) == 1
+    assert len(model(**text, output_hidden_states=True).hidden_states) == 3
+    assert torch.equal(model(**text, token_type_ids=torch.zeros(4, 24, dtype=torch.long)).logits, model(**text).logits)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_training_without_ids(arm, text, labels):
+    model = build(arm).train()
+    if arm == "none":
+        assert model(**text, labels=labels).loss > 0
+    else:
+        with pytest.raises(UserError, match=f"{ARMS[arm][0]}_ids was not given"):
+            model(**text, labels=labels)
+        assert model.eval()(**text, labels=labels).loss > 0
+
+
+# Building
+
+
+def test_one_seed_one_stock_part():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    models = [build(arm) for arm in ARMS]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(differing(models[0].mlm, model.mlm) for model in models)
+    assert differing(build(), build()) == []
+    plain = []
+    for arm in ARMS:
+        torch.manual_seed(9)
+        config = LangSAMPConfig(backbone_config=XLMRobertaConfig(**TINY), languages=LANGUAGES, scripts=SCRIPTS, arm=arm)
+        plain.append(LangSAMPForMaskedLM(config))
+    assert not any(differing(plain[0].mlm, model.mlm) for model in plain)
+
+
+def test_vectors_start_small():
+    names = [f"{a}{b}{c}" for a in "abcdefghij" for b in "abcdefghij" for c in "abcdefghij"]
+    rows = from_backbone(XLMRobertaConfig(**TINY), names, SCRIPTS).language_vectors.weight
+    assert abs(rows.mean()) < 1e-3 and abs(rows.std() - 0.02) < 1e-3
+
+
+def test_start_from_a_checkpoint(tmp_path, text):
+    stock = AutoModelForMaskedLM.from_config(XLMRobertaConfig(**TINY)).eval()
+    stock.save_pretrained(tmp_path / "stock")
+    model = from_backbone(tmp_path / "stock", LANGUAGES, SCRIPTS)
+    assert differing(model.mlm, stock) == []
+    assert not any(module.training for module in model.modules())
+    model.save_pretrained(tmp_path / "model")
+    assert str(tmp_path) not in (tmp_path / "model/config.json").read_text()
+
+
+def test_one_configuration_for_wrapper_and_stock_part(tmp_path):
+    "Also where the two were built apart: resizing the one must show in the other."
+    stock = AutoModelForMaskedLM.from_config(XLMRobertaConfig(**TINY))
+    config = LangSAMPConfig(backbone_config=XLMRobertaConfig(**TINY), languages=LANGUAGES, scripts=SCRIPTS)
+    model = LangSAMPForMaskedLM(config, stock)
+    model.resize_token_embeddings(300, mean_resizing=False)
+    assert model.config.backbone_config is stock.config and stock.config.vocab_size == 300
+
+
+def test_attention_stays_fast(tmp_path):
+    "A configuration made around a finished model must not reset its attention to the slow default."
+    model = build()
+    model.save_pretrained(tmp_path)
+    slow = AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert model.mlm.config._attn_implementation == "sdpa"
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path).mlm.config._attn_implementation == "sdpa"
+    assert slow.mlm.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("wrong, mend", [
+    ({"arm": "langauge"}, "did you mean `language`"),
+    ({"languages": ["eng", "eng"]}, r"pass sorted\(set\(languages\)\)"),
+    ({"scripts": ["Latn", "Arab"]}, r"pass sorted\(scripts\)"),
+])  # fmt: skip
+def test_bad_configuration(wrong, mend):
+    with pytest.raises(UserError, match=mend):
+        LangSAMPConfig(**{"languages": LANGUAGES, "scripts": SCRIPTS, **wrong})
+
+
+@pytest.mark.parametrize("code, mend", [
+    ("eng_latn", "did you mean `eng_Latn`"),
+    ("hnd_Deva", "did you mean `hin`"),
+    ("eng_Cyrl", "knows no script `Cyrl`"),
+])  # fmt: skip
+def test_unknown_codes(code, mend):
+    with pytest.raises(UserError, match=mend):
+        ids_of([code], build().config)
+
+
+def test_other_encoders(tmp_path, text, labels, ids):
+    "The same path serves BERT's head; one that we cannot find is named."
+    shape = SHAPE | {"vocab_size": 256, "max_position_embeddings": 64}
+    bert = from_backbone(BertConfig(**shape), LANGUAGES, SCRIPTS)
+    save_backbone(bert, tmp_path)
+    backbone, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert bert(**text, **ids, labels=labels).loss > 0 and not any(report.values())
+    assert torch.equal(backbone(**text).last_hidden_state, bert.mlm.bert(**text).last_hidden_state)
+    with pytest.raises(UserError, match="DistilBertForMaskedLM has neither"):
+        from_backbone(DistilBertConfig(vocab_size=256, dim=32, n_layers=1, n_heads=2), LANGUAGES, SCRIPTS)
+
+
+# Files
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("vocabulary", [256, 300, 200])
+def test_round_trip(arm, vocabulary, tmp_path, text, ids):
+    model = build(arm)
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    model.save_pretrained(tmp_path)
+    loaded, report = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is LangSAMPForMaskedLM and not any(report.values())
+    assert differing(model, loaded) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.languages, config.scripts, config.arm) == (LANGUAGES, SCRIPTS, arm)
+    assert config.backbone_config.vocab_size == vocabulary
+    for each in (model, loaded):
+        head = each.mlm.lm_head
+        assert head.decoder.weight is each.get_input_embeddings().weight
+        assert head.decoder.bias is head.bias and len(head.bias) == vocabulary
+    text["input_ids"] %= 200
+    assert torch.equal(model(**text, **ids).logits, loaded(**text, **ids).logits)
+
+
+def test_saving_is_reproducible(tmp_path):
+    "The same bytes twice; the generator and the model's own configuration untouched."
+    model = build()
+    state, config = torch.get_rng_state(), model.config.to_dict()
+    for name in ("a", "b"):
+        model.save_pretrained(tmp_path / name / "model")
+        save_backbone(model, tmp_path / name / "backbone")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.config.to_dict()["backbone_config"] == config["backbone_config"]
+    for path in (tmp_path / "a").rglob("*.*"):
+        assert sha256(path) == sha256(tmp_path / "b" / path.relative_to(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("vocabulary, dtype", [(256, torch.float32), (300, torch.float32), (256, torch.bfloat16)])
+def test_exported_backbone_is_stock(vocabulary, dtype, tmp_path, text, caplog):
+    model = build().to(dtype)
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    save_backbone(model, tmp_path)
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert type(loaded).__module__.startswith("transformers.") and not any(report.values())
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert loaded.dtype == dtype and loaded.config.vocab_size == vocabulary
+    difference = loaded(**text).last_hidden_state - model.mlm.roberta(**text).last_hidden_state
+    assert difference.abs().max() == 0
+    assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["config.json", "model.safetensors"]
