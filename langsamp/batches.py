@@ -119,7 +119,11 @@ def make_batch(
 VALIDATION_SEED = 0
 
 # %% ../nbs/library/07_batches.ipynb #23d07b32
-def validation_batch(blocks: Blocks, blocks_B: np.ndarray, pieces: Pieces) -> Batch:
+def validation_batch(
+    blocks: Blocks,  # Held-out text
+    blocks_B: np.ndarray,  # Which blocks
+    pieces: Pieces,  # The tokenizer's facts
+) -> Batch:
     "Held-out blocks under the masks that all runs share."
     return make_batch(blocks, blocks_B, np.zeros_like(blocks_B), VALIDATION_SEED, pieces)
 

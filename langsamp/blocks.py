@@ -27,12 +27,16 @@ from .corpus import Ledger, Source, clean_lines
 from .tokenizer import Encoder
 
 # %% ../nbs/library/06_blocks.ipynb #aa4f839e
-def content_hash(*parts: Any) -> str:
+def content_hash(
+    *parts: Any,  # Whatever JSON can hold
+) -> str:
     "Twelve hexadecimal digits that stand for `parts`: strings, numbers, lists, mappings."
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
-# %% ../nbs/library/06_blocks.ipynb #515e7eac
-def source_hash(sources: Iterable[Source]) -> str:
+# %% ../nbs/library/06_blocks.ipynb #3d817120
+def source_hash(
+    sources: Iterable[Source],  # The files of one language-script, in order
+) -> str:
     "A hash of the files of one language-script: their splits and bytes, not their names."
     return content_hash([(source.split, sha256(source.path)) for source in sources])
 
@@ -57,6 +61,14 @@ class _Split:
         self.facts["unknown"] += int((flat == self.encoder.facts["unk"]).sum())
         self.facts["characters"] += sum(map(len, texts))
 
+# %% ../nbs/library/06_blocks.ipynb #d4c7d9ea
+def _batches(lines: Iterator[tuple[str, str]], size: int = 1024) -> Iterator[tuple[str, list[str]]]:
+    "Texts in batches of one split."
+    while batch := list(islice(lines, size)):
+        for split in ("train", "validation"):
+            if texts := [text for which, text in batch if which == split]:
+                yield split, texts
+
 # %% ../nbs/library/06_blocks.ipynb #71fa6dd4
 def write_shard(
     code: str,  # The language-script
@@ -79,14 +91,6 @@ def write_shard(
             split.ends.close()
         write_json(part / "ledger.json", {**asdict(ledger), "splits": {k: v.facts for k, v in splits.items()}})
     return shard
-
-# %% ../nbs/library/06_blocks.ipynb #7d8f88b8
-def _batches(lines: Iterator[tuple[str, str]], size: int = 1024) -> Iterator[tuple[str, list[str]]]:
-    "Texts in batches of one split."
-    while batch := list(islice(lines, size)):
-        for split in ("train", "validation"):
-            if texts := [text for which, text in batch if which == split]:
-                yield split, texts
 
 # %% ../nbs/library/06_blocks.ipynb #b8cd5041
 def write_shards(
@@ -178,8 +182,10 @@ def corpus_report(
         "ledgers": ledgers,
     }
 
-# %% ../nbs/library/06_blocks.ipynb #23acf88f
-def script_table(report: Mapping[str, Any]) -> pd.DataFrame:
+# %% ../nbs/library/06_blocks.ipynb #ae5e73fa
+def script_table(
+    report: Mapping[str, Any],  # From `corpus_report`
+) -> pd.DataFrame:
     "The report by script: language-scripts, lines, dropped lines, tokens, and `<unk>` in percent of all tokens."
     rows = [
         {
@@ -197,8 +203,10 @@ def script_table(report: Mapping[str, Any]) -> pd.DataFrame:
     table["<unk> %"] = (100 * table["<unk> %"] / tokens.clip(lower=1)).round(3)
     return table
 
-# %% ../nbs/library/06_blocks.ipynb #ff9dee57
-def drop_table(report: Mapping[str, Any]) -> pd.DataFrame:
+# %% ../nbs/library/06_blocks.ipynb #0f872015
+def drop_table(
+    report: Mapping[str, Any],  # From `corpus_report`
+) -> pd.DataFrame:
     "The dropped lines by reason, with the first places where each occurred."
     counts: dict[str, int] = {}
     for ledger in report["ledgers"]:

@@ -17,7 +17,19 @@ from torch.optim import Optimizer
 
 from .core import UserError, damage, read_json, sealed_folder, write_json
 
-# %% ../nbs/library/10_checkpoints.ipynb #cd3eab58
+# %% ../nbs/library/10_checkpoints.ipynb #5ee3ddcc
+def _moments(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    "The optimiser's tensors under names like `0.exp_avg`."
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": tensor.contiguous() for i, entry in state.items() for name, tensor in entry.items()}
+
+# %% ../nbs/library/10_checkpoints.ipynb #4e069f0a
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    "Each weight under its first name; tied ones are written once."
+    once = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name in once}
+
+# %% ../nbs/library/10_checkpoints.ipynb #1841f4b0
 def save_checkpoint(
     folder: Path,  # The run's `checkpoints/`
     step: int,  # Steps done
@@ -38,24 +50,14 @@ def save_checkpoint(
             shutil.rmtree(old)
     return path
 
-# %% ../nbs/library/10_checkpoints.ipynb #cf38e6a4
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    "Each weight under its first name; tied ones are written once."
-    once = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    return {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name in once}
-
-# %% ../nbs/library/10_checkpoints.ipynb #170369d6
-def _moments(optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    "The optimiser's tensors under names like `0.exp_avg`."
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": tensor.contiguous() for i, entry in state.items() for name, tensor in entry.items()}
-
-# %% ../nbs/library/10_checkpoints.ipynb #d0b85ad5
-def checkpoints(folder: Path) -> list[Path]:
+# %% ../nbs/library/10_checkpoints.ipynb #957346af
+def checkpoints(
+    folder: Path,  # The run's `checkpoints/`, there or not
+) -> list[Path]:
     "The checkpoints of a run, newest first, whole or not."
     return sorted(folder.glob("step-*"), reverse=True)
 
-# %% ../nbs/library/10_checkpoints.ipynb #1b1bbf4a
+# %% ../nbs/library/10_checkpoints.ipynb #1d6a9169
 def newest_whole(
     folder: Path,  # The run's `checkpoints/`
 ) -> tuple[Path | None, list[str]]:  # The newest sound checkpoint, and what is wrong with those passed over
@@ -69,7 +71,7 @@ def newest_whole(
         raise UserError(f"no sound checkpoint: {'; '.join(broken)}. Restore one, or delete {folder} to start anew")
     return None, broken
 
-# %% ../nbs/library/10_checkpoints.ipynb #efdb54fb
+# %% ../nbs/library/10_checkpoints.ipynb #1a49ef3c
 def load_checkpoint(
     path: Path,  # A sound checkpoint
     model: nn.Module,  # Unwrapped; its weights are replaced

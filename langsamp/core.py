@@ -55,8 +55,10 @@ def cache_folder() -> Path:
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "langsamp"
     return Path(os.environ.get("LANGSAMP_CACHE") or default)
 
-# %% ../nbs/library/00_core.ipynb #22972174
-def sha256(path: Path | str) -> str:
+# %% ../nbs/library/00_core.ipynb #4a18fd10
+def sha256(
+    path: Path | str,  # A file of any size
+) -> str:
     "The hexadecimal SHA-256 of a file, read in constant memory."
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -83,13 +85,18 @@ def write_json(
     part.replace(path)
     _flush(path.parent)
 
-# %% ../nbs/library/00_core.ipynb #f8d5e4e9
-def read_json(path: Path | str) -> Any:
+# %% ../nbs/library/00_core.ipynb #9e763099
+def read_json(
+    path: Path | str,  # A file that `write_json` wrote, or any other
+) -> Any:
     "Read a JSON file."
     return json.loads(Path(path).read_text())
 
-# %% ../nbs/library/00_core.ipynb #53d969b3
-def seal(folder: Path, **facts: Any) -> None:
+# %% ../nbs/library/00_core.ipynb #c85f8a97
+def seal(
+    folder: Path,  # A folder whose files are all written
+    **facts: Any,  # Kept in the manifest; anything JSON can hold
+) -> None:
     "Flush every file of `folder`, then write its manifest with `facts` beside the checksums."
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "manifest.json")
     for path in files:
@@ -97,8 +104,10 @@ def seal(folder: Path, **facts: Any) -> None:
     sums = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     write_json(folder / "manifest.json", {**facts, "files": sums})
 
-# %% ../nbs/library/00_core.ipynb #773e88b3
-def manifest_of(folder: Path | str) -> dict[str, Any] | None:
+# %% ../nbs/library/00_core.ipynb #65de481b
+def manifest_of(
+    folder: Path | str,  # Sealed or not, there or not
+) -> dict[str, Any] | None:
     "The manifest of a sealed folder; `None` where there is none that can be read."
     try:
         found = read_json(Path(folder) / "manifest.json")
@@ -106,8 +115,10 @@ def manifest_of(folder: Path | str) -> dict[str, Any] | None:
         return None
     return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else None
 
-# %% ../nbs/library/00_core.ipynb #ac87082b
-def damage(folder: Path | str) -> str:
+# %% ../nbs/library/00_core.ipynb #f168a80f
+def damage(
+    folder: Path | str,  # Sealed or not, there or not
+) -> str:
     "What is wrong with a sealed folder, naming the file; empty when it is whole."
     folder, manifest = Path(folder), manifest_of(folder)
     if manifest is None:

@@ -27,7 +27,9 @@ from .scripts import fits_script
 _SUFFIXES = ("", ".gz", ".zst", ".xz")
 
 # %% ../nbs/library/03_corpus.ipynb #3d81abd9
-def _open(path: Path) -> BinaryIO:
+def _open(
+    path: Path,  # Its last ending tells the compression
+) -> BinaryIO:
     "The bytes of a plain or compressed file."
     if path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(path))
@@ -80,7 +82,7 @@ def clean_line(
         return "", "blank"
     return (text, "") if fits_script(text, script) else ("", "another script")
 
-# %% ../nbs/library/03_corpus.ipynb #99f0f326
+# %% ../nbs/library/03_corpus.ipynb #e07f3e42
 class Seen:
     "A set of texts that grows on the disk and not in memory."
 
@@ -90,7 +92,10 @@ class Seen:
         self.table.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY) WITHOUT ROWID")
         self.table.execute("BEGIN")
 
-    def add(self, text: str) -> bool:
+    def add(
+        self,
+        text: str,  # Compared byte by byte: case and blanks count
+    ) -> bool:
         "Whether `text` is new; afterwards it is not."
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         return self.table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
@@ -169,9 +174,9 @@ def _require(folder: Path, found: dict[str, Any], wanted: list[str]) -> None:
             f"no file in {folder} for {', '.join(missing)}; there are {len(found)} others, from {min(found)} on"
         )
 
-# %% ../nbs/library/03_corpus.ipynb #cbe65d35
+# %% ../nbs/library/03_corpus.ipynb #e4e38b0c
 def split_of(
-    text: str,
+    text: str,  # A clean line
     held_out: float = 0.02,  # Share of the lines
 ) -> str:  # `train` or `validation`
     "The split of a line in a folder without one."

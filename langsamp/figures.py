@@ -47,8 +47,9 @@ LABELS = {
 
 # %% ../nbs/library/16_figures.ipynb #4b102f65
 def new_figure(columns: int = 1, width: float = 7.0, height: float = 4.0, **more: Any) -> tuple[Figure, Any]:
-    "Axes on white with a light grid, for screen and print."
-    with sns.axes_style("whitegrid", {"axes.spines.top": False, "axes.spines.right": False}):
+    "Axes on white with light lines to read values by, for screen and print."
+    quiet = {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e6e6e6"}
+    with sns.axes_style("ticks", {"axes.grid": True, "axes.axisbelow": True, **quiet}):
         return plt.subplots(1, columns, figsize=(width, height), layout="constrained", **more)
 
 # %% ../nbs/library/16_figures.ipynb #394ee490
@@ -112,7 +113,7 @@ def loss_curves(
         level = float(flat.loss[flat.arm == name].iloc[0])
         axes.axhline(level, color="black", lw=1, ls=":" if name == "global" else "-.", label=f"{text}: {level:.2f}")
     axes.set(xlabel="step", ylabel="validation loss (nats a masked token)")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
     return figure, pd.concat([curves, flat.assign(run="unigram", step=pd.NA)])
 
 # %% ../nbs/library/16_figures.ipynb #97422f00
@@ -132,7 +133,8 @@ def script_losses(
         label = "unigram, one a language-script" if arm == "own" else f"{LABELS[arm]} ({run})"
         axes.scatter(rows.loss, [order.index(script) for script in rows.script], label=label, **look)
     axes.set(yticks=range(len(order)), yticklabels=order, xlabel="validation loss (nats a masked token)")
-    axes.legend(frameon=False, loc="lower right")
+    axes.margins(y=0.5 / len(order))
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
     return figure, table
 
 # %% ../nbs/library/16_figures.ipynb #34a5c0b1
@@ -184,7 +186,9 @@ def retrieval_points(means: pd.DataFrame) -> Figure:
         axes.axhline(chance, color=COLOURS["chance"], ls=":", label=f"chance {chance:.3f}")
         axes.set_xticks([place for place, _ in places.values()], [label for _, label in places.values()])
         axes.set(title={"top1": "top-1 accuracy", "mrr": "mean reciprocal rank"}[score], ylim=(0, None))
-    both[0].legend(frameon=False)
+        axes.set_xlim(-0.5, len(places) - 0.5)
+        axes.grid(visible=False, axis="x")
+        axes.legend(frameon=False, loc="best", fontsize="small")
     return figure
 
 # %% ../nbs/library/16_figures.ipynb #a75256d5

@@ -189,14 +189,13 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         out = self.mlm.base_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         h_BLH, head = out.last_hidden_state, prediction_head(self.mlm)
         tables = ((self.language_vectors, language_ids), (self.script_vectors, script_ids))
-        more = {"hidden_states": out.hidden_states, "attentions": out.attentions}
         if labels is None:
             row_B1 = torch.arange(len(h_BLH), device=h_BLH.device)[:, None]
-            return MaskedLMOutput(logits=head(add_vectors(h_BLH, row_B1, tables)), **more)
+            return MaskedLMOutput(logits=head(add_vectors(h_BLH, row_B1, tables)), hidden_states=out.hidden_states)
         _check_ids(self, language=language_ids, script=script_ids)
         h_KH, labels_K, row_K = at_masked(h_BLH, labels)
-        logits_KV = head(add_vectors(h_KH, row_K, tables))
-        return MaskedLMOutput(loss=summed_loss(logits_KV, labels_K, num_items_in_batch), **more)
+        loss = summed_loss(head(add_vectors(h_KH, row_K, tables)), labels_K, num_items_in_batch)
+        return MaskedLMOutput(loss=loss, hidden_states=out.hidden_states)
 
 # %% ../nbs/library/08_model.ipynb #36c55f59
 AutoConfig.register(LangSAMPConfig.model_type, LangSAMPConfig, exist_ok=True)

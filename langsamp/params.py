@@ -23,7 +23,11 @@ _NAMES = {
 }
 
 # %% ../nbs/library/01_params.ipynb #ac9b8467
-def _typed(name: str, value: Any, kind: Any) -> Any:
+def _typed(
+    name: str,  # For the message
+    value: Any,  # As YAML or a notebook gives it
+    kind: Any,  # A key of `_NAMES`
+) -> Any:
     "`value` as `kind`, or an error that tells the mend."
     if kind is float and type(value) is int:
         return float(value)
@@ -38,7 +42,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         hint = "; YAML reads a number only with point and signed exponent: 1.0e-3"
     raise UserError(f"parameter `{name}` must be {_NAMES[kind]}, not {value!r}{hint}")
 
-# %% ../nbs/library/01_params.ipynb #9e0e3761
+# %% ../nbs/library/01_params.ipynb #4d2ed2be
 @dataclass(frozen=True)
 class Params:
     "Strict parameters: unknown names, wrong types and impossible combinations are a `UserError`."
@@ -62,8 +66,10 @@ class Params:
             raise UserError(f"{hints}\nvalid parameters: {', '.join(known)}")
         return cls(**values)
 
-# %% ../nbs/library/01_params.ipynb #52127a6c
-def read_yaml(path: Any) -> dict[str, Any]:
+# %% ../nbs/library/01_params.ipynb #65c22bba
+def read_yaml(
+    path: Any,  # A file of `name: value` lines
+) -> dict[str, Any]:
     "A flat mapping from a YAML file; anything else is a `UserError`."
     import yaml
 
@@ -94,7 +100,19 @@ def _is_plain(value: Any) -> bool:
     inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
     return isinstance(value, (str, int, float, list, dict, tuple, type(None))) and all(map(_is_plain, inside))
 
-# %% ../nbs/library/01_params.ipynb #a9e80bda
+# %% ../nbs/library/01_params.ipynb #632aab94
+def _at_least(name: str, value: int, least: int) -> str:
+    "A complaint, or nothing."
+    return "" if value >= least else f"{name} must be at least {least}, not {value}"
+
+# %% ../nbs/library/01_params.ipynb #d78038a7
+def _one_of(name: str, value: str, known: list[str]) -> str:
+    "A complaint, or nothing."
+    if value in known:
+        return ""
+    return f"{name} must be one of {', '.join(known)}, not `{value}`{did_you_mean(value, known)}"
+
+# %% ../nbs/library/01_params.ipynb #f2304a2a
 @dataclass(frozen=True)
 class CorpusParams(Params):
     "Text, tokenizer and blocks."
@@ -115,7 +133,7 @@ class CorpusParams(Params):
             _at_least("vocabulary_size", self.vocabulary_size, 100) if self.tokenizer == "train" else "",
         ]
 
-# %% ../nbs/library/01_params.ipynb #9b6cb613
+# %% ../nbs/library/01_params.ipynb #00e7cbab
 @dataclass(frozen=True)
 class ModelParams(Params):
     "The encoder, and which vectors are added to its output."
@@ -127,15 +145,16 @@ class ModelParams(Params):
     arm: str = "both"
 
     def conflicts(self) -> list[str]:
-        odd = self.hidden_size % 32 and not self.backbone
+        head = 32 if self.hidden_size <= 384 else 64
+        odd = not self.backbone and (self.hidden_size < head or self.hidden_size % head)
         return [
             _one_of("arm", self.arm, ["none", "language", "script", "both"]),
             _at_least("layers", self.layers, 1),
-            f"hidden_size must be a multiple of 32, not {self.hidden_size}" if odd or self.hidden_size < 32 else "",
+            f"hidden_size must be a multiple of {head}, not {self.hidden_size}" if odd else "",
             "" if 0 <= self.dropout < 1 else f"dropout must lie in [0, 1), not {self.dropout}",
         ]
 
-# %% ../nbs/library/01_params.ipynb #b8a21205
+# %% ../nbs/library/01_params.ipynb #36fd54ef
 @dataclass(frozen=True)
 class TrainingParams(Params):
     "The optimiser, its schedule, and what is kept."
@@ -153,8 +172,13 @@ class TrainingParams(Params):
     patience: int = 0
     tensorboard: bool = False
 
-# %% ../nbs/library/01_params.ipynb #6b6530b1
-def training_conflicts(p: TrainingParams) -> list[str]:
+    def conflicts(self) -> list[str]:
+        return training_conflicts(self)
+
+# %% ../nbs/library/01_params.ipynb #83d00a8c
+def training_conflicts(
+    p: TrainingParams,  # Or any parameters that include them
+) -> list[str]:
     "What cannot be trained."
     uneven = p.micro_batch_size > 0 and p.batch_size % p.micro_batch_size
     return [
@@ -169,18 +193,6 @@ def training_conflicts(p: TrainingParams) -> list[str]:
         _one_of("precision", p.precision, ["fp32", "bf16"]),
     ]
 
-# %% ../nbs/library/01_params.ipynb #632aab94
-def _at_least(name: str, value: int, least: int) -> str:
-    "A complaint, or nothing."
-    return "" if value >= least else f"{name} must be at least {least}, not {value}"
-
-# %% ../nbs/library/01_params.ipynb #d78038a7
-def _one_of(name: str, value: str, known: list[str]) -> str:
-    "A complaint, or nothing."
-    if value in known:
-        return ""
-    return f"{name} must be one of {', '.join(known)}, not `{value}`{did_you_mean(value, known)}"
-
 # %% ../nbs/library/01_params.ipynb #e75ff6d0
 @dataclass(frozen=True)
 class PretrainParams(TrainingParams, ModelParams, CorpusParams):
@@ -194,7 +206,7 @@ class PretrainParams(TrainingParams, ModelParams, CorpusParams):
         return [
             *CorpusParams.conflicts(self),
             *ModelParams.conflicts(self),
-            *training_conflicts(self),
+            *TrainingParams.conflicts(self),
             "" if plain_name else f"run_name must be letters, digits, - _ and ., not `{self.run_name}`",
             f"backbone `{self.backbone}` knows its own pieces only: set tokenizer to the same name" if untied else "",
         ]

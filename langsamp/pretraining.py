@@ -14,10 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from filelock import FileLock
 from safetensors.torch import load_model
 from transformers import AutoTokenizer, XLMRobertaConfig
 
+# %% ../nbs/library/13_pretraining.ipynb #5d92f9bc
 from .batches import Pieces
 from .blocks import Blocks, content_hash, corpus_report, source_hash, write_shards
 from .codes import parse_code
@@ -65,12 +68,14 @@ def prepare(
     if complaints and p.on_bad_line == "stop":
         raise UserError(f"{complaints[0]}; rename or move the file, or set on_bad_line to skip")
     home = outputs / "data"
-    if p.tokenizer == "train":
-        identity = content_hash({code: source_hash(files) for code, files in sources.items()})
-        tokenizer = trained_tokenizer(sources, identity, home / "tokenizers", p.vocabulary_size)
-    else:
-        tokenizer = pretrained_tokenizer(p.tokenizer, home / "tokenizers")
-    shards = write_shards(sources, tokenizer, home / "shards", p.processes, p.on_bad_line == "stop")
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".lock"):  # A run that starts at the same time waits here
+        if p.tokenizer == "train":
+            identity = content_hash({code: source_hash(files) for code, files in sources.items()})
+            tokenizer = trained_tokenizer(sources, identity, home / "tokenizers", p.vocabulary_size)
+        else:
+            tokenizer = pretrained_tokenizer(p.tokenizer, home / "tokenizers")
+        shards = write_shards(sources, tokenizer, home / "shards", p.processes, p.on_bad_line == "stop")
     return Corpus(tokenizer, shards, corpus_report(shards, complaints))
 
 # %% ../nbs/library/13_pretraining.ipynb #5d085083
@@ -141,7 +146,7 @@ def pretrain(
     outputs: Path | str = "outputs",  # Where runs and prepared text lie
 ) -> dict[str, Any]:  # The result, as kept in result.json
     "One run, from text to backbone. Called again it continues, or returns the result of the finished run."
-    folder, machine = Path(outputs) / p.run_name, PartialState()
+    folder, machine = Path(outputs) / p.run_name, PartialState(cpu=not torch.accelerator.is_available())
     with locked(folder) if machine.is_main_process else nullcontext():
         if machine.is_main_process:
             keep_params(folder, asdict(p))

@@ -19,20 +19,19 @@ class Progress:
 
     def __init__(self, steps: int, step: int = 0, lines: int = 20) -> None:
         self.steps, self.every = steps, max(1, steps // lines)
-        self.losses: list[float] = []
-        self.begun, self.first, self.tokens = time.monotonic(), step, 0
+        self.begun, self.first = time.monotonic(), step
+        self.since: list[tuple[float, int, float]] = []
 
-    def __call__(self, step: int, loss: float, tokens: int) -> None:
+    def __call__(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         "Count a finished step, and print when a line is due."
-        self.losses.append(loss)
-        self.tokens += tokens
+        self.since.append((loss, tokens, seconds))
         if step % self.every and step != self.steps:
             return
-        seconds = time.monotonic() - self.begun
-        left = seconds / (step - self.first) * (self.steps - step)
-        mean, speed = sum(self.losses) / len(self.losses), self.tokens / seconds
+        left = (time.monotonic() - self.begun) / (step - self.first) * (self.steps - step)
+        losses, tokens_seen, duration = map(sum, zip(*self.since))
+        mean, speed = losses / len(self.since), tokens_seen / max(duration, 1e-9)
         print(f"step {step:>6}/{self.steps}  loss {mean:.3f}  {speed:>7,.0f} tokens/s  {_clock(left)} left", flush=True)
-        self.losses.clear()
+        self.since.clear()
 
 # %% ../nbs/library/11_progress.ipynb #4dc92432
 def _clock(seconds: float) -> str:
@@ -40,34 +39,29 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
-# %% ../nbs/library/11_progress.ipynb #6c52c7b0
+# %% ../nbs/library/11_progress.ipynb #3fa8bf50
 class Log:
     "What a run says: metrics.jsonl, lines for the reader, TensorBoard if asked for; silent but in the main process."
 
     def __init__(self, folder: Path, steps: int, step: int = 0, main: bool = True, tensorboard: bool = False) -> None:
-        self.main, self.begun = main, time.monotonic()
+        self.main, self.before = main, time.monotonic()
         if main:
             self.metrics, self.progress = Metrics(folder / "metrics.jsonl", step), Progress(steps, step)
             self.boards = [_tensorboard(folder, step)] if tensorboard else []
 
-    def step(self, step: int, done: dict[str, Any]) -> None:
-        "Record a training step."
-        if self.main:
-            self._write(step, done)
-            self.progress(step, done["loss"], int(done["tokens"]))
-
-    def validation(self, step: int, found: dict[str, Any]) -> None:
-        "Record a validation."
-        if self.main:
-            self._write(step, found)
-            print(f"step {step:>6}  validation loss {found['validation_loss']:.3f}", flush=True)
-
-    def _write(self, step: int, values: dict[str, Any]) -> None:
-        self.metrics.write(step=step, **values, seconds=round(time.monotonic() - self.begun, 3))
+    def __call__(self, step: int, values: dict[str, Any]) -> None:
+        "Record a training step, or a validation, and how many seconds it took."
+        if not self.main:
+            return
+        seconds, self.before = time.monotonic() - self.before, time.monotonic()
+        self.metrics.write(step=step, **values, seconds=round(seconds, 4))
         for board in self.boards:
-            for name in ("loss", "validation_loss", "gradient_norm"):
-                if name in values:
-                    board.add_scalar(name, values[name], step)
+            for name in {"loss", "validation_loss", "gradient_norm"} & values.keys():
+                board.add_scalar(name, values[name], step)
+        if "validation_loss" in values:
+            print(f"step {step:>6}  validation loss {values['validation_loss']:.3f}", flush=True)
+        else:
+            self.progress(step, values["loss"], int(values["tokens"]), seconds)
 
 # %% ../nbs/library/11_progress.ipynb #64b6f7cc
 def _tensorboard(folder: Path, step: int) -> Any:

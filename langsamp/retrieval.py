@@ -24,7 +24,9 @@ def ranks(
     return (cosine_NN >= np.diag(cosine_NN)[:, None]).sum(1)
 
 # %% ../nbs/library/15_retrieval.ipynb #c97a5838
-def centred(vectors_NH: np.ndarray) -> np.ndarray:
+def centred(
+    vectors_NH: np.ndarray,  # Sentences of one language
+) -> np.ndarray:
     "The vectors without their mean: what all sentences of a language have in common is taken away."
     return vectors_NH - vectors_NH.mean(0)
 

@@ -26,9 +26,11 @@ import langsamp
 from .blocks import content_hash
 from .core import UserError, read_json, write_json
 
-# %% ../nbs/library/09_runs.ipynb #7b39baa1
+# %% ../nbs/library/09_runs.ipynb #2090cfd7
 @contextmanager
-def locked(folder: Path) -> Generator[None]:
+def locked(
+    folder: Path,  # A run's folder; made if need be
+) -> Generator[None]:
     "Hold a run's folder. A second run in it is a `UserError`; the lock of a killed run holds nobody up."
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / "lock.json"
@@ -62,12 +64,17 @@ def keep_params(
         raise UserError(
             f"{folder} belongs to a run with other parameters ({'; '.join(other)}); choose another run_name"
         )
-    path.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+    part = path.with_name(".params.yaml.part-")
+    part.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+    part.replace(path)
 
 # %% ../nbs/library/09_runs.ipynb #000921a7
 def _git(*words: str) -> str:
-    "What git says of the folder that the library lies in; empty outside a checkout."
-    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=langsamp.__path__[0])
+    "What git says of the folder that the library lies in; empty where there is no git, or no checkout."
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=langsamp.__path__[0])
+    except OSError:
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 # %% ../nbs/library/09_runs.ipynb #2412db47
@@ -78,11 +85,12 @@ def provenance() -> dict[str, Any]:
     "Code, versions and machine of this process, and when it started to work."
     import torch
 
-    changes = _git("diff", "HEAD")
+    ours = bool(_git("ls-files", "__init__.py"))  # Else the checkout is that of somebody who installed the library
+    commit, changes = [_git(*words) if ours else "" for words in (("rev-parse", "HEAD"), ("diff", "HEAD"))]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
-        "git": {"commit": _git("rev-parse", "HEAD"), "uncommitted": content_hash(changes) if changes else ""},
+        "git": {"commit": commit, "uncommitted": content_hash(changes) if changes else ""},
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "machine": {
@@ -123,7 +131,7 @@ class Metrics:
     "The growing `metrics.jsonl` of a run."
 
     def __init__(self, path: Path, step: int = 0) -> None:
-        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
         part = path.with_name(f".{path.name}.part-")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -135,8 +143,10 @@ class Metrics:
         self.file.write(json.dumps(values, allow_nan=False) + "\n")
         self.file.flush()
 
-# %% ../nbs/library/09_runs.ipynb #b05cc658
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+# %% ../nbs/library/09_runs.ipynb #55a28b1c
+def read_metrics(
+    path: Path,  # A `metrics.jsonl`, there or not
+) -> list[dict[str, Any]]:
     "The lines of a metrics file; a last line that broke off is left out."
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]

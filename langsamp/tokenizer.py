@@ -45,7 +45,10 @@ def smoothed_sample(
                 yield text
 
 # %% ../nbs/library/05_tokenizer.ipynb #feff1820
-def _train_lines(code: str, sources: Iterable[Source]) -> int:
+def _train_lines(
+    code: str,  # A language-script
+    sources: Iterable[Source],  # Its files
+) -> int:
     "How many training lines a language-script has."
     return sum(split == "train" for split, _ in clean_lines(sources, Ledger(code)))
 
@@ -95,7 +98,10 @@ def train_tokenizer(
     return tokenizer
 
 # %% ../nbs/library/05_tokenizer.ipynb #fadabe03
-def _settled(tokenizer: Tokenizer, specials: int) -> models.Unigram:
+def _settled(
+    tokenizer: Tokenizer,  # Fresh from the trainer
+    specials: int,  # How many pieces at the front keep their place
+) -> models.Unigram:
     "The trained pieces by score and spelling, their scores rounded; the specials stay in front."
     pieces = [(piece, round(score, 6)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
     ordinary = sorted(pieces[specials:], key=lambda entry: (-entry[1], entry[0]))

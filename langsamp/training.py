@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from .batches import Batch, Pieces, blocks_of_step, by_shard, make_batch, validation_batch
 from .blocks import Blocks
@@ -66,7 +67,9 @@ class Trainee:
     "A model being trained: placed, wrapped, and with the little state that a checkpoint keeps."
 
     def __init__(self, model: LangSAMPForMaskedLM, data: Data, p: TrainingParams) -> None:
-        self.accelerator = Accelerator(mixed_precision="bf16" if p.precision == "bf16" else "no")
+        AcceleratorState._reset_state()  # Else a second run in one process could not have another precision
+        kind = "bf16" if p.precision == "bf16" else "no"
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=kind)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if p.batch_size % (p.micro_batch_size * self.world):
             raise UserError(f"batch_size {p.batch_size} is no multiple of micro_batch_size × {self.world} processes")
@@ -150,7 +153,7 @@ def validate(
     sums = np.reshape(t.total(*sums.flat), sums.shape)
     if bad := [code for code, row in zip(blocks.codes, sums) if not np.isfinite(row[0])]:
         raise UserError(f"validation at step {t.state['step']}: the loss is not finite in {', '.join(bad[:16])}")
-    each = {code: [round(s / n, 6), int(n)] for code, (s, n) in zip(blocks.codes, sums) if n}
+    each = {code: [round(float(s / n), 6), int(n)] for code, (s, n) in zip(blocks.codes, sums) if n}
     return {"validation_loss": float(sums[:, 0].sum() / max(1, sums[:, 1].sum())), "by_language_script": each}
 
 # %% ../nbs/library/12_training.ipynb #d69ce445
@@ -171,8 +174,11 @@ def resume(t: Trainee, folder: Path) -> None:
         t.state = load_checkpoint(path, t.plain, t.optimizer.optimizer)
         t.accelerator.print(f"continuing from {path.name}", flush=True)
 
-# %% ../nbs/library/12_training.ipynb #e9fc69ca
-def note_validation(t: Trainee, loss: float) -> None:
+# %% ../nbs/library/12_training.ipynb #f2483537
+def note_validation(
+    t: Trainee,  # Its state is changed
+    loss: float,  # In nats a masked token
+) -> None:
     "Remember this validation, and the best one."
     t.state |= {"validation_loss": loss, "waited": t.state["waited"] + 1}
     if t.state["best_loss"] is None or loss < t.state["best_loss"]:
@@ -188,7 +194,7 @@ def advance(t: Trainee, log: Log) -> None:
     "One step, counted and recorded."
     done = train_step(t, t.state["step"])
     t.state |= {"step": t.state["step"] + 1, "tokens": t.state["tokens"] + int(done["tokens"])}
-    log.step(t.state["step"], done)
+    log(t.state["step"], done)
 
 # %% ../nbs/library/12_training.ipynb #0ce96578
 def train(
@@ -198,23 +204,20 @@ def train(
     folder: Path,  # The run's folder: metrics.jsonl and checkpoints/
 ) -> dict[str, Any]:  # The last state: `step`, `tokens`, `validation_loss`, `best_loss`, `best_step`
     "Train to the last step from wherever the folder stands. SIGTERM saves, and exits with 143."
-    folder.mkdir(parents=True, exist_ok=True)
     t = Trainee(model.train(), data, p)
     resume(t, folder)
     log = Log(folder, p.steps, t.state["step"], t.accelerator.is_main_process, p.tensorboard)
     if t.state["step"] == 0:
-        log.validation(0, validate(t))
+        log(0, validate(t))
     with termination() as told:
         while t.state["step"] < p.steps and not patience_is_over(t):
             advance(t, log)
             if due := t.state["step"] % p.save_every == 0 or t.state["step"] == p.steps:
-                log.validation(t.state["step"], found := validate(t))
+                log(t.state["step"], found := validate(t))
                 note_validation(t, found["validation_loss"])
             if (stop := t.total(told.is_set())[0] > 0) or due:
                 save(t, folder)
             if stop:
-                t.accelerator.print(
-                    f"told to stop: saved step {t.state['step']}, the same command continues", flush=True
-                )
+                t.accelerator.print(f"told to stop; step {t.state['step']} is saved for the same command", flush=True)
                 raise SystemExit(143)
     return t.state

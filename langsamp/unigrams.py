@@ -56,7 +56,10 @@ def unigram_losses(
     table[["global", "own"]] = table[["global", "own"]].div(table.masked, axis=0)
     return table
 
-# %% ../nbs/library/07a_unigrams.ipynb #c82b68bf
-def mean_loss(table: pd.DataFrame, column: str) -> float:
+# %% ../nbs/library/07a_unigrams.ipynb #4122ecf7
+def mean_loss(
+    table: pd.DataFrame,  # From `unigram_losses`
+    column: str,  # `global` or `own`
+) -> float:  # Nats a masked token
     "A column's mean over masked tokens."
     return float(np.average(table[column], weights=table.masked))

@@ -1,0 +1,138 @@
+"""Render the docs site into _docs/, offline: nbdev filters the notebooks, smalldocs makes the pages.
+
+    python scripts/build_docs.py
+
+Executed copies under outputs/ are shown too, as "Results". Nothing is run; no page fetches anything from elsewhere.
+"""
+
+import html
+import inspect
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import fastcore.docments
+import yaml
+from latex2mathml.converter import convert
+from nbdev.config import get_config
+from nbdev.processors import FilterDefaults
+from nbdev.quarto import refresh_quarto_yml
+from nbdev.serve import proc_nbs
+from nbdev.serve_drv import main as filter_notebook
+from smalldocs.site import build
+
+ROOT = Path(__file__).resolve().parents[1]
+NUMBER = r"(?<![^/\s])\d+[a-z0-9]*_"  # `00_` of `library/00_core.ipynb`: nbdev's page names go without
+LINK = r"(?<=\]\()[^)\s:]+\.ipynb"
+ELSEWHERE = r'<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)="(?:https?:)?//[^>]*>(?:</script>)?'
+MATHS = r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>'
+DISPLAY = {"inline": "inline", "display": "block"}
+
+
+def signature(symbol: Any, eval_str: bool) -> inspect.Signature:
+    "The signature; of a Hugging Face configuration, whose inherited fields cannot be evaluated, only its own fields."
+    try:
+        return inspect.signature(symbol, eval_str=eval_str)
+    except NameError:
+        found = inspect.signature(symbol)
+        own = [p for name, p in found.parameters.items() if name in symbol.__annotations__]
+        symbol.__signature__ = found.replace(parameters=own)
+        return symbol.__signature__
+
+
+def add_results(proc: Path) -> list[dict[str, str]]:
+    "Filter papermill's copies into `proc`, each beside its source, as its links expect; return sidebar entries."
+    entries = []
+    for path in sorted(ROOT.glob("outputs/*/*.ipynb"), key=lambda p: (p.parent.name != "figures", p)):
+        notebook = json.loads(path.read_text())
+        facts = notebook["metadata"].get("papermill", {})
+        source = (ROOT / facts.get("input_path", "")).resolve()
+        if facts.get("exception") or not source.is_relative_to(ROOT / "nbs"):
+            continue
+        label = "results" if path.parent.name == "figures" else path.parent.name
+        page = source.relative_to(ROOT / "nbs").with_name(f"{source.stem}-{label}.ipynb")
+        first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        first["source"] = re.sub(r"\A# (.*)", rf"# \1: {label}", "".join(first["source"]))
+        (proc / page).write_text(json.dumps(notebook))
+        filter_notebook((proc / page, proc / page, FilterDefaults))
+        entries.append({"href": str(page)})
+    return entries
+
+
+def write_sidebar(proc: Path, results: list[dict[str, str]]) -> None:
+    "Put the results at the end of the sidebar, and page names in place of file names."
+    sidebar = yaml.safe_load((proc / "sidebar.yml").read_text())
+    if results:
+        sidebar["website"]["sidebar"]["contents"].append({"section": "Results", "contents": results})
+    (proc / "sidebar.yml").write_text(re.sub(NUMBER, "", yaml.safe_dump(sidebar, sort_keys=False)))
+
+
+def join_streams(outputs: list[dict]) -> list[dict]:
+    "One output for what a cell printed piece by piece."
+    joined: list[dict] = []
+    for output in outputs:
+        if joined and output.get("name") and output["name"] == joined[-1].get("name"):
+            joined[-1]["text"] = "".join([*joined[-1]["text"], *output["text"]])
+        else:
+            joined.append(output)
+    return joined
+
+
+def name_pages(proc: Path) -> None:
+    "Give each notebook the name that nbdev's links use, in links from other notebooks too."
+    for path in sorted(proc.rglob("*.ipynb")):
+        notebook = json.loads(path.read_text())
+        for cell in notebook["cells"]:
+            text = re.sub(LINK, lambda m: re.sub(NUMBER, "", m[0]), "".join(cell["source"]))
+            if cell["cell_type"] == "code":
+                cell["outputs"] = join_streams(cell["outputs"])
+            cell["source"] = re.sub(r"(?m)^output-file:.*\n", "", text) if cell["cell_type"] == "raw" else text
+        path.unlink()
+        path.with_name(re.sub(NUMBER, "", path.name.lower())).write_text(json.dumps(notebook))
+
+
+def mend(page: Path, site: Path, address: str) -> None:
+    "Make a page stand alone: MathML for maths, relative links to our own pages, nothing fetched from elsewhere."
+    text = re.sub(ELSEWHERE, lambda m: "" if "katex" in m[0] else m[0], page.read_text())
+    text = re.sub(MATHS, lambda m: convert(html.unescape(m[2]), display=DISPLAY[m[1]]), text, flags=re.S)
+    up = "../" * (len(page.relative_to(site).parts) - 1)
+    page.write_text(text.replace(f'href="{address}/', f'href="{up}'))
+
+
+def outside(site: Path) -> list[str]:
+    "What the pages and style sheets of `site` would fetch from another computer."
+    pages = {path: re.findall(ELSEWHERE, path.read_text()) for path in site.rglob("*.html")}
+    sheets = {path: re.findall(r"url\([\"']?(?:https?:)?//[^)]*\)", path.read_text()) for path in site.rglob("*.css")}
+    return [f"{path.relative_to(site)} asks for {what}" for path, whats in (pages | sheets).items() for what in whats]
+
+
+def main() -> int:
+    "Build the site; 1 when it has a broken link, or would fetch something from another computer."
+    os.chdir(ROOT)
+    refresh_quarto_yml()
+    fastcore.docments.signature = signature
+    proc = Path(proc_nbs(force=True, n_workers=0))
+    results = add_results(proc)
+    write_sidebar(proc, results)
+    name_pages(proc)
+    built = build(proc, quiet=True)
+    site, config = proc / "_docs", get_config()
+    for page in site.rglob("*.html"):
+        mend(page, site, config.doc_host + config.doc_baseurl)
+    for sheet in site.rglob("*.css"):
+        sheet.write_text(re.sub(r"@import url\(https?:[^)]*\);?", "", sheet.read_text()))
+    faults = [*built.warnings, *outside(site)]
+    shutil.rmtree(ROOT / "_docs", ignore_errors=True)
+    site.rename(ROOT / "_docs")
+    shutil.rmtree(proc)
+    print(f"docs: {len(list((ROOT / '_docs').rglob('*.html')))} pages, open _docs/index.html")
+    print(*(f"docs: {fault}" for fault in faults), sep="\n", end="\n" if faults else "", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
