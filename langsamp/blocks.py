@@ -213,6 +213,6 @@ def drop_table(
         for reason, count in ledger["dropped"].items():
             counts[reason] = counts.get(reason, 0) + count
     where = [example for ledger in report["ledgers"] for example in ledger["examples"]]
-    places = {reason: [w.partition(": ")[0] for w in where if w.endswith(reason)] for reason in counts}
+    places = {reason: [w.partition(": ")[0] for w in where if f": {reason}" in w] for reason in counts}
     rows = [(reason, count, ", ".join(places[reason][:3])) for reason, count in counts.items()]
     return pd.DataFrame(rows, columns=["reason", "lines", "where"]).set_index("reason")

@@ -9,6 +9,7 @@ __all__ = ['LONGEST_LINE', 'raw_lines', 'clean_line', 'Seen', 'Ledger', 'Source'
 import gzip
 import hashlib
 import lzma
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
@@ -152,6 +153,8 @@ def find_sources(
             continue
         try:
             code = _code_of(path)
+            if not os.access(path, os.R_OK):
+                raise UserError(f"{path}: may not be read; chmod u+r it")
         except UserError as error:
             complaints.append(str(error))
             continue

@@ -76,7 +76,7 @@ def read_yaml(
     try:
         with open(path) as file:
             found = yaml.safe_load(file) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the parameters in {path}: {error}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold lines of `name: value`")
@@ -183,13 +183,15 @@ def training_conflicts(
     uneven = p.micro_batch_size > 0 and p.batch_size % p.micro_batch_size
     return [
         _at_least("steps", p.steps, 1),
+        _at_least("batch_size", p.batch_size, 1),
         _at_least("micro_batch_size", p.micro_batch_size, 1),
         _at_least("save_every", p.save_every, 1),
         _at_least("patience", p.patience, 0),
         _at_least("seed", p.seed, 0),
         f"batch_size {p.batch_size} must be a multiple of micro_batch_size {p.micro_batch_size}" if uneven else "",
         f"warmup_steps {p.warmup_steps} must lie in 0 … steps {p.steps}" if not 0 <= p.warmup_steps <= p.steps else "",
-        "" if p.learning_rate > 0 else f"learning_rate must be positive, not {p.learning_rate}",
+        "" if 0 < p.learning_rate < 1e9 else f"learning_rate must be positive and finite, not {p.learning_rate}",
+        "" if p.weight_decay >= 0 else f"weight_decay must be at least 0, not {p.weight_decay}",
         _one_of("precision", p.precision, ["fp32", "bf16"]),
     ]
 
@@ -208,6 +210,7 @@ class PretrainParams(TrainingParams, ModelParams, CorpusParams):
             *ModelParams.conflicts(self),
             *TrainingParams.conflicts(self),
             "" if plain_name else f"run_name must be letters, digits, - _ and ., not `{self.run_name}`",
+            "" if self.run_name not in ("data", "figures") else f"run_name `{self.run_name}` is a folder of all runs",
             f"backbone `{self.backbone}` knows its own pieces only: set tokenizer to the same name" if untied else "",
         ]
 

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, XLMRobertaConfig
 from .batches import Pieces
 from .blocks import Blocks, content_hash, corpus_report, source_hash, write_shards
 from .codes import parse_code
-from .core import UserError, manifest_of, read_json, sealed_folder, write_json
+from .core import UserError, damage, manifest_of, read_json, sealed_folder, write_json
 from .corpus import find_sources
 from .model import LangSAMPForMaskedLM, from_backbone, save_backbone
 from .params import CorpusParams, ModelParams, PretrainParams, read_yaml
@@ -138,7 +138,10 @@ def export(
 # %% ../nbs/library/13_pretraining.ipynb #bbf5c4eb
 def _restore_best(model: LangSAMPForMaskedLM, folder: Path, state: dict[str, Any]) -> None:
     "Take back the weights of the best validation after early stopping."
-    load_model(model, str(folder / "checkpoints" / f"step-{state['best_step']:08d}" / "model.safetensors"))
+    best = folder / "checkpoints" / f"step-{state['best_step']:08d}"
+    if wrong := damage(best):
+        raise UserError(f"the best checkpoint is not sound: {wrong}; restore it, or set patience to 0 in a new run")
+    load_model(model, str(best / "model.safetensors"))
 
 # %% ../nbs/library/13_pretraining.ipynb #9aa3e985
 def pretrain(

@@ -154,7 +154,9 @@ def validate(
     if bad := [code for code, row in zip(blocks.codes, sums) if not np.isfinite(row[0])]:
         raise UserError(f"validation at step {t.state['step']}: the loss is not finite in {', '.join(bad[:16])}")
     each = {code: [round(float(s / n), 6), int(n)] for code, (s, n) in zip(blocks.codes, sums) if n}
-    return {"validation_loss": float(sums[:, 0].sum() / max(1, sums[:, 1].sum())), "by_language_script": each}
+    if not each:
+        raise UserError("too little text is held out to measure a loss: give more lines, or a folder validation/")
+    return {"validation_loss": float(sums[:, 0].sum() / sums[:, 1].sum()), "by_language_script": each}
 
 # %% ../nbs/library/12_training.ipynb #d69ce445
 def save(t: Trainee, folder: Path) -> None:
@@ -204,6 +206,8 @@ def train(
     folder: Path,  # The run's folder: metrics.jsonl and checkpoints/
 ) -> dict[str, Any]:  # The last state: `step`, `tokens`, `validation_loss`, `best_loss`, `best_step`
     "Train to the last step from wherever the folder stands. SIGTERM saves, and exits with 143."
+    if not len(data.train):
+        raise UserError("no line of the corpus can be trained on; the corpus report says why they were dropped")
     t = Trainee(model.train(), data, p)
     resume(t, folder)
     log = Log(folder, p.steps, t.state["step"], t.accelerator.is_main_process, p.tensorboard)

@@ -1,0 +1,50 @@
+"Fixtures that several test files share."
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # Before torch
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    "A corpus folder in three scripts."
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory) -> Path:
+    "An outputs folder whose prepared text all runs share."
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="session")
+def new_run(corpus, outputs) -> Callable[..., tuple[Path, Path]]:
+    "Give a run a name, and perhaps other parameters; its params file and its folder."
+
+    def make(name: str, **changes) -> tuple[Path, Path]:
+        params = tiny.params_of(corpus, run_name=name, **changes)
+        return tiny.write_params(outputs / f"{name}.yaml", params), outputs / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def unbroken(new_run, outputs) -> Path:
+    "The folder of a run that nobody interrupted, made by the command line."
+    params, run = new_run("unbroken")
+    tiny.finish(params, outputs)
+    return run
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    "The outputs folder in which papermill ran nbs/03_pretrain.ipynb with its defaults."
+    folder = tmp_path_factory.mktemp("smoke")
+    tiny.papermill("nbs/03_pretrain.ipynb", folder / "pretrain.ipynb", folder)
+    return folder

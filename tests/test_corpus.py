@@ -1,0 +1,320 @@
+"Whatever a corpus holds is counted, placed and explained; a user never meets a traceback."
+
+import gzip
+import lzma
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+import tiny
+
+from langsamp.blocks import Blocks, corpus_report, drop_table, write_shard
+from langsamp.core import UserError, manifest_of, read_json
+from langsamp.corpus import Ledger, Source, clean_lines, find_sources
+from langsamp.pretraining import main, prepare
+from langsamp.tokenizer import trained_tokenizer
+
+BLANK, TWICE, SCRIPT = {"blank": 1}, {"duplicate": 1}, {"another script": 1}
+CORPORA = {  # Bytes of eng_Latn.txt -> kept texts, dropped reasons, where
+    "invalid UTF-8": (b"one\n\xff\xfe two\nthree\n", ["one", "three"], {"not UTF-8": 1}, 2),
+    "cut in a character": ("one\ntw\u00f6".encode()[:-1], ["one"], {"not UTF-8": 1}, 2),
+    "surrogate": (b"one\n\xed\xa0\x80\n", ["one"], {"not UTF-8": 1}, 2),
+    "empty file": (b"", [], {}, None),
+    "only blanks": (" \t\u00a0\u3000\n".encode(), [], BLANK, 1),
+    "NUL": (b"one\nt\0wo\n", ["one"], {"NUL byte": 1}, 2),
+    "UTF-16": ("one\n".encode("utf-16"), [], {"NUL byte": 2}, 1),
+    "CRLF": (b"one\r\ntwo\r\n", ["one", "two"], {}, None),
+    "lone CR": (b"one\rtwo\n", ["one two"], {}, None),
+    "line and paragraph separators": (
+        "one\u2028two\u2029three\x85four\x1cfive\n".encode(),
+        ["one two three four five"],
+        {},
+        None,
+    ),
+    "byte order mark": (b"\xef\xbb\xbfone\n", ["one"], {}, None),
+    "no newline at the end": (b"one\ntwo", ["one", "two"], {}, None),
+    "duplicates": (b"one\ntwo\n one \n", ["one", "two"], TWICE, 3),
+    "a line of 10 MB": (
+        b"one\n" + b"a" * 10_000_000 + b"\nthree\n",
+        ["one", "three"],
+        {"longer than 1,000,000 bytes": 1},
+        2,
+    ),
+    "an endless last line": (b"one\n" + b"a" * 10_000_000, ["one"], {"longer than 1,000,000 bytes": 1}, 2),
+    "another script": ("one\nодин\n".encode(), ["one"], SCRIPT, 2),
+    "numbers only": (b"12 + 30 = 42\n", ["12 + 30 = 42"], {}, None),
+}
+
+
+def source(folder: Path, content: bytes, name: str = "eng_Latn.txt") -> Source:
+    (folder / name).write_bytes(content)
+    return Source(name.partition(".")[0], folder / name, "train")
+
+
+def clean(file: Source, stop: bool = False) -> tuple[list[str], Ledger]:
+    "The kept texts of a file, and a ledger that adds up."
+    ledger = Ledger(file.code)
+    texts = [text for _, text in clean_lines([file], ledger, stop)]
+    assert ledger.lines == len(texts) + sum(ledger.dropped.values()) and ledger.kept["train"] == len(texts)
+    return texts, ledger
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_bad_line(tmp_path, name):
+    "Each kind of bad line is dropped for its reason, with file and line; good lines around it are kept."
+    content, kept, dropped, where = CORPORA[name]
+    file = source(tmp_path, content)
+    texts, ledger = clean(file)
+    assert (texts, ledger.dropped) == (kept, dropped)
+    assert ledger.examples[:1] == ([f"{file.path}:{where}: {min(dropped)}"] if dropped else [])
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_policy_stop(tmp_path, name):
+    "Under `stop` the first bad line ends the run with the mend; blanks and duplicates never do."
+    content, kept, dropped, where = CORPORA[name]
+    file = source(tmp_path, content)
+    if set(dropped) <= {"blank", "duplicate"}:
+        assert clean(file, stop=True)[0] == kept
+        return
+    with pytest.raises(UserError, match="mend the line, or set on_bad_line to skip") as error:
+        clean(file, stop=True)
+    assert str(error.value).startswith(f"{file.path}:{where}: ")
+
+
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, "zstd", asbytes=True)
+
+
+PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd}
+LINES = "".join(f"{line}\n" for line in tiny.sentences("eng_Latn", 2000)).encode()
+HARM = {
+    "truncated": lambda packed: packed[: len(packed) // 2],
+    "cut by a byte": lambda packed: packed[:-1],
+    "overwritten": lambda packed: packed[:200] + bytes(100) + packed[300:],
+    "garbage": lambda packed: b"no archive at all\n" * 9,
+    "garbage after it": lambda packed: packed + b"no archive at all\n" * 9,
+    "empty": lambda packed: b"",
+}
+
+
+NOTICED = [(s, h) for s in PACKERS for h in HARM if (s, h) != (".zst", "overwritten")]  # zst may have no checksum
+
+
+@pytest.mark.parametrize(("suffix", "how"), NOTICED)
+def test_broken_archive(tmp_path, suffix, how):
+    "Lines up to the break are kept, the break is counted and placed; under `stop` it ends the run."
+    file = source(tmp_path, HARM[how](PACKERS[suffix](LINES)), f"eng_Latn.txt{suffix}")
+    texts, ledger = clean(file)
+    if how in ("cut by a byte", "garbage after it") and not ledger.dropped:
+        assert texts == LINES.decode().split("\n")[:-1], "nothing lost"
+        return
+    if how == "empty":
+        assert texts == []
+        return
+    assert ledger.dropped.get("unreadable") == 1
+    assert f"{file.path}:{ledger.lines}: unreadable from here on" in ledger.examples[-1]
+    with pytest.raises(UserError, match="unreadable from here on"):
+        clean(file, stop=True)
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_whole_archive(tmp_path, suffix):
+    "Each kind of compression gives the text back."
+    assert (
+        clean(source(tmp_path, PACKERS[suffix](LINES), f"eng_Latn.txt{suffix}"))[0] == LINES.decode().split("\n")[:-1]
+    )
+
+
+# Files and their names
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("english.txt", "not a language-script code"),
+        ("eng_latn.txt", "did you mean `eng_Latn`"),
+        ("ENG_Latn.txt", "did you mean `eng_Latn`"),
+        ("xyq_Latn.txt", "not a language-script code"),
+        ("eng_Latn.csv", "not named xxx_Yyyy.txt"),
+        ("eng_Latn.txt.bz2", "not named xxx_Yyyy.txt"),
+        ("eng_Latn.txt.gz.part", "not named xxx_Yyyy.txt"),
+    ],
+)
+def test_name_that_is_no_code(tmp_path, name, word):
+    "Such a file is named in a complaint and left out; the others are used."
+    (tmp_path / "rus_Cyrl.txt").write_text("один\n")
+    (tmp_path / name).write_text("one\n")
+    sources, (complaint,) = find_sources(tmp_path)
+    assert list(sources) == ["rus_Cyrl"] and str(tmp_path / name) in complaint and word in complaint
+
+
+@pytest.mark.parametrize("other", ["eng_Latn.txt.gz", "part/eng_Latn.txt"])
+def test_two_files_for_one_code(tmp_path, other):
+    "Which of them is meant is not guessed."
+    for name in ("eng_Latn.txt", other):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("one\n")
+    with pytest.raises(UserError, match="are both eng_Latn: join them"):
+        find_sources(tmp_path)
+
+
+@pytest.mark.parametrize(("languages", "word"), [(["deu_Latn"], "no file in .* for deu_Latn"), ([], "named like")])
+def test_missing_files(tmp_path, languages, word):
+    "A wanted language without a file, and a folder without any, are errors."
+    (tmp_path / ("eng_Latn.txt" if languages else "notes.md")).write_text("one\n")
+    with pytest.raises(UserError, match=word):
+        find_sources(tmp_path, languages)
+
+
+def test_file_without_permission(tmp_path, monkeypatch):
+    "A file that may not be read is named in a complaint and left out."
+    for name in ("eng_Latn.txt", "rus_Cyrl.txt"):
+        (tmp_path / name).write_text("one\n")
+    if os.geteuid():
+        (tmp_path / "rus_Cyrl.txt").chmod(0)
+    else:  # Root may read everything
+        monkeypatch.setattr(os, "access", lambda path, _: path.name != "rus_Cyrl.txt")
+    sources, (complaint,) = find_sources(tmp_path)
+    assert list(sources) == ["eng_Latn"] and "rus_Cyrl.txt: may not be read" in complaint
+
+
+# From text to blocks
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus, tmp_path_factory) -> Path:
+    "A tokenizer of 300 pieces."
+    return trained_tokenizer(find_sources(corpus)[0], "0", tmp_path_factory.mktemp("tokenizer"), 300)
+
+
+def test_the_same_text_gives_the_same_tokenizer(corpus, tokenizer, tmp_path):
+    "Byte for byte, in any process: else a run could not go on where its prepared text was made anew."
+    code = f"""
+from pathlib import Path
+from langsamp.corpus import find_sources
+from langsamp.tokenizer import trained_tokenizer
+trained_tokenizer(find_sources({str(corpus)!r})[0], "0", Path({str(tmp_path)!r}), 300)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    again = tmp_path / tokenizer.name / "tokenizer.json"
+    assert again.read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+
+
+def test_no_token_is_lost(corpus, tokenizer, tmp_path):
+    "Lines = kept + dropped; the tokens of the kept lines are those of the blocks, in order."
+    sources, _ = find_sources(corpus)
+    shards = [write_shard(code, files, tokenizer, tmp_path) for code, files in sources.items()]
+    facts, report = manifest_of(tokenizer), corpus_report(shards)
+    for split in ("train", "validation"):
+        blocks = Blocks(shards, split, 32, facts["pad"])
+        tokens = blocks[np.arange(len(blocks))][0]
+        written = [np.fromfile(shard / f"{split}.tokens", "<u4") for shard in shards]
+        assert tokens[tokens != facts["pad"]].tolist() == np.concatenate(written).tolist()
+        assert [len(w) for w in written] == [ledger["splits"][split]["tokens"] for ledger in report["ledgers"]]
+    assert {ledger["lines"] for ledger in report["ledgers"]} == {68}
+
+
+def test_three_lines_are_a_block(tokenizer, tmp_path):
+    "A file of three lines is not rounded away: it gives a padded block with all its tokens."
+    shard = write_shard("eng_Latn", [source(tmp_path, b"abc def\nabc\ndef abc\n")], tokenizer, tmp_path)
+    blocks = Blocks([shard], "train", 256, pad=1)
+    assert len(blocks) == 1
+    assert (blocks[[0]][0] != 1).sum() == read_json(shard / "ledger.json")["splits"]["train"]["tokens"] > 9
+
+
+def test_specials_in_the_text_are_text(tokenizer, tmp_path):
+    "`<mask>`, `</s>` and their like in a line never become the ids that masking and packing use."
+    file = source(tmp_path, b"abc <mask> def</s> <s>abc <pad><pad> <unk>\n")
+    (line,) = Blocks([write_shard("eng_Latn", [file], tokenizer, tmp_path)], "train", 64, pad=1)[[0]][0]
+    facts = manifest_of(tokenizer)
+    specials = Counter(
+        t for t in line[: np.flatnonzero(line != facts["pad"])[-1] + 1].tolist() if t in facts["specials"]
+    )
+    assert specials.pop(0) == specials.pop(2) == 1, "the two that the tokenizer adds"
+    assert set(specials) <= {facts["unk"]}
+
+
+def test_every_reason_has_a_place(tokenizer, tmp_path):
+    "The table of dropped lines says for each reason where it occurred first."
+    content = gzip.compress(b"one\n\none\n\xff\n\0\n" + "один\n".encode() + LINES)[:-3000]
+    shard = write_shard("eng_Latn", [source(tmp_path, content, "eng_Latn.txt.gz")], tokenizer, tmp_path)
+    table = drop_table(corpus_report([shard]))
+    assert set(table.index) == {"blank", "duplicate", "not UTF-8", "NUL byte", "another script", "unreadable"}
+    assert all("eng_Latn.txt.gz:" in where for where in table["where"])
+
+
+def random_corpus(folder: Path, seed: int) -> Path:
+    "Files of random bytes, of random pieces of good and bad text, or of nothing, under good names and bad ones."
+    random = np.random.default_rng(seed)
+    pieces = [b"\n", b" ", b"\r\n", b"\0", b"\xff", "\u2028".encode(), b"<mask>", b"abc", "где".encode(), b"\xe0\xa4"]
+    names = [
+        "eng_Latn.txt",
+        "rus_Cyrl.txt",
+        "hin_Deva.txt.gz",
+        "zho_Hans.txt.zst",
+        "jpn_Jpan.txt.xz",
+        "x.txt",
+        "deu_latn.txt",
+    ]
+    folder.mkdir()
+    for name in random.choice(names, random.integers(1, 6), replace=False):
+        size = int(random.choice([0, 1, 10, 3000]))
+        content = random.bytes(size) if random.random() < 0.4 else b"".join(random.choice(pieces, size))
+        pack = PACKERS.get(Path(name).suffix)
+        (folder / name).write_bytes(pack(content) if pack and random.random() < 0.6 else content)
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_bytes(tmp_path, seed):
+    "Noise as a corpus: prepared with a ledger that adds up, or refused with a `UserError`; nothing else."
+    params = tiny.params_of(random_corpus(tmp_path / "noise", seed), on_bad_line=["skip", "stop"][seed % 2])
+    try:
+        report = prepare(params, tmp_path).report
+    except UserError:
+        return
+    for ledger in report["ledgers"]:
+        assert ledger["lines"] == sum(ledger["kept"].values()) + sum(ledger["dropped"].values())
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\n" * 9, b"one\n", b"one two three\n" * 3])
+def test_run_on_next_to_nothing(tmp_path, capsys, content):
+    "A corpus too small to train on or to validate with is an error that says so, not a traceback."
+    (tmp_path / "corpus").mkdir()
+    source(tmp_path / "corpus", content)
+    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(tmp_path / "corpus", steps=2, warmup_steps=0))
+    assert main([str(params), str(tmp_path)]) == 2
+    assert "langsamp: " in capsys.readouterr().err
+
+
+def peak(folder: Path, tokenizer: Path, lines: int) -> int:
+    "Bytes by which writing a shard of so many lines lets a process grow."
+    with open(folder / "eng_Latn.txt", "w") as file:
+        for number in range(lines):
+            file.write(f"line {number} of a text that is as long as it is dull, {number * 7919} times\n")
+    code = f"""
+import re
+from pathlib import Path
+from langsamp.blocks import write_shard
+from langsamp.corpus import Source
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])  # Of this program alone
+(folder, tokenizer), before = (Path({str(folder)!r}), Path({str(tokenizer)!r})), peak()
+write_shard("eng_Latn", [Source("eng_Latn", folder / "eng_Latn.txt", "train")], tokenizer, folder / "shards")
+print((peak() - before) * 1024)
+"""
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_text(tokenizer, tmp_path):
+    "Twenty times the text takes no more memory than a few buffers."
+    small, large = peak(tmp_path, tokenizer, 15_000), peak(tmp_path, tokenizer, 300_000)
+    assert (tmp_path / "eng_Latn.txt").stat().st_size > 20_000_000
+    assert 0 < large < small + 8_000_000, (small, large)

@@ -1,0 +1,221 @@
+"The checkout's own rules: versions, parameter files, notebooks, the order of modules, what must not be committed."
+
+import ast
+import json
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import papermill
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from langsamp.params import PretrainParams, from_notebook
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+RUNNERS = [p for p in NOTEBOOKS if p.name == "03_pretrain.ipynb" or p.parent.name == "figures"]
+PARAMS = sorted((ROOT / "params").rglob("*.yaml"))
+MODULES = sorted(p for p in (ROOT / "langsamp").glob("*.py") if not p.stem.startswith("_"))
+# Data flows to the right: a module imports only those before it.
+ORDER = """core params codes scripts corpus udhr tokenizer blocks batches unigrams model runs progress checkpoints
+    training pretraining encoder retrieval figures""".split()
+LOCAL = r"/(?:work|tmp|root|home|Users)/[a-z]|file:/{2}|registry\.np|/simp[l]e\b|files\.pythonhosted"
+
+
+def short(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def cells(path: Path, kind: str = "code") -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+@pytest.fixture(scope="module")
+def settings():
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini")
+    return config["DEFAULT"]
+
+
+@pytest.fixture(scope="module")
+def requirements(settings) -> dict[str, Requirement]:
+    lines = [*settings["requirements"].split(), *settings["dev_requirements"].split()]
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+@pytest.fixture(scope="module")
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {canonicalize_name(r.name): r for r in map(Requirement, (x for x in lines if x and not x.startswith("#")))}
+
+
+# Versions and metadata
+
+
+def test_settings_name_the_stack(settings):
+    names = {Requirement(line).name for line in settings["requirements"].split()}
+    assert names >= set("torch transformers datasets jupyterlab papermill seaborn accelerate".split())
+    assert Requirement("nbdev").name in {Requirement(line).name for line in settings["dev_requirements"].split()}
+
+
+def test_every_requirement_is_pinned_and_nothing_else(requirements, pins):
+    assert sorted(pins) == sorted(requirements)
+
+
+def test_pins_are_exact_and_within_the_ranges(requirements, pins):
+    for name, pin in pins.items():
+        (only,) = pin.specifier
+        assert only.operator == "==" and requirements[name].specifier.contains(only.version), name
+
+
+def test_conda_environment(settings):
+    found = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert found["name"] == settings["lib_name"] and found["channels"] == ["conda-forge", "nodefaults"]
+    *conda, pip = found["dependencies"]
+    assert f"python={settings['min_python']}" in conda and any(line.startswith("pip>") for line in conda)
+    assert pip == {"pip": ["-c constraints.txt", "-e .[dev]"]}
+
+
+def test_citation(settings):
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert found["version"] == settings["version"] and found["repository-code"] == settings["git_url"]
+    assert "2409.18199" in found["preferred-citation"]["url"]
+
+
+# Parameter files
+
+
+def fits(value, kind: str) -> bool:
+    "Whether a YAML value is of the type that papermill read in the parameters cell."
+    outer, _, inner = kind.removesuffix("]").partition("[")
+    if outer == "list":
+        return isinstance(value, list) and all(fits(v, inner) for v in value)
+    if outer == "dict":
+        return isinstance(value, dict) and all(fits(v, inner.split(", ")[1]) for v in value.values())
+    return type(value).__name__ == outer or (outer == "float" and type(value) is int)
+
+
+def test_fits():
+    assert fits(["a"], "list[str]") and fits({"a": 1.0}, "dict[str, float]") and fits(1, "float")
+    assert not (fits("1e-3", "float") or fits(True, "int") or fits([1], "list[str]") or fits(1, "None"))
+
+
+def test_there_are_parameter_files():
+    assert {p.parent.name for p in PARAMS} >= {"params", "figures"}
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=short)
+def test_parameter_file(path):
+    runner = f"nbs/figures/{path.stem}.ipynb" if path.parent.name == "figures" else "nbs/03_pretrain.ipynb"
+    known = papermill.inspect_notebook(str(ROOT / runner))
+    given = yaml.safe_load(path.read_text())
+    assert given and set(given) <= set(known)
+    assert [name for name, value in given.items() if not fits(value, known[name]["inferred_type_name"])] == []
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=short)
+def test_parameter_file_says_how_to_run_it(path):
+    header = re.match(r"(?:#.*\n)+", path.read_text())
+    assert header, "starts with a comment"
+    assert [word for word in ("Command:", "Hardware:", "Time:", "Expected:") if word not in header[0]] == []
+    assert short(path) in header[0]
+
+
+# Notebooks
+
+
+def test_there_are_runners():
+    assert {p.parent.name for p in RUNNERS} == {"nbs", "figures"}
+
+
+@pytest.mark.parametrize("path", RUNNERS, ids=short)
+def test_runner_has_one_typed_parameters_cell(path):
+    tagged = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1 and not re.search(r"#\|\s*export", "".join(tagged[0]["source"]))
+    found = papermill.inspect_notebook(str(path))
+    assert found and all(p["inferred_type_name"] != "None" and p["help"] for p in found.values())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=short)
+def test_notebook_is_short_celled_and_light(path):
+    lines = [len("".join(cell["source"]).splitlines()) for cell in cells(path)]
+    images = [d for c in cells(path) for o in c["outputs"] for k, d in o.get("data", {}).items() if k[:5] == "image"]
+    assert max(lines, default=0) <= 25
+    assert all(len("".join(image)) <= 100 * 1024 * 4 / 3 for image in images)
+
+
+def test_sidebar_lists_every_notebook():
+    sidebar = (ROOT / "nbs/sidebar.yml").read_text()
+    assert sorted(re.findall(r"\S+\.ipynb", sidebar)) == sorted(str(p.relative_to(ROOT / "nbs")) for p in NOTEBOOKS)
+
+
+# Modules
+
+
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_module_is_short_and_imports_only_to_its_left(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < 300
+    assert path.stem in ORDER, "give the new module its place in ORDER"
+    assert imported(text) <= set(ORDER[: ORDER.index(path.stem)])
+
+
+def imported(text: str) -> set[str]:
+    "The modules of langsamp that a source text imports."
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("langsamp.")}
+        elif isinstance(node, ast.ImportFrom):
+            name = f"langsamp.{node.module or ''}".rstrip(".") if node.level else node.module or ""
+            if name.split(".")[0] == "langsamp":
+                found |= set(name.split(".")[1:2] or [a.name for a in node.names])
+    return found
+
+
+def test_imported_sees_every_form():
+    text = "from .core import a\nfrom . import params\nimport langsamp.codes\nfrom langsamp.corpus import b\nimport re"
+    assert imported(text) == {"core", "params", "codes", "corpus"}
+
+
+# What a stranger reads
+
+
+def committed() -> list[Path]:
+    "Every text file of the checkout that is not built."
+    folders = "nbs langsamp params scripts tests .ci".split()
+    inside = [p for folder in folders for p in (ROOT / folder).rglob("*")]
+    paths = [p for p in [*ROOT.iterdir(), *inside] if p.is_file() and not re.search("__pycache__|checkpoints/", str(p))]
+    return [p for p in paths if p.suffix not in {".png", ".gz", ".xz", ".zst", ".npz"}]
+
+
+@pytest.mark.parametrize("path", sorted(committed()), ids=short)
+def test_no_trace_of_one_machine(path):
+    assert re.findall(f".*(?:{LOCAL}).*", path.read_text()) == []
+
+
+def test_readme_commands_exist():
+    text = (ROOT / "README.md").read_text()
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert (used := set(re.findall(r"\bmake ([a-z-]+)", text))) >= {"run", "test"} and used <= set(targets)
+    named = set(re.findall(r"\b(?:nbs|params|scripts)/[\w./-]+\w", text)) - {"params/mine.yaml"}  # The reader's own
+    assert [p for p in named if not (ROOT / p).exists()] == []
+
+
+def test_smoke_is_what_the_notebook_and_the_library_default_to():
+    cell = next(c for c in cells(ROOT / "nbs/03_pretrain.ipynb") if "parameters" in c["metadata"].get("tags", []))
+    names: dict = {}
+    exec("".join(cell["source"]), names)
+    written = yaml.safe_load((ROOT / "params/smoke.yaml").read_text())
+    assert from_notebook(PretrainParams, names) == PretrainParams() == PretrainParams.of(written)
+
+
+def test_the_baseline_differs_from_langsamp_in_its_arm_only():
+    ours, baseline = [yaml.safe_load((ROOT / f"params/udhr{end}.yaml").read_text()) for end in ("", "-baseline")]
+    assert {name for name in ours if ours[name] != baseline[name]} == {
+        "run_name",
+        "arm",
+    } and ours.keys() == baseline.keys()

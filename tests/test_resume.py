@@ -1,0 +1,216 @@
+"A run that was killed, told to stop or damaged ends as if nothing had happened, or says what is wrong."
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from langsamp.core import damage, sha256
+from langsamp.pretraining import main
+
+PARTS = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+
+
+def kill_when(happened: Callable[[Path], bool], params: Path, run: Path) -> None:
+    "Start the command, and kill it when something happens in its folder."
+    process = tiny.start(params, run.parent)
+    tiny.wait_for(lambda: happened(run), lambda: process.poll() is None)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def at_step(step: int):
+    "Whether a run has done so many steps."
+    return lambda run: tiny.steps_of(run) >= step
+
+
+def saving_after(step: int):
+    "Whether a run that has done so many steps is writing a checkpoint."
+    return lambda run: tiny.steps_of(run) >= step and any((run / "checkpoints").glob(".part-step-*"))
+
+
+def test_killed_run_ends_like_the_unbroken_one(new_run, unbroken):
+    "SIGKILL before the first checkpoint, in a later epoch, and while saving; the same command gives the same bytes."
+    first, second = np.random.default_rng().integers([1, 13], [6, 24])
+    params, run = new_run("killed")
+    for happened in (at_step(first), at_step(second), saving_after(30)):
+        kill_when(happened, params, run)
+    tiny.finish(params, run.parent)
+    assert tiny.fingerprint(run) == tiny.fingerprint(unbroken), f"killed at {first} and {second}"
+
+
+@pytest.mark.slow
+def test_twenty_random_kills(new_run, monkeypatch):
+    "SIGKILL at twenty random steps of one run, with as many threads as there are processors."
+    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
+    seed = np.random.SeedSequence().entropy
+    steps = sorted(np.random.default_rng(seed).choice(np.arange(1, 196), 20, replace=False))
+    (params, run), (its_params, whole) = [new_run(name, steps=200, layers=2) for name in ("killed-20", "unbroken-20")]
+    tiny.finish(its_params, whole.parent)
+    for step in steps:
+        kill_when(at_step(step), params, run)
+    tiny.finish(params, run.parent)
+    assert tiny.fingerprint(run) == tiny.fingerprint(whole), f"seed {seed}: killed at {steps}"
+
+
+def die_at(number: int) -> None:
+    "Kill this process when it touches files of its checkpoints for the nth time."
+    seen = [0]
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and "checkpoints" in str(arguments[0]):
+            seen[0] += 1
+            if seen[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def test_killed_at_every_file_operation_of_a_checkpoint(new_run, unbroken):
+    "SIGKILL before the 1st, 3rd, 5th … file operation in `checkpoints/`, between any two files of a save."
+    params, run = new_run("killed-in-save")
+    left, codes = set(), []
+    while 0 not in codes:
+        codes.append(tiny.exit_code(tiny.fork(params, run.parent, die_at, 2 * len(codes) + 1)))
+        assert codes[-1] in (0, -signal.SIGKILL)
+        left |= {tuple(sorted(p.name for p in part.iterdir())) for part in run.glob("checkpoints/.part-*")}
+    assert len(codes) > 10 and len(left) >= 4, "saves broke off at different files"
+    assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
+    assert [path.name for path in run.rglob(".*part-*")] == []
+
+
+@pytest.mark.parametrize("step", [2, 18, 29])
+def test_told_to_stop(new_run, unbroken, step):
+    "SIGTERM saves the step, exits with 143 within ten seconds, and the same command goes on from there."
+    params, run = new_run(f"told-{step}")
+    process = tiny.fork(params, run.parent)
+    tiny.wait_for(lambda: tiny.steps_of(run) >= step, process.is_alive)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(10)
+    assert process.exitcode == 143
+    newest = max((run / "checkpoints").iterdir())
+    assert damage(newest) == "" and int(newest.name[5:]) == tiny.steps_of(run)
+    assert tiny.exit_code(tiny.fork(params, run.parent)) == 0
+    assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
+
+
+def everything(folder: Path) -> dict[str, tuple]:
+    "Bytes and time of each file."
+    return {str(p): (sha256(p), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_finished_run_is_left_alone(new_run, unbroken, capsys):
+    "The command of a finished run returns its result and touches neither model, checkpoints nor metrics."
+    kept = [unbroken / name for name in ("model", "backbone", "checkpoints")]
+    before, metrics = [everything(folder) for folder in kept], (unbroken / "metrics.jsonl").read_bytes()
+    assert main([str(new_run("unbroken")[0]), str(unbroken.parent)]) == 0
+    assert "'step': 48" in capsys.readouterr().out
+    assert [everything(folder) for folder in kept] == before
+    assert (unbroken / "metrics.jsonl").read_bytes() == metrics
+
+
+# Damage
+
+
+@pytest.fixture
+def unfinished(new_run, unbroken, request) -> tuple[Path, Path]:
+    "A run that was killed after its last checkpoint and before its result: its params file and its folder."
+    params, run = new_run("".join(c if c.isalnum() else "-" for c in request.node.name))
+    shutil.copytree(unbroken, run)
+    for name in ("params.yaml", "result.json"):
+        (run / name).unlink()
+    for name in ("model", "backbone"):
+        shutil.rmtree(run / name)
+    return params, run
+
+
+def test_killed_before_the_result(unfinished, unbroken):
+    "A run that stands at its last step only exports."
+    params, run = unfinished
+    assert main([str(params), str(run.parent)]) == 0
+    assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
+
+
+def harm(path: Path, how: str) -> None:
+    "Truncate a file, flip one bit in its middle, or delete it."
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if how == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(content if how == "flipped" else content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
+@pytest.mark.parametrize("part", PARTS)
+def test_damaged_checkpoint_is_passed_over(unfinished, unbroken, capsys, part, how):
+    "Any harm to any file of the newest checkpoint is seen and named; the one before leads to the same end."
+    params, run = unfinished
+    newest = max((run / "checkpoints").iterdir())
+    harm(newest / part, how)
+    assert main([str(params), str(run.parent)]) == 0
+    said = capsys.readouterr().out
+    assert "passed over a damaged checkpoint" in said and "continuing from step-00000042" in said
+    assert str(newest) in said and (part in said or part == "manifest.json")
+    assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
+
+
+def test_no_bit_of_a_manifest_can_raise(unbroken, tmp_path):
+    "A flipped bit anywhere in a manifest is never a traceback, and no checksum can be changed unseen."
+    shutil.copytree(max((unbroken / "checkpoints").iterdir()), tmp_path / "step")
+    whole = (tmp_path / "step/manifest.json").read_bytes()
+    unseen = set()
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        (tmp_path / "step/manifest.json").write_bytes(flipped)
+        if not damage(tmp_path / "step"):
+            unseen.add(whole[:place].count(b"\n"))
+    assert all(b"sha256" not in whole.split(b"\n")[line] for line in unseen)
+
+
+def test_all_checkpoints_damaged(unfinished, capsys):
+    "With no sound checkpoint the run stops and names each damage; it never begins again in silence."
+    params, run = unfinished
+    for path in (run / "checkpoints").iterdir():
+        harm(path / "optimizer.safetensors", "deleted")
+    metrics = (run / "metrics.jsonl").read_bytes()
+    assert main([str(params), str(run.parent)]) == 2
+    said = capsys.readouterr().err
+    assert "no sound checkpoint" in said and said.count("optimizer.safetensors is missing") == 2
+    assert (run / "metrics.jsonl").read_bytes() == metrics and not (run / "result.json").exists()
+
+
+# Another run in the same folder
+
+
+def test_changed_parameters_are_refused(new_run, unbroken, capsys):
+    "A folder belongs to its parameters; the message names those that changed, with both values."
+    params, _ = new_run("unbroken", learning_rate=0.5, seed=8)
+    try:
+        assert main([str(params), str(unbroken.parent)]) == 2
+    finally:
+        new_run("unbroken")
+    said = capsys.readouterr().err
+    assert "learning_rate: 0.002 → 0.5" in said and "seed: 7 → 8" in said and "steps" not in said
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_changed_text_is_refused(outputs, tmp_path, capsys, finished):
+    "Other text under the same parameters is another run, whether the first one is finished or not."
+    params = tiny.params_of(tiny.write_corpus(tmp_path / "corpus"), run_name=f"text-{finished}", steps=4)
+    path, run = tiny.write_params(tmp_path / "params.yaml", params), outputs / params.run_name
+    assert main([str(path), str(outputs)]) == 0
+    if not finished:
+        (run / "result.json").unlink()
+    with open(tmp_path / "corpus/train/rus_Cyrl.txt", "a") as file:
+        file.write("одна строка больше\n")
+    assert main([str(path), str(outputs)]) == 2
+    assert "other text" in capsys.readouterr().err

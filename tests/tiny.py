@@ -1,0 +1,166 @@
+"A made-up corpus in three scripts, tiny runs on it, and ways to start and compare them."
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from langsamp.batches import Pieces
+from langsamp.blocks import Blocks
+from langsamp.core import sha256
+from langsamp.params import PretrainParams
+from langsamp.pretraining import main
+from langsamp.training import Data
+
+ALPHABETS = {"eng_Latn": "abcdefghijklmnop", "hin_Deva": "कखगघचछजझटठडढतथदध", "rus_Cyrl": "абвгдежзиклмнопр"}
+FORK = multiprocessing.get_context("forkserver")  # Processes that start in no time, with everything imported
+FORK.set_forkserver_preload(["langsamp.pretraining"])
+
+
+def sentences(code: str, count: int, seed: int = 0) -> list[str]:
+    "Different sentences of eight words from a lexicon of sixty."
+    random, letters = np.random.default_rng([seed, len(code), ord(code[0])]), list(ALPHABETS[code])
+    words = ["".join(random.choice(letters, random.integers(2, 6))) for _ in range(60)]
+    return [" ".join(random.choice(words, 8)) for _ in range(count)]
+
+
+def write_corpus(folder: Path, lines: int = 60) -> Path:
+    "A folder with a train/ and a validation/ half."
+    for code in ALPHABETS:
+        text = sentences(code, lines + 8)
+        for split, part in [("train", text[:lines]), ("validation", text[lines:])]:
+            (folder / split).mkdir(parents=True, exist_ok=True)
+            (folder / split / f"{code}.txt").write_text("\n".join(part) + "\n")
+    return folder
+
+
+def params_of(corpus: Path, **changes) -> PretrainParams:
+    "Parameters of a run that takes a second: dropout, accumulation over two micro-batches, more than three epochs."
+    text = {"corpus": str(corpus), "languages": [], "vocabulary_size": 300, "block_size": 32, "processes": 1}
+    model = {"hidden_size": 32, "layers": 1, "dropout": 0.1}
+    training = {"steps": 48, "batch_size": 8, "micro_batch_size": 4, "warmup_steps": 4, "save_every": 6, "seed": 7}
+    return PretrainParams.of(text | model | training | changes)
+
+
+def synthetic_data(folder: Path, counts: dict[str, int] | None = None, block_size: int = 16) -> Data:
+    "Shards of fixed numbers, for what shall not depend on a tokenizer."
+    shards = []
+    for number, (code, count) in enumerate((counts or {"eng_Latn": 700, "rus_Cyrl": 500}).items()):
+        shards.append(folder / f"{code}-0")
+        shards[-1].mkdir(parents=True, exist_ok=True)
+        random = np.random.default_rng(number)
+        for split, size in [("train", count), ("validation", count // 5)]:
+            (5 + random.zipf(1.5, size) % 120 + 100 * number).astype("<u4").tofile(shards[-1] / f"{split}.tokens")
+    splits = [Blocks(shards, split, block_size, pad=1) for split in ("train", "validation")]
+    return Data(*splits, Pieces(vocabulary_size=256, mask=255, pad=1, specials=[0, 1, 2, 3, 255]))
+
+
+def write_params(path: Path, params: PretrainParams) -> Path:
+    "The params file of a run."
+    path.write_text(yaml.safe_dump(vars(params)))
+    return path
+
+
+# Starting
+
+
+def command(params: Path, outputs: Path, *launcher: str) -> list[str]:
+    "What a user types."
+    return [*(launcher or [sys.executable]), "-m", "langsamp.pretraining", str(params), str(outputs)]
+
+
+def start(params: Path, outputs: Path, *launcher: str) -> subprocess.Popen:
+    "Start a run as a process of its own."
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(params, outputs, *launcher), **pipes)
+
+
+def finish(params: Path, outputs: Path, *launcher: str) -> str:
+    "Run to the end, and give back what was printed."
+    process = start(params, outputs, *launcher)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out
+
+
+def fork(params: Path, outputs: Path, before: Callable[..., None] | None = None, *arguments):
+    "Start a run in a forked process that first calls `before`."
+    process = FORK.Process(target=_forked, args=(params, outputs, before, arguments))
+    process.start()
+    return process
+
+
+def _forked(params: Path, outputs: Path, before: Callable[..., None] | None, arguments: tuple) -> None:
+    if before:
+        before(*arguments)
+    sys.exit(main([str(params), str(outputs)]))
+
+
+def exit_code(process) -> int:
+    "Wait for a forked run; its exit code, negative for a signal."
+    process.join(120)
+    assert process.exitcode is not None, "hangs"
+    return process.exitcode
+
+
+def wait_for(happened: Callable[[], bool], alive: Callable[[], bool] = lambda: True, seconds: float = 120) -> None:
+    "Watch closely until something happens; fail when the process ends first, or when it takes too long."
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert alive(), "the process ended before it happened"
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.001)
+
+
+# Comparing
+
+
+def metrics_of(run: Path) -> list[dict]:
+    "The finished lines of metrics.jsonl but for the clock."
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def steps_of(run: Path) -> int:
+    "The last step in metrics.jsonl."
+    return max((line["step"] for line in metrics_of(run)), default=0)
+
+
+def fingerprint(run: Path) -> dict[str, str]:
+    "What must be the same after any number of interruptions: weights, optimiser, state and metrics."
+    newest = max((run / "checkpoints").glob("step-*"))
+    files = [newest / name for name in ("model.safetensors", "optimizer.safetensors", "state.json")]
+    files += [run / "model/model.safetensors", run / "backbone/model.safetensors"]
+    sums = {str(path.relative_to(run)): sha256(path) for path in files}
+    return {**sums, "metrics": json.dumps(metrics_of(run))}
+
+
+def furthest(a: torch.nn.Module, b: torch.nn.Module) -> float:
+    "The largest difference between two models' weights."
+    theirs = b.state_dict()
+    return max((value - theirs[name]).abs().max().item() for name, value in a.state_dict().items())
+
+
+# Notebooks
+
+ROOT = Path(__file__).parents[1]
+
+
+def papermill(notebook: str, output: Path, outputs: Path, *options: str) -> str:
+    "Run a runner notebook as a user does, from the checkout; what its cells printed."
+    words = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "WARNING", "--stdout-file", "-"]
+    environment = os.environ | {"LANGSAMP_OUTPUTS": str(outputs)}
+    done = subprocess.run(
+        [*words, notebook, str(output), *options], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
