@@ -112,13 +112,11 @@ class Ledger:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
-    def drop(self, where: str, reason: str, stop: bool = False) -> None:
-        "Count a dropped line, and keep the first five of each reason as `file:line: reason`."
+    def drop(self, where: str, reason: str, detail: str = "") -> None:
+        "Count a dropped line, and keep the first five of each reason as `file:line: reason detail`."
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         if self.dropped[reason] <= 5:
-            self.examples.append(f"{where}: {reason}")
-        if stop:
-            raise UserError(f"{where}: {reason}; mend the line, or set on_bad_line to skip")
+            self.examples.append(f"{where}: {reason}{detail}")
 
 # %% ../nbs/library/03_corpus.ipynb #766548a1
 @dataclass(frozen=True)
@@ -128,6 +126,11 @@ class Source:
     code: str
     path: Path
     split: str = ""
+
+    @property
+    def label(self) -> str:
+        "The file and its folder: enough to find it, and the same on every machine."
+        return "/".join(self.path.parts[-2:])
 
 # %% ../nbs/library/03_corpus.ipynb #3a24dc3e
 def _code_of(path: Path) -> str:
@@ -195,26 +198,29 @@ def clean_lines(
     "The good lines of one language-script, in constant memory. Training text never returns in validation."
     script, seen = ledger.code.rpartition("_")[2], Seen()
     for source in sources:
-        for number, raw in _readable(source.path, ledger, stop):
+        for number, raw in _readable(source, ledger, stop):
             ledger.lines += 1
             text, reason = clean_line(raw, script)
             if text and not seen.add(text):
                 text, reason = "", "duplicate"
             if not text:
-                ledger.drop(f"{source.path}:{number}", reason, stop and reason not in ("blank", "duplicate"))
+                if stop and reason not in ("blank", "duplicate"):
+                    raise UserError(f"{source.path}:{number}: {reason}; mend the line, or set on_bad_line to skip")
+                ledger.drop(f"{source.label}:{number}", reason)
                 continue
             split = source.split or split_of(text)
             ledger.kept[split] += 1
             yield split, text
 
 # %% ../nbs/library/03_corpus.ipynb #758b1e2e
-def _readable(path: Path, ledger: Ledger, stop: bool) -> Iterator[tuple[int, bytes | None]]:
+def _readable(source: Source, ledger: Ledger, stop: bool) -> Iterator[tuple[int, bytes | None]]:
     "The lines of a file up to where it breaks; the break itself is counted as one bad line."
+    number = 0
     try:
-        yield from raw_lines(path)
+        for number, raw in raw_lines(source.path):
+            yield number, raw
     except UserError as error:
         if stop:
             raise
         ledger.lines += 1
-        ledger.dropped["unreadable"] = ledger.dropped.get("unreadable", 0) + 1
-        ledger.examples.append(str(error))
+        ledger.drop(f"{source.label}:{number + 1}", "unreadable", str(error).partition("unreadable")[2])

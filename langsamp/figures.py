@@ -63,7 +63,7 @@ def save_figure(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".png"), dpi=150)
     figure.savefig(path.with_suffix(".svg"))
-    table.to_csv(path.with_suffix(".csv"), index=False)
+    table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
     made_by = {run.name: read_json(run / "provenance.json") for run in runs}
     write_json(path.with_suffix(".json"), {"figure": path.name, "runs": made_by})
 
@@ -222,5 +222,6 @@ def summary(curves: pd.DataFrame, means: pd.DataFrame) -> str:
 # %% ../nbs/library/16_figures.ipynb #dcf09dc7
 def write_summary(path: Path, curves: pd.DataFrame, means: pd.DataFrame) -> None:
     "Print the two lines and where to look, and keep them for `make run` to end with."
-    path.write_text(f"{summary(curves, means)}\nread {path.with_suffix('.ipynb')}, pictures and tables beside it\n")
+    page = "/".join(path.with_suffix(".ipynb").parts[-3:])
+    path.write_text(f"{summary(curves, means)}\nread {page}, pictures and tables beside it\n")
     print(path.read_text())

@@ -89,7 +89,7 @@ def provenance() -> dict[str, Any]:
     commit, changes = [_git(*words) if ours else "" for words in (("rev-parse", "HEAD"), ("diff", "HEAD"))]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": "a notebook" if "ipykernel" in sys.modules else " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git": {"commit": commit, "uncommitted": content_hash(changes) if changes else ""},
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},

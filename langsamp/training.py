@@ -38,6 +38,10 @@ class Data:
     validation: Blocks
     pieces: Pieces
 
+    def __post_init__(self) -> None:
+        if not len(self.train):
+            raise UserError("no line of the corpus can be trained on; the corpus report says why they were dropped")
+
 # %% ../nbs/library/12_training.ipynb #2fa45c4a
 def learning_rate_at(
     step: int,  # From 0
@@ -206,8 +210,6 @@ def train(
     folder: Path,  # The run's folder: metrics.jsonl and checkpoints/
 ) -> dict[str, Any]:  # The last state: `step`, `tokens`, `validation_loss`, `best_loss`, `best_step`
     "Train to the last step from wherever the folder stands. SIGTERM saves, and exits with 143."
-    if not len(data.train):
-        raise UserError("no line of the corpus can be trained on; the corpus report says why they were dropped")
     t = Trainee(model.train(), data, p)
     resume(t, folder)
     log = Log(folder, p.steps, t.state["step"], t.accelerator.is_main_process, p.tensorboard)

@@ -71,7 +71,7 @@ def test_bad_line(tmp_path, name):
     file = source(tmp_path, content)
     texts, ledger = clean(file)
     assert (texts, ledger.dropped) == (kept, dropped)
-    assert ledger.examples[:1] == ([f"{file.path}:{where}: {min(dropped)}"] if dropped else [])
+    assert ledger.examples[:1] == ([f"{file.label}:{where}: {min(dropped)}"] if dropped else [])
 
 
 @pytest.mark.parametrize("name", CORPORA)
@@ -118,7 +118,7 @@ def test_broken_archive(tmp_path, suffix, how):
         assert texts == []
         return
     assert ledger.dropped.get("unreadable") == 1
-    assert f"{file.path}:{ledger.lines}: unreadable from here on" in ledger.examples[-1]
+    assert f"{file.label}:{ledger.lines}: unreadable from here on" in ledger.examples[-1]
     with pytest.raises(UserError, match="unreadable from here on"):
         clean(file, stop=True)
 
