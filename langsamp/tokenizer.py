@@ -98,14 +98,17 @@ def train_tokenizer(
     return tokenizer
 
 # %% ../nbs/library/05_tokenizer.ipynb #fadabe03
-def _settled(
-    tokenizer: Tokenizer,  # Fresh from the trainer
-    specials: int,  # How many pieces at the front keep their place
-) -> models.Unigram:
-    "The trained pieces by score and spelling, their scores rounded; the specials stay in front."
-    pieces = [(piece, round(score, 6)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
-    ordinary = sorted(pieces[specials:], key=lambda entry: (-entry[1], entry[0]))
-    return models.Unigram(pieces[:specials] + ordinary, unk_id=specials - 1)
+def _settled(tokenizer: Tokenizer, specials: int) -> models.Unigram:
+    "The trained pieces by score and spelling; scores are rounded, characters without one of their own get the lowest."
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
+    lowest = min(score for _, score in pieces[specials:])
+    settled = []
+    for piece, score in pieces[specials:]:
+        rungs = (score - lowest) / 1e-4
+        left_over = len(piece) == 1 and abs(rungs - round(rungs)) < 1e-6
+        settled.append((piece, round(lowest if left_over else score, 6)))
+    settled.sort(key=lambda entry: (-entry[1], entry[0]))
+    return models.Unigram([tuple(entry) for entry in pieces[:specials]] + settled, unk_id=specials - 1)
 
 # %% ../nbs/library/05_tokenizer.ipynb #e3e461b0
 def trained_tokenizer(
