@@ -101,7 +101,7 @@ def train_tokenizer(
 def _settled(tokenizer: Tokenizer, specials: int) -> models.Unigram:
     "The trained pieces by score and spelling; scores are rounded, characters without one of their own get the lowest."
     pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-    lowest = min(score for _, score in pieces[specials:])
+    lowest = min((score for _, score in pieces[specials:]), default=0.0)
     settled = []
     for piece, score in pieces[specials:]:
         rungs = (score - lowest) / 1e-4
