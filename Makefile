@@ -10,13 +10,11 @@ run: .venv/ok  ## pretrain LangSAMP and its baseline, compare them (about 15 min
 	$(ENV) $(PM) nbs/03_pretrain.ipynb outputs/udhr/pretrain.ipynb -f params/udhr.yaml
 	$(ENV) $(PM) nbs/03_pretrain.ipynb outputs/udhr-baseline/pretrain.ipynb -f params/udhr-baseline.yaml
 	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/pretraining.ipynb -f params/figures/pretraining.yaml
-	@cat outputs/figures/pretraining.txt
 
 test: .venv/ok  ## every check: export, clean, lint, types, docs, tests
 	@$(ENV) bash scripts/check.sh
 
-test-slow: .venv/ok  ## the tests and notebook cells marked slow
-	$(ENV) HF_HUB_OFFLINE=1 nbdev_test --flags slow --n_workers 1
+test-slow: .venv/ok  ## the tests that take minutes
 	$(ENV) HF_HUB_OFFLINE=1 python -m pytest -q -m slow
 
 export: .venv/ok  ## after an edit: notebooks to library, cleaned and formatted

@@ -221,7 +221,7 @@ def summary(curves: pd.DataFrame, means: pd.DataFrame) -> str:
 
 # %% ../nbs/library/16_figures.ipynb #dcf09dc7
 def write_summary(path: Path, curves: pd.DataFrame, means: pd.DataFrame) -> None:
-    "Print the two lines and where to look, and keep them for `make run` to end with."
+    "Print the two lines and where to look, and keep them beside the figures."
     page = "/".join(path.with_suffix(".ipynb").parts[-3:])
     path.write_text(f"{summary(curves, means)}\nread {page}, pictures and tables beside it\n")
     print(path.read_text())
