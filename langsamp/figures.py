@@ -32,7 +32,6 @@ COLOURS = {
     "language": "#009E73",
     "script": "#CC79A7",
     "none": "#D55E00",
-    "untrained": "#999999",
     "chance": "#000000",
 }
 
