@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, DistilBertConfig, XLMRobertaConfig
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, XLMRobertaConfig
 
 from langsamp.core import UserError, sha256
 from langsamp.model import ARMS, LangSAMPConfig, LangSAMPForMaskedLM, from_backbone, ids_of, save_backbone
@@ -255,18 +255,6 @@ def test_bad_configuration(wrong, mend):
 def test_unknown_codes(code, mend):
     with pytest.raises(UserError, match=mend):
         ids_of([code], build().config)
-
-
-def test_other_encoders(tmp_path, text, labels, ids):
-    "The same path serves BERT's head; one that we cannot find is named."
-    shape = SHAPE | {"vocab_size": 256, "max_position_embeddings": 64}
-    bert = from_backbone(BertConfig(**shape), LANGUAGES, SCRIPTS)
-    save_backbone(bert, tmp_path)
-    backbone, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert bert(**text, **ids, labels=labels).loss > 0 and not any(report.values())
-    assert torch.equal(backbone(**text).last_hidden_state, bert.mlm.bert(**text).last_hidden_state)
-    with pytest.raises(UserError, match="DistilBertForMaskedLM has neither"):
-        from_backbone(DistilBertConfig(vocab_size=256, dim=32, n_layers=1, n_heads=2), LANGUAGES, SCRIPTS)
 
 
 # Files
