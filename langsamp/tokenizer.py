@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from .core import UserError, manifest_of, sealed_folder
-from .corpus import Ledger, Source, clean_lines
+from .corpus import Ledger, Source, clean_lines, uniform
 
 # %% ../nbs/library/05_tokenizer.ipynb #2486d5ad
 def sampling_rates(
@@ -41,7 +41,7 @@ def smoothed_sample(
     rates = sampling_rates({code: _train_lines(code, files) for code, files in sources.items()}, alpha, budget)
     for code, rate in rates.items():
         for split, text in clean_lines(sources[code], Ledger(code)):
-            if split == "train" and (rate == 1 or _uniform(text) < rate):
+            if split == "train" and (rate == 1 or uniform(text, "sample") < rate):
                 yield text
 
 # %% ../nbs/library/05_tokenizer.ipynb #feff1820
@@ -51,11 +51,6 @@ def _train_lines(
 ) -> int:
     "How many training lines a language-script has."
     return sum(split == "train" for split, _ in clean_lines(sources, Ledger(code)))
-
-# %% ../nbs/library/05_tokenizer.ipynb #002e240e
-def _uniform(text: str) -> float:
-    "A number in [0, 1) that depends on `text` only."
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"sample").digest(), "big") / 2**64
 
 # %% ../nbs/library/05_tokenizer.ipynb #7f63be76
 def alphabet(

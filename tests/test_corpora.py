@@ -1,0 +1,179 @@
+"One name for any corpus and for several together; what one of them holds out, none of them teaches."
+
+import json
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+from langsamp.core import UserError, damage
+from langsamp.corpora import enough, fewer_held_out, find_corpus, unite, write_corpus
+from langsamp.corpus import Ledger, clean_lines, find_sources
+
+FOLDERS = {
+    "a": {"train/est_Latn": ["üks", "kaks"], "validation/est_Latn": ["kolm"], "train/eng_Latn": ["one", "two"]},
+    "b": {"train/ekk_Latn": ["kolm", "neli"], "validation/ekk_Latn": ["üks"], "train/srp_Latn": ["jedan"]},
+    "c": {"ekk_Latn": ["kolm", "neli", "viis"], "hbs_Latn": ["dva"], "srp_Latn": ["tri"]},
+    "d": {"lvs_Latn": ["viens"], "lav_Latn": ["divi"]},
+}
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    for folder, files in FOLDERS.items():
+        for name, lines in files.items():
+            path = tmp_path / folder / f"{name}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def texts(sources) -> dict[str, dict[str, list[str]]]:
+    "Code -> split -> clean lines."
+    found = {code: {"train": [], "validation": []} for code in sources}
+    for code, files in sources.items():
+        for split, text in clean_lines(files, Ledger(code)):
+            found[code][split].append(text)
+    return found
+
+
+def named(home: Path, names: str) -> str:
+    return "+".join(str(home / name) for name in names)
+
+
+def test_one_folder_is_what_find_sources_gives(home):
+    "Order and codes too: the identity of prepared text hangs on them."
+    for name in FOLDERS:
+        assert find_corpus(str(home / name), outputs=home) == find_sources(home / name)
+
+
+@pytest.mark.parametrize("names", [*map("".join, permutations("abc"))])
+def test_what_one_corpus_holds_out_none_teaches(home, names):
+    "Whatever the order of the corpora."
+    sources, complaints = find_corpus(named(home, names), outputs=home)
+    found = texts(sources)["ekk_Latn"]
+    assert complaints == [] and list(sources) == sorted(sources)
+    assert sorted(found["validation"] + found["train"]) == ["kaks", "kolm", "neli", "viis", "üks"]
+    assert {"kolm", "üks"} <= set(found["validation"]) and {"kaks", "neli"} <= set(found["train"])
+
+
+def test_macrolanguages_join_only_across_corpora(home):
+    "Serbo-Croatian stands beside Serbian in one corpus, so it is something else; Estonian joins its one standard."
+    sources, _ = find_corpus(named(home, "bc"), outputs=home)
+    assert list(sources) == ["ekk_Latn", "hbs_Latn", "srp_Latn"]
+    assert list(find_corpus(named(home, "ad"), outputs=home)[0]) == ["eng_Latn", "est_Latn", "lav_Latn", "lvs_Latn"]
+    assert all(file.code == code for code, files in sources.items() for file in files)
+
+
+def test_wanted_languages(home):
+    "One that only one corpus has will do, in either spelling; one that none has is an error with the likely one."
+    assert list(find_corpus(named(home, "ab"), ["eng_Latn", "est_Latn"], home)[0]) == ["ekk_Latn", "eng_Latn"]
+    with pytest.raises(UserError, match="no file in .* for zul_Latn"):
+        find_corpus(named(home, "ab"), ["eng_Latn", "zul_Latn"], home)
+    with pytest.raises(UserError, match="for ekk_Latn; did you mean `est_Latn`"):
+        find_corpus(str(home / "a"), ["ekk_Latn"], home)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ("udrh", "no corpus `udrh`; did you mean `udhr`"),
+        ("udhr+mediawki", "no corpus `mediawki`; did you mean `mediawiki`"),
+        ("clean-won", "did you mean `clean-one`"),
+        ("hub:", "no corpus `hub:`"),
+        ("", "no corpus ``"),
+        ("mediawiki:nowhere", "no MediaWiki in nowhere"),
+        ("udhr+udhr", "names udhr twice"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_right_one(home, monkeypatch, corpus, message):
+    monkeypatch.setattr("langsamp.corpora.udhr_corpus", lambda: home / "nothing")
+    (home / "nothing/text/train").mkdir(parents=True)
+    (home / "nothing/text/train/eng_Latn.txt").write_text("all human beings\n")
+    write_corpus(find_sources(home / "a")[0], home / "corpora/clean-one")
+    with pytest.raises(UserError, match=message):
+        find_corpus(corpus, outputs=home)
+
+
+def test_a_folder_with_a_plus_in_its_name(home):
+    (home / "a").rename(home / "a+b")
+    assert list(find_corpus(str(home / "a+b"), outputs=home)[0]) == ["eng_Latn", "est_Latn"]
+
+
+def test_mediawiki_from_a_source_tree(home, monkeypatch):
+    "Named with its folder; it joins the others under their codes."
+    monkeypatch.setenv("LANGSAMP_CACHE", str(home / "cache"))
+    messages = {"en": {"a": "Save the page"}, "et": {"a": "Salvesta lehekülg"}}
+    for language, content in messages.items():
+        path = home / f"tree/languages/i18n/{language}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    sources, complaints = find_corpus(f"{home}/a+mediawiki:{home}/tree", outputs=home)
+    assert complaints == [] and list(sources) == ["ekk_Latn", "eng_Latn"]
+    assert set(texts(sources)["eng_Latn"]["train"]) == {"one", "two", "Save the page"}
+
+
+def test_enough(home):
+    "Characters of clean training text; what is left out is named with its count."
+    sources = unite([find_sources(home / name)[0] for name in "ab"])
+    for least in range(12):
+        kept, complaints = enough(sources, least)
+        learnt = {code: sum(map(len, splits["train"])) for code, splits in texts(sources).items()}
+        assert list(kept) == [code for code in sources if learnt[code] >= least]
+        assert [line.split()[0] for line in complaints] == [code for code in sources if learnt[code] < least]
+
+
+def test_a_copy_holds_the_clean_lines(home):
+    "Nothing is lost or left to clean, and two copies are equal byte for byte."
+    sources, _ = find_corpus(named(home, "abc"), outputs=home)
+    ledgers = write_corpus(sources, home / "corpora/one", corpus="a+b+c")
+    write_corpus(sources, home / "corpora/two", corpus="a+b+c")
+    assert damage(home / "corpora/one") == ""
+    assert (home / "corpora/one/manifest.json").read_bytes() == (home / "corpora/two/manifest.json").read_bytes()
+    copy, complaints = find_corpus("one", outputs=home)
+    assert complaints == [] and texts(copy) == texts(sources)
+    assert [ledger.code for ledger in ledgers] == list(sources)
+    for ledger in ledgers:
+        assert ledger.lines == sum(ledger.kept.values()) + sum(ledger.dropped.values())
+
+
+def test_what_a_rule_refuses_is_counted(home):
+    "With its reason and the text; the books still balance."
+    sources, _ = find_corpus(named(home, "ab"), outputs=home)
+    ledgers = {
+        x.code: x for x in write_corpus(sources, home / "clean", [lambda code, split, text: "four" * (text == "neli")])
+    }
+    estonian = ledgers["ekk_Latn"]
+    assert estonian.dropped == {"four": 1, "duplicate": 2} and "`neli`" in " ".join(estonian.examples)
+    assert estonian.lines == sum(estonian.kept.values()) + sum(estonian.dropped.values())
+    assert "neli" not in texts(find_sources(home / "clean/text")[0])["ekk_Latn"]["train"]
+
+
+def test_an_interrupted_copy_leaves_the_old_one(home):
+    sources, _ = find_corpus(str(home / "a"), outputs=home)
+    write_corpus(sources, home / "clean")
+    before = (home / "clean/manifest.json").read_bytes()
+
+    def fails(code, split, text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_corpus(sources, home / "clean", [fails])
+    with pytest.raises(UserError, match="no line to learn from"):
+        write_corpus(sources, home / "clean", [lambda code, split, text: "all" * (split == "train")])
+    assert (home / "clean/manifest.json").read_bytes() == before and damage(home / "clean") == ""
+
+
+def test_fewer_held_out_lines(tmp_path):
+    "About as many characters as asked for, of every language-script, the same ones every time; training text stays."
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        for code, lines in [("eng_Latn", 4000), ("fra_Latn", 40)]:
+            text = "".join(f"{split} sentence {i:06}\n" for i in range(lines))
+            (tmp_path / split / f"{code}.txt").write_text(text)
+    sources, _ = find_sources(tmp_path)
+    ledgers = {x.code: x for x in write_corpus(sources, tmp_path / "few", [fewer_held_out(sources, 20_000)])}
+    assert [ledger.kept["train"] for ledger in ledgers.values()] == [4000, 40]
+    assert 600 < ledgers["eng_Latn"].kept["validation"] < 820 and ledgers["fra_Latn"].kept["validation"] == 40
+    again = write_corpus(sources, tmp_path / "again", [fewer_held_out(sources, 20_000)])
+    assert again == list(ledgers.values())

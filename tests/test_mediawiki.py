@@ -1,0 +1,268 @@
+"MediaWiki's messages: read without unpacking, cleaned to sentences, and held out by key in every language."
+
+import gzip
+import io
+import json
+import lzma
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pyarrow
+import pytest
+
+from langsamp.core import UserError, damage, manifest_of
+from langsamp.corpus import Ledger, clean_lines, find_sources
+from langsamp.mediawiki import (
+    MEDIAWIKI_VERSION,
+    clean_message,
+    fetch_mediawiki,
+    language_of,
+    mark_held_out,
+    mediawiki_corpus,
+    package_files,
+    parallel_messages,
+    read_messages,
+    tree_files,
+)
+
+MESSAGES = {  # Key -> how it is written in every language of the fixture
+    f"key-{i}": f"{{word}} number {i} is on [[Special:Pages|a page]] with ten '''words''' {i}" for i in range(200)
+}
+WORDS = {"en": "Page", "de": "Seite", "pt": "Página", "pt-br": "A página", "et": "Leht", "eo": "Paĝo", "qqq": "Note"}
+
+
+def messages(word: str) -> dict:
+    return {"@metadata": {"authors": ["A"]}, **{k: v.replace("{word}", word) for k, v in MESSAGES.items()}}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    "What a MediaWiki holds: two folders of messages, a copy of another project's, and a file that is no message."
+    russian = messages("Страница") | {
+        k: v.replace("number", "номер") for k, v in messages("Страница").items() if k[0] != "@"
+    }
+    russian = {k: "Страница номер и десять слов " + k[4:] if k[0] != "@" else v for k, v in russian.items()}
+    found = {f"languages/i18n/{code}.json": json.dumps(messages(word)).encode() for code, word in WORDS.items()}
+    found["languages/i18n/ru.json"] = json.dumps(russian).encode()
+    found["extensions/Cite/i18n/en.json"] = json.dumps({"cite": "Cite this page for ever, please"}).encode()
+    found["extensions/Cite/i18n/de.json"] = json.dumps({"cite": "Cite this page for ever, please"}).encode()
+    found["vendor/oojs/oojs-ui/i18n/de.json"] = json.dumps({"x": "Kopie"}).encode()
+    return found | {"composer.json": b"{}"}
+
+
+@pytest.fixture(scope="module")
+def tree(files, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("mediawiki")
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def debian(path: Path, files: dict[str, bytes], ending: str = "xz", root: str = "./usr/share/mediawiki/") -> Path:
+    "A Debian package: an `ar` archive of three members, the last of them a compressed tar."
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(root + name.replace("extensions/", "extensions-core/"))
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    packers = {"xz": lzma.compress, "gz": gzip.compress, "zst": lambda b: pyarrow.compress(b, "zstd", asbytes=True)}
+    members = {
+        "debian-binary": b"2.0\n",
+        "control.tar.xz": b"odd",
+        f"data.tar.{ending}": packers[ending](body.getvalue()),
+    }
+    with open(path, "wb") as file:
+        file.write(b"!<arch>\n")
+        for name, content in members.items():
+            file.write(f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode())
+            file.write(content + b"\n" * (len(content) % 2))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["xz", "gz", "zst"])
+def test_a_package_and_a_tree_hold_the_same_messages(files, tree, tmp_path, ending):
+    "However Debian packs it; `extensions-core` is Debian's name of `extensions`."
+    package = debian(tmp_path / "mediawiki_1_all.deb", files, ending)
+    assert sorted(package_files(package)) == sorted(tree_files(tree))
+    assert len(dict(tree_files(tree))) == len(files) - 2
+
+
+@pytest.mark.parametrize("root", ["./usr/share/mediawiki/../../../../", "/", "../"])
+def test_a_path_that_leaves_the_package_is_refused(files, tmp_path, root):
+    package = debian(tmp_path / "mediawiki_1_all.deb", files, root=root)
+    with pytest.raises(UserError, match="lies outside the package; delete it"):
+        list(package_files(package))
+    assert [path.name for path in tmp_path.iterdir()] == [package.name]
+
+
+@pytest.mark.parametrize("length", [0, 7, 30, 68, 300, -200])
+def test_a_broken_package_says_how_to_mend_it(files, tmp_path, length):
+    package = debian(tmp_path / "mediawiki_1_all.deb", files)
+    package.write_bytes(package.read_bytes()[:length])
+    with pytest.raises(UserError, match="delete it and run again"):
+        list(package_files(package))
+
+
+def test_a_wrong_checksum_is_refused_and_another_version_is_not(files, tmp_path):
+    "The tested version must be the tested bytes; of another one the manifest keeps name and checksum."
+    other = debian(tmp_path / "mediawiki_1%3a1.43.1_all.deb", files)
+    assert fetch_mediawiki(tmp_path) == other
+    facts = manifest_of(mediawiki_corpus(cache=tmp_path))
+    assert facts["source"] == other.name and len(facts["sha256"]) == 64
+    debian(tmp_path / f"mediawiki_1%3a{MEDIAWIKI_VERSION}_all.deb", files)
+    with pytest.raises(UserError, match="sha256 .* delete it and run again"):
+        fetch_mediawiki(tmp_path)
+
+
+def test_without_apt_the_message_names_the_other_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"no apt-get .* give a source tree of MediaWiki .* `mediawiki:"):
+        fetch_mediawiki(tmp_path)
+
+
+def test_a_failing_apt_says_to_update_its_lists(tmp_path, monkeypatch):
+    apt = tmp_path / "bin/apt-get"
+    apt.parent.mkdir()
+    apt.write_text("#!/bin/sh\necho 'E: Unable to locate package' >&2\nexit 100\n")
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", str(apt.parent), prepend=":")
+    with pytest.raises(UserError, match="(?s)apt-get update.*Unable to locate package"):
+        fetch_mediawiki(tmp_path / "cache")
+
+
+def test_a_folder_that_is_no_mediawiki(tmp_path):
+    with pytest.raises(UserError, match="give the folder that holds languages/i18n/en.json"):
+        mediawiki_corpus(tmp_path, tmp_path / "cache")
+
+
+RAW = {
+    "plain": ("Save page", "Save page"),
+    "plural": ("$1 {{PLURAL:$1|page|pages}}", "pages"),
+    "plural with a number": ("{{PLURAL:$1|0=No page|One page|Some pages}}", "Some pages"),
+    "gender": ("{{GENDER:$1|He|She|They}} left", "They left"),
+    "nested": ("{{GRAMMAR:genitive|{{SITENAME}}}} is {{#if:{{ns:1}}|a}} up", "Wiki is up"),
+    "template in a link": ("Go to [[{{ns:8}}:Help|the {{int:x}}help]]", "Go to the help"),
+    "link in a template": ("{{PLURAL:$1|[[a|b]]|[[c|many d]]}}", "many d"),
+    "link without a label": ("See [[Help]]", "See Help"),
+    "outer link": ("See [https://example.org/a?b=$1 the page], or [$1 this]", "See the page, or this"),
+    "bare address": ("See https://example.org/a?b for more", "See for more"),
+    "brackets are kept": ("Text [optional]", "Text [optional]"),
+    "code": ("Set <code>$wgA = 1;</code> now", "Set now"),
+    "tags": ("<b>Bold</b>, <i>thin</ i><br />next", "Bold, thin next"),
+    "entities": ("a&nbsp;b &#160; c", "a b c"),
+    "lists and headings": ("== Head ==\n* one\n# two\n----\n: three", "Head one two three"),
+    "table": ("{| class=x\n| cell\n|}", ""),
+    "html table": ("<table><tr><td>a</td></tr></table>", ""),
+    "script": ("<script>alert('x')</script>", ""),
+    "left-over markup": ("An open {{PLURAL:$1", ""),
+    "no letter": ("$1: 12 %", ""),
+    "one character": ("a", ""),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_cleaning(name):
+    raw, clean = RAW[name]
+    assert clean_message(raw) == clean
+    assert clean_message(clean) == clean, "what is clean stays as it is"
+
+
+def test_languages():
+    "Codes that mean another language in ISO 639-3 are translated, and macrolanguages are told apart as elsewhere."
+    known = {
+        "en": "eng",
+        "als": "gsw",
+        "nrm": "nrf",
+        "no": "nob",
+        "zh-hant": "cmn",
+        "fa": "pes",
+        "sh": "hbs",
+        "sa": "san",
+    }
+    assert {variant: language_of(variant) for variant in known} == known
+
+
+def test_messages(tree):
+    "Left out: constructed languages, documentation, other projects' copies, and what was never translated."
+    table = read_messages(tree_files(tree))
+    assert set(table.code) == {"eng_Latn", "deu_Latn", "por_Latn", "ekk_Latn", "rus_Cyrl"}
+    assert not table.text.str.contains(r"[\[\]{}]|'''|Kopie").any()
+    assert table[table.key == "cite"].code.tolist() == ["eng_Latn"]
+    assert table.equals(read_messages(reversed(list(tree_files(tree))))), "the order of files must not count"
+
+
+def test_held_out_keys_are_the_same_in_every_language(tree, tmp_path):
+    folder = mediawiki_corpus(tree, tmp_path)
+    table = pd.read_parquet(folder / "messages.parquet")
+    held_out = {code: set(rows.key[rows.held_out]) for code, rows in table.groupby("code")}
+    assert 8 < len(held_out["eng_Latn"]) < 45 and all(keys == held_out["eng_Latn"] for keys in held_out.values())
+    assert table[table.held_out & (table.variant == "en")].words.between(5, 15).all()
+    parallel = parallel_messages(folder, least=8)
+    assert set(parallel) == set(held_out)
+    assert {len(texts) for texts in parallel.values()} == {len(held_out["eng_Latn"])}
+    assert all(text.startswith("Página") for text in parallel["por_Latn"].values()), "pt comes before pt-br"
+    assert parallel_messages(folder, least=100) == {}
+
+
+def test_ambiguous_and_gappy_english_is_not_held_out():
+    english = [
+        "the same five words here",
+        "the same five words here",
+        "one two three four five",
+        "six words " * 3,
+        "short",
+    ]
+    table = pd.DataFrame({"variant": "en", "folder": "f", "key": [*"abcde"], "text": english, "whole": True})
+    table.loc[3, "whole"] = False
+    assert mark_held_out(table, share=1.0).held_out.tolist() == [False, False, True, False, False]
+
+
+def test_nothing_held_out_is_learnt(tree, tmp_path):
+    "Also where another key has the same text."
+    sources, complaints = find_sources(mediawiki_corpus(tree, tmp_path) / "text")
+    assert complaints == []
+    for code, files in sources.items():
+        ledger = Ledger(code)
+        list(clean_lines(files, ledger))
+        assert ledger.dropped == {} and min(ledger.kept.values()) > 0, code
+
+
+def test_two_builds_are_equal_byte_for_byte(files, tree, tmp_path):
+    "From the same tree, and after damage."
+    one, two = mediawiki_corpus(tree, tmp_path / "a"), mediawiki_corpus(tree, tmp_path / "b")
+    whole = (one / "manifest.json").read_bytes()
+    assert (two / "manifest.json").read_bytes() == whole and one.name == two.name
+    (one / "text/train/eng_Latn.txt").unlink()
+    assert damage(mediawiki_corpus(tree, tmp_path / "a")) == "" and (one / "manifest.json").read_bytes() == whole
+
+
+def test_a_changed_tree_is_another_corpus(tree, tmp_path):
+    changed = shutil.copytree(tree, tmp_path / "changed")
+    (changed / "languages/i18n/fr.json").write_text(json.dumps({"key-1": "Une page de plus"}))
+    assert mediawiki_corpus(changed, tmp_path).name != mediawiki_corpus(tree, tmp_path).name
+
+
+@pytest.mark.slow
+def test_the_package():
+    "The real one: at least 500 language-scripts in 45 scripts, under 3 % of the text held out."
+    try:
+        folder = mediawiki_corpus()
+    except UserError as error:
+        if "apt" not in str(error):
+            raise
+        pytest.skip(f"the package mediawiki cannot be fetched: {error}")
+    sources, complaints = find_sources(folder / "text")
+    assert complaints == [] and len(sources) >= 500 and len({code[-4:] for code in sources}) >= 45
+    table = pd.read_parquet(folder / "messages.parquet").drop_duplicates(["code", "text"])
+    characters = table.text.str.len().groupby(table.held_out).sum()
+    assert 0.015 < characters[True] / characters.sum() < 0.03
+    assert len(parallel_messages(folder, 50)) >= 140 and len(parallel_messages(folder, 100)) >= 60
+    done = subprocess.run(
+        ["grep", "-rlE", r"\{\{|\[\[|</ ?[a-z]+>", str(folder / "text")], capture_output=True, text=True
+    )
+    assert done.stdout == "", "wiki text or HTML is left"
