@@ -1,0 +1,307 @@
+"A start computes what its backbone computed on text that both can read, and it is the same every time."
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    PreTrainedModel,
+    XLMRobertaConfig,
+)
+
+from langsamp.core import UserError, damage, read_json, sha256
+from langsamp.corpus import Source, find_sources
+from langsamp.params import StartParams
+from langsamp.pieces import old_ids, pieces_of, save_tokenizer
+from langsamp.rows import adapted, restored
+from langsamp.starts import find_backbone, make_start, start_table, weight_sums
+from langsamp.tokenizer import trained_tokenizer
+from langsamp.vocabulary import fit_vocabulary
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+CONFIGS = {
+    "xlm-roberta": XLMRobertaConfig(**SIZES, pad_token_id=1, bos_token_id=0, eos_token_id=2),
+    "untied": XLMRobertaConfig(**SIZES, pad_token_id=1, tie_word_embeddings=False),
+    "bert": BertConfig(**SIZES, pad_token_id=1),
+    "distilbert": DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, pad_token_id=1),
+    "modernbert": ModernBertConfig(
+        **SIZES, pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0, sep_token_id=2
+    ),
+}
+LATIN = tiny.sentences("eng_Latn", 200)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    "A tokenizer that has seen Latin letters only."
+    home = tmp_path_factory.mktemp("base")
+    (home / "eng_Latn.txt").write_text("\n".join(LATIN))
+    return trained_tokenizer({"eng_Latn": [Source("eng_Latn", home / "eng_Latn.txt", "train")]}, "latin", home, 300)
+
+
+@pytest.fixture(scope="module")
+def fitted(corpus, base, tmp_path_factory) -> Path:
+    "The same tokenizer, extended and pruned for three scripts."
+    folder = tmp_path_factory.mktemp("fitted") / "tokenizer"
+    save_tokenizer(fit_vocabulary(find_sources(corpus)[0], base, 150, 2).content, base, folder)
+    return folder
+
+
+def model_of(name: str, base: Path, seed: int = 0) -> PreTrainedModel:
+    "A tiny model with random weights; the biases too, so that a lost one is seen."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = type(CONFIGS[name]).from_dict(
+            {**CONFIGS[name].to_dict(), "vocab_size": len(AutoTokenizer.from_pretrained(base))}
+        )
+        mlm = AutoModelForMaskedLM.from_config(config)
+        mlm.get_output_embeddings().bias.data.normal_()
+    return mlm.eval()
+
+
+@pytest.fixture(scope="module")
+def backbone(base, tmp_path_factory) -> Path:
+    "A checkpoint with its tokenizer."
+    folder = tmp_path_factory.mktemp("backbone")
+    save_tokenizer(read_json(base / "tokenizer.json"), base, folder)
+    model_of("xlm-roberta", base).save_pretrained(folder)
+    return folder
+
+
+def mapping_of(new: Path, old: Path) -> torch.Tensor:
+    return torch.from_numpy(old_ids(*(read_json(folder / "tokenizer.json") for folder in (new, old))))
+
+
+def outputs_of(mlm: PreTrainedModel, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        out = mlm(input_ids=torch.tensor([ids]), output_hidden_states=True)
+    return out.hidden_states[-1], out.logits
+
+
+# Rows
+
+
+@pytest.mark.parametrize("new_rows", ["mean", "random"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_kept_pieces_compute_the_same_bits(name, new_rows, base, fitted):
+    mlm = model_of(name, base)
+    small, stood = adapted(mlm, base, fitted, new_rows), mapping_of(fitted, base)
+    old, new = [AutoTokenizer.from_pretrained(folder) for folder in (base, fitted)]
+    checked = 0
+    for line in LATIN[:50]:
+        ids = [tokenizer(line)["input_ids"] for tokenizer in (old, new)]
+        if (stood[ids[1]] >= 0).all() and stood[ids[1]].tolist() == ids[0]:
+            (h_old, logits_old), (h_new, logits_new) = outputs_of(mlm, ids[0]), outputs_of(small, ids[1])
+            assert torch.equal(h_old, h_new), f"{name}: other hidden states"
+            there = stood >= 0
+            assert torch.allclose(logits_old[..., stood[there]], logits_new[..., there], atol=1e-6, rtol=0), name
+            checked += 1
+    assert checked > 5, "no line has kept pieces only: nothing was tested"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_and_ties_survive_the_disk(name, base, fitted, tmp_path):
+    mlm = model_of(name, base)
+    small, stood = adapted(mlm, base, fitted), mapping_of(fitted, base)
+    small.save_pretrained(tmp_path)
+    loaded, report = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and loaded.config.vocab_size == len(stood)
+    tied = [m.get_input_embeddings().weight is m.get_output_embeddings().weight for m in (mlm, small, loaded)]
+    assert len(set(tied)) == 1 and tied[0] == (name != "untied"), f"tied before, after, loaded: {tied}"
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        old, new = [getattr(m, part)().weight for m in (mlm, loaded)]
+        assert torch.equal(new[stood >= 0], old[stood[stood >= 0]]), f"{part}: a kept row changed"
+    old, new = [m.get_output_embeddings().bias for m in (mlm, loaded)]
+    assert torch.equal(new[stood >= 0], old[stood[stood >= 0]]), "a kept bias changed"
+    assert loaded.config.pad_token_id == 1
+
+
+def test_mean_rows_by_hand(base, tmp_path):
+    "A piece of known parts gets their mean in embedding, matrix and bias."
+    content = read_json(base / "tokenizer.json")
+    pieces = dict(pieces_of(content))
+    new = next(p + q for p in pieces for q in pieces if len(p) == len(q) == 2 and p[0] == "▁" and p + q not in pieces)
+    content["model"]["vocab"] = [*content["model"]["vocab"], ["<mask>", 0.0], [new, -5.0]]
+    save_tokenizer(content, base, tmp_path)
+    old = AutoTokenizer.from_pretrained(base)
+    parts = [token.id for token in old.backend_tokenizer.model.tokenize(new)]
+    assert len(parts) >= 2 and old.unk_token_id not in parts
+    for name in CONFIGS:
+        mlm = model_of(name, base)
+        bigger = adapted(mlm, base, tmp_path)
+        for part in ("get_input_embeddings", "get_output_embeddings"):
+            before, after = [getattr(m, part)() for m in (mlm, bigger)]
+            assert torch.allclose(after.weight[-1], before.weight[parts].mean(0)), f"{name}: {part}"
+        bias = [m.get_output_embeddings().bias for m in (mlm, bigger)]
+        assert torch.allclose(bias[1][-1], bias[0][parts].mean()), f"{name}: bias"
+
+
+def test_no_two_new_rows_are_one(base, fitted):
+    "Cyrillic is `<unk>` to the old tokenizer; equal rows would make its pieces one."
+    small, new = adapted(model_of("xlm-roberta", base), base, fitted), mapping_of(fitted, base) < 0
+    rows = small.get_input_embeddings().weight[new]
+    assert len(rows) > 50 and torch.pdist(rows).min() > 1e-4
+
+
+def test_pieces_that_share_letters_are_nearer(base, fitted):
+    small, pieces = (
+        adapted(model_of("xlm-roberta", base), base, fitted),
+        pieces_of(read_json(fitted / "tokenizer.json")),
+    )
+    rows = small.get_input_embeddings().weight.detach()
+    rows = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
+    letters = set(tiny.ALPHABETS["rus_Cyrl"])
+    words = [(i, set(piece)) for i, (piece, _) in enumerate(pieces) if len(piece) == 2 and set(piece) <= letters]
+    pairs = [(len(a & b), float(rows[i] @ rows[j])) for i, a in words for j, b in words if i < j]
+    shared, apart = [[c for n, c in pairs if (n > 0) == yes] for yes in (True, False)]
+    assert sum(shared) / len(shared) > sum(apart) / len(apart) + 0.2
+
+
+@pytest.mark.parametrize("new_rows", ["mean", "random"])
+def test_the_seed_decides(new_rows, base, fitted):
+    mlm = model_of("xlm-roberta", base)
+    before = torch.random.get_rng_state()
+    a, b, c = [adapted(mlm, base, fitted, new_rows, seed) for seed in (1, 1, 2)]
+    assert torch.equal(before, torch.random.get_rng_state()), "the global generator was used"
+    assert tiny.furthest(a, b) == 0 < tiny.furthest(a, c)
+    assert tiny.furthest(mlm, model_of("xlm-roberta", base)) == 0, "the given model was changed"
+
+
+def test_random_rows_are_the_reference_s(base, fitted):
+    small, new = adapted(model_of("xlm-roberta", base), base, fitted, "random"), mapping_of(fitted, base) < 0
+    assert 0.018 < small.get_input_embeddings().weight[new].std() < 0.022
+    assert not small.get_output_embeddings().bias[new].any()
+
+
+def test_a_model_with_too_few_rows_is_refused(base, fitted):
+    config = XLMRobertaConfig(**SIZES, vocab_size=50)
+    with pytest.raises(UserError, match="has 50 rows"):
+        adapted(AutoModelForMaskedLM.from_config(config), base, fitted)
+
+
+# Starts
+
+
+@pytest.fixture(scope="module")
+def params(corpus, backbone) -> StartParams:
+    return StartParams(
+        name="a", backbone=str(backbone), corpus=str(corpus), languages=[], new_pieces=150, least_count=2, seed=3
+    )
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def start(params, outputs) -> Path:
+    return make_start(params, outputs)
+
+
+def test_a_start_is_stock_and_fits(start):
+    tokenizer, mlm = AutoTokenizer.from_pretrained(start), AutoModelForMaskedLM.from_pretrained(start)
+    assert mlm.config.vocab_size == len(tokenizer) and type(mlm).__module__.startswith("transformers.")
+    table = start_table(start)
+    assert table.loc[["Cyrl", "Deva"], "<unk> % before"].min() > 40 and table["<unk> % after"].max() == 0
+    assert read_json(start / "start.json")["pieces"]["now"] == len(tokenizer)
+
+
+def test_two_builds_are_the_same_bytes(start, params, tmp_path):
+    again = make_start(params, tmp_path)
+    for path in start.iterdir():
+        assert sha256(path) == sha256(again / path.name), f"{path.name} differs"
+
+
+def test_nothing_is_made_twice(start, params, outputs):
+    before = {path.name: path.stat().st_mtime_ns for path in start.iterdir()}
+    assert make_start(params, outputs) == start
+    assert {path.name: path.stat().st_mtime_ns for path in start.iterdir()} == before
+
+
+def test_another_start_of_that_name_is_refused(start, params, outputs):
+    with pytest.raises(UserError, match="seed: 3 → 4.*choose another name"):
+        make_start(replace(params, seed=4), outputs)
+
+
+def test_changed_text_is_refused(params, tmp_path, corpus):
+    text = shutil.copytree(corpus, tmp_path / "text")
+    make_start(p := replace(params, corpus=str(text)), tmp_path)
+    with open(text / "train" / "eng_Latn.txt", "a") as file:
+        file.write("abc abd abe\n")
+    with pytest.raises(UserError, match="text: "):
+        make_start(p, tmp_path)
+
+
+def test_a_changed_backbone_is_refused(params, tmp_path, backbone, base):
+    own = shutil.copytree(backbone, tmp_path / "own")
+    make_start(p := replace(params, backbone=str(own)), tmp_path)
+    model_of("xlm-roberta", base, seed=1).save_pretrained(own)
+    with pytest.raises(UserError, match="model.safetensors"):
+        make_start(p, tmp_path)
+
+
+def test_a_damaged_start_is_made_again(params, tmp_path):
+    start = make_start(params, tmp_path)
+    (start / "tokenizer.json").write_text("{}")
+    assert damage(make_start(params, tmp_path)) == ""
+
+
+def test_another_tokenizer_brings_its_pieces(params, tmp_path, backbone, fitted, base):
+    "As XLM-R with Glot500's tokenizer: what both have keeps its row."
+    p = replace(params, tokenizer=str(fitted), new_pieces=0, least_count=0, corpus="")
+    mlm, stood = AutoModelForMaskedLM.from_pretrained(make_start(p, tmp_path)), mapping_of(fitted, base)
+    old = AutoModelForMaskedLM.from_pretrained(backbone).get_input_embeddings().weight
+    assert torch.equal(mlm.get_input_embeddings().weight[stood >= 0], old[stood[stood >= 0]])
+    assert len(mlm.get_input_embeddings().weight) == len(stood)
+
+
+@pytest.mark.parametrize("name", ["", "nothing/there"])
+def test_no_backbone(name, tmp_path):
+    with pytest.raises(UserError, match="give e5-small"):
+        weight_sums(str(tmp_path / "empty") if not name else name)
+
+
+def test_an_encoder_alone_is_refused(tmp_path, base):
+    "Its head would be random, and nobody would know."
+    model_of("xlm-roberta", base).base_model.save_pretrained(tmp_path / "encoder")
+    save_tokenizer(read_json(base / "tokenizer.json"), base, tmp_path / "encoder")
+    p = StartParams(backbone=str(tmp_path / "encoder"), corpus="", new_pieces=0, least_count=0)
+    with pytest.raises(UserError, match="head"):
+        make_start(p, tmp_path)
+
+
+def test_a_start_can_be_the_backbone_of_another(start, outputs, params):
+    assert find_backbone("a", outputs) == str(start)
+    again = make_start(replace(params, name="b", backbone="a"), outputs)
+    assert read_json(again / "start.json")["pieces"]["new"] == 0, "the same text needs nothing more"
+
+
+# The way back
+
+
+def test_restored_rows_are_exact(start, params, backbone, base, tmp_path):
+    trained = AutoModelForMaskedLM.from_pretrained(start)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    full = AutoModelForMaskedLM.from_pretrained(backbone)
+    restored(trained, start, full, base, tmp_path)
+    whole, stood = AutoModelForMaskedLM.from_pretrained(tmp_path), mapping_of(start, base)
+    rows, ours, theirs = [m.get_input_embeddings().weight for m in (whole, trained, full)]
+    dropped = sorted(set(range(len(theirs))) - set(stood.tolist()))
+    assert torch.equal(rows[stood[stood >= 0]], ours[stood >= 0]) and torch.equal(rows[dropped], theirs[dropped])
+    assert torch.equal(rows[len(theirs) :], ours[stood < 0])
+    small, big = [AutoTokenizer.from_pretrained(folder) for folder in (start, tmp_path)]
+    for line in tiny.sentences("rus_Cyrl", 3):
+        ids = [tokenizer(line)["input_ids"] for tokenizer in (small, big)]
+        assert small.convert_ids_to_tokens(ids[0]) == big.convert_ids_to_tokens(ids[1])
+        assert torch.equal(outputs_of(trained.eval(), ids[0])[0], outputs_of(whole.eval(), ids[1])[0])
