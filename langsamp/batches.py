@@ -9,6 +9,8 @@ __all__ = ['VALIDATION_SEED', 'shuffled', 'blocks_of_step', 'Pieces', 'mask_bloc
 # %% ../nbs/library/07_batches.ipynb #0ae9e184
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,15 @@ def _mix(x: np.ndarray, key: int) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 # %% ../nbs/library/07_batches.ipynb #d01437d5
+def _feistel(x: np.ndarray, half: np.uint64, seed: int) -> np.ndarray:
+    "Shuffle the numbers below 4 ** half: six times, one half of the bits is scrambled by the other."
+    mask = np.uint64((1 << int(half)) - 1)
+    left, right = x >> half, x & mask
+    for turn in range(6):
+        left, right = right, left ^ (_mix(right, 8 * seed + turn + 1) & mask)
+    return (left << half) | right
+
+# %% ../nbs/library/07_batches.ipynb #11f0defa
 def shuffled(
     places: Any,  # Places in the order, each in 0 … size - 1
     size: int,  # How many things are shuffled
@@ -31,32 +42,59 @@ def shuffled(
 ) -> np.ndarray:  # Which thing stands at each place; int64
     "Any places of a random permutation, in constant memory."
     half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
-    x = np.asarray(places, np.uint64)
+    x = np.array(places, np.uint64)
     outside = np.ones(x.shape, bool)
     with np.errstate(over="ignore"):
         while outside.any():
-            left, right = x >> half, x & mask
-            for turn in range(6):
-                left, right = right, left ^ (_mix(right, 8 * seed + turn + 1) & mask)
-            x = np.where(outside, (left << half) | right, x)
+            x[outside] = _feistel(x[outside], half, seed)
             outside = x >= np.uint64(size)
     return x.astype(np.int64)
 
-# %% ../nbs/library/07_batches.ipynb #a1af4879
+# %% ../nbs/library/07_batches.ipynb #4d379005
+def _draws(
+    step: int,  # Optimiser step, from 0
+    batch_size: int,  # Draws a step
+    size: int,  # Draws in an epoch
+    seed: int,  # The run's seed
+) -> tuple[np.ndarray, np.ndarray]:  # Epoch of each draw [B], and its number within the epoch [B]
+    "What a step draws; a batch may reach into the next epoch."
+    epochs_B, places_B = np.divmod(step * batch_size + np.arange(batch_size), size)
+    draws_B = np.zeros_like(places_B)
+    for epoch in np.unique(epochs_B):
+        rows = epochs_B == epoch
+        draws_B[rows] = shuffled(places_B[rows], size, seed + 1_000_003 * int(epoch))
+    return epochs_B, draws_B
+
+# %% ../nbs/library/07_batches.ipynb #1eb440c3
+@cache
+def _stride(size: int) -> int:
+    "About size / golden ratio, without a common divisor."
+    stride = max(1, int(size * 0.6180339887498949))
+    while gcd(stride, size) > 1:
+        stride += 1
+    return stride
+
+# %% ../nbs/library/07_batches.ipynb #8a27bb72
 def blocks_of_step(
     step: int,  # Optimiser step, from 0
     batch_size: int,  # Blocks a step
-    size: int,  # Blocks in an epoch
+    last_S: np.ndarray,  # One past the last block of each shard, as in `Numbering.last`
     seed: int,  # The run's seed
-) -> tuple[np.ndarray, np.ndarray]:  # Epoch and block number of each row [B]
-    "The blocks that a step trains on; a batch may reach into the next epoch."
-    epochs_B, places_B = np.divmod(step * batch_size + np.arange(batch_size), size)
-    blocks_B = np.zeros_like(places_B)
-    for epoch in np.unique(epochs_B):
-        rows = epochs_B == epoch
-        blocks_B[rows] = shuffled(places_B[rows], size, seed + 1_000_003 * int(epoch))
-    return epochs_B, blocks_B
+    quotas_S: np.ndarray | None = None,  # Blocks that an epoch draws from each shard; by default each block once
+) -> tuple[np.ndarray, np.ndarray]:  # Visit and block number of each row [B]
+    "The blocks that a step trains on: a function of step and seed alone, in memory that no corpus makes grow."
+    counts_S = np.diff(last_S, prepend=0)
+    quotas_S = counts_S if quotas_S is None else quotas_S
+    ends_S = np.cumsum(quotas_S)
+    epochs_B, draws_B = _draws(step, batch_size, int(ends_S[-1]), seed)
+    shards_B = np.searchsorted(ends_S, draws_B, side="right")
+    draws_B += (epochs_B + 1) * quotas_S[shards_B] - ends_S[shards_B]
+    counts_B = counts_S[shards_B]
+    visits_B, blocks_B = np.divmod(draws_B, counts_B)
+    strides_B = np.array([_stride(count) for count in counts_S.tolist()])[shards_B]
+    spread_B = (blocks_B + 1_000_003 * seed) % counts_B * strides_B % counts_B
+    whole_B = quotas_S[shards_B] % counts_B == 0
+    return visits_B, last_S[shards_B] - counts_B + np.where(whole_B, blocks_B, spread_B)
 
 # %% ../nbs/library/07_batches.ipynb #d39a6ab2
 class Pieces:
@@ -72,13 +110,13 @@ class Pieces:
 def mask_block(
     tokens_L: np.ndarray,  # One block
     block: int,  # Its number
-    epoch: int,  # Another epoch hides other tokens
+    visit: int,  # Another visit hides other tokens
     seed: int,  # The run's seed
     pieces: Pieces,  # The tokenizer's facts
     probability: float = 0.15,  # Share of ordinary tokens to predict (BERT, XLM-R, LangSAMP)
 ) -> tuple[np.ndarray, np.ndarray]:  # Input tokens [L]; labels [L], -100 where nothing is asked
-    "Hide tokens of a block: a pure function of seed, epoch and block number. Specials are never hidden."
-    random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, block, epoch]))
+    "Hide tokens of a block: a pure function of seed, visit and block number. Specials are never hidden."
+    random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, block, visit]))
     chosen_L = (random.random(len(tokens_L)) < probability) & ~pieces.special[tokens_L]
     kind_L = random.random(len(tokens_L))
     other_L = pieces.ordinary[random.integers(len(pieces.ordinary), size=len(tokens_L))]
@@ -105,13 +143,13 @@ class Batch:
 def make_batch(
     blocks: Blocks,  # Where the tokens are
     blocks_B: np.ndarray,  # Which blocks
-    epochs_B: np.ndarray,  # The epoch of each
+    visits_B: np.ndarray,  # The visit of each
     seed: int,  # The run's seed
     pieces: Pieces,  # The tokenizer's facts
 ) -> Batch:
     "Read and mask the given blocks."
     tokens_BL, shards_B = blocks[blocks_B]
-    masked = [mask_block(t, int(b), int(e), seed, pieces) for t, b, e in zip(tokens_BL, blocks_B, epochs_B)]
+    masked = [mask_block(t, int(b), int(v), seed, pieces) for t, b, v in zip(tokens_BL, blocks_B, visits_B)]
     inputs, labels = zip(*masked)
     return Batch(np.stack(inputs), np.stack(labels), (tokens_BL != pieces.pad).astype(np.int64), shards_B, blocks_B)
 

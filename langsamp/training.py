@@ -37,10 +37,16 @@ class Data:
     train: Blocks
     validation: Blocks
     pieces: Pieces
+    quotas: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not len(self.train):
             raise UserError("no line of the corpus can be trained on; the corpus report says why they were dropped")
+
+    @property
+    def epoch(self) -> int:
+        "Blocks that an epoch draws."
+        return len(self.train) if self.quotas is None else int(self.quotas.sum())
 
 # %% ../nbs/library/12_training.ipynb #2fa45c4a
 def learning_rate_at(
@@ -109,9 +115,9 @@ def batch_loss(
 # %% ../nbs/library/12_training.ipynb #71bc24d5
 def train_step(t: Trainee, step: int) -> dict[str, float]:
     "One update; the batch, its masks and the dropout follow from seed and step. A non-finite loss stops before it."
-    epochs_B, blocks_B = blocks_of_step(step, t.p.batch_size, len(t.data.train), t.p.seed)
+    visits_B, blocks_B = blocks_of_step(step, t.p.batch_size, t.data.train.last, t.p.seed, t.data.quotas)
     mine = slice(t.rank, None, t.world)
-    batch = make_batch(t.data.train, blocks_B[mine], epochs_B[mine], t.p.seed, t.data.pieces)
+    batch = make_batch(t.data.train, blocks_B[mine], visits_B[mine], t.p.seed, t.data.pieces)
     masked, tokens = t.total((batch.labels_BL != -100).sum(), batch.attention_BL.sum())
     torch.manual_seed(int(np.random.SeedSequence([t.p.seed, step, t.rank]).generate_state(1, np.uint64)[0] >> 1))
     losses, parts = [], list(batch.split(t.p.micro_batch_size))

@@ -1,4 +1,6 @@
-"Order and masks are functions of seed, epoch and number, and of nothing else."
+"Order and masks are functions of seed, visit and number, and of nothing else."
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -61,8 +63,8 @@ def test_mask_depends_on_nothing_else(data):
         mine = np.random.default_rng(rank).permutation(numbers)[rank::3]
         part = make_batch(data.train, mine, np.full_like(mine, 2), 7, data.pieces)
         assert (part.inputs_BL == whole.inputs_BL[mine]).all() and (part.labels_BL == whole.labels_BL[mine]).all()
-    for epoch, seed in [(3, 7), (2, 8)]:
-        other = make_batch(data.train, numbers, np.full_like(numbers, epoch), seed, data.pieces)
+    for visit, seed in [(3, 7), (2, 8)]:
+        other = make_batch(data.train, numbers, np.full_like(numbers, visit), seed, data.pieces)
         assert (other.labels_BL != whole.labels_BL).any(axis=1).mean() > 0.9
 
 
@@ -77,16 +79,42 @@ def test_order_is_a_permutation():
         assert (shuffled(places, size, seed) == order[places]).all()
 
 
-@pytest.mark.parametrize("size", [1, 7, 61, 64, 1000])
+# Which blocks, under quotas
+
+
+def ends(*counts: int) -> np.ndarray:
+    "One past the last block of each shard."
+    return np.cumsum(counts)
+
+
+def some_corpora(number: int):
+    "Shards of random sizes, some of them empty, and what an epoch draws of each: nothing, less, as much, or more."
+    for seed in range(number):
+        random = np.random.default_rng(seed)
+        counts = random.integers(0, 40, random.integers(1, 9))
+        counts[0] += 1
+        quotas = np.where(counts, random.integers(0, 100, len(counts)), 0)
+        quotas[0] += 1
+        yield seed, np.cumsum(counts), counts, quotas
+
+
+def epochs_of(last, quotas, seed: int, epochs: int, batch_size: int = 7) -> list[tuple[int, int]]:
+    "Visit and block of all draws of some epochs, in order."
+    total = epochs * int(quotas.sum())
+    steps = [blocks_of_step(step, batch_size, last, seed, quotas) for step in range(-(-total // batch_size))]
+    return [(int(v), int(b)) for visits, blocks in steps for v, b in zip(visits, blocks)][:total]
+
+
+@pytest.mark.parametrize("counts", [[1], [7], [50, 0, 11], [64], [1, 2, 997]], ids=str)
 @pytest.mark.parametrize("batch_size", [4, 8, 96])
-def test_no_block_is_missing_or_repeated(size, batch_size):
+def test_no_block_is_missing_or_repeated(counts, batch_size):
     "Over whole epochs, for random stops and another number of processes after each, every block comes once."
-    random, epochs = np.random.default_rng([size, batch_size]), 3
+    random, epochs, size = np.random.default_rng([sum(counts), batch_size]), 3, sum(counts)
     steps = -(-epochs * size // batch_size)
     seen: list[tuple[int, int]] = []
     for step in range(steps):
         world = int(random.choice([1, 2, 4]))
-        rows = list(zip(*blocks_of_step(step, batch_size, size, seed=5)))
+        rows = list(zip(*blocks_of_step(step, batch_size, ends(*counts), seed=5)))
         parts = [rows[rank::world] for rank in range(world)]
         assert sorted(row for part in parts for row in part) == sorted(rows)
         seen += rows
@@ -96,5 +124,89 @@ def test_no_block_is_missing_or_repeated(size, batch_size):
 
 def test_each_epoch_has_its_own_order():
     "Neither the epochs of a run nor the runs of different seeds go through the text alike."
-    orders = {tuple(blocks_of_step(e, 50, 50, seed)[1]) for e in range(20) for seed in range(20)}
+    orders = {tuple(blocks_of_step(e, 50, ends(50), seed)[1]) for e in range(20) for seed in range(20)}
     assert len(orders) == 400
+
+
+def test_without_quotas_the_order_is_that_of_shuffled():
+    "However the blocks are cut into shards, and whether the quotas are left out or equal to the blocks."
+    for seed, last, counts, _ in some_corpora(30):
+        size = int(last[-1])
+        for epoch in range(3):
+            order = shuffled(np.arange(size), size, seed + 1_000_003 * epoch)
+            for quotas in (None, counts):
+                visits, blocks = blocks_of_step(epoch, size, last, seed, quotas)
+                assert (blocks == order).all() and (visits == epoch).all()
+
+
+def test_quotas_are_kept_in_every_epoch():
+    "Each shard gives its quota, and each of its blocks comes quota / blocks times, rounded down or up."
+    for seed, last, counts, quotas in some_corpora(40):
+        draws = np.array(epochs_of(last, quotas, seed, 6))[:, 1].reshape(6, -1)
+        for blocks in draws:
+            times = np.split(np.bincount(blocks, minlength=last[-1]), last[:-1])
+            for n, quota, found in zip(counts, quotas, times):
+                assert found.sum() == quota and len(found) == n
+                assert n == 0 or set(found) <= {quota // n, -(-quota // n)}, (seed, n, quota)
+
+
+def test_a_run_is_even():
+    "After any number of epochs no block is more than one draw ahead of another of its shard."
+    for seed, last, _, quotas in some_corpora(40):
+        draws = np.array(epochs_of(last, quotas, seed, 9))[:, 1].reshape(9, -1)
+        for epochs in range(1, 10):
+            times = np.bincount(draws[:epochs].ravel(), minlength=last[-1])
+            assert all(np.ptp(part) <= 1 for part in np.split(times, last[:-1]) if len(part))
+
+
+def test_part_of_a_shard_changes():
+    "A tenth of a shard is another tenth in each of ten epochs, and for another seed; none is its beginning."
+    last, quotas = ends(1000), np.array([100])
+    draws = [set(blocks_of_step(epoch, 100, last, seed, quotas)[1].tolist()) for seed in (0, 1) for epoch in range(10)]
+    assert set.union(*draws[:10]) == set(range(1000)) and all(len(part) == 100 for part in draws)
+    assert draws[0] != draws[10]
+    for part in draws:
+        assert max(np.diff(sorted(part | {0, 999}))) < 100, "no long stretch is left out"
+
+
+def test_no_visit_is_repeated():
+    "A block never comes twice with the same visit number, so it never comes twice with the same masks."
+    for seed, last, _, quotas in some_corpora(40):
+        draws = epochs_of(last, quotas, seed, 5)
+        assert len(set(draws)) == len(draws)
+
+
+def test_repeats_within_an_epoch_have_other_masks(data):
+    "Nine draws of each block in one epoch hide it in nine ways."
+    size = len(data.train)
+    visits, blocks = blocks_of_step(0, 9 * size, data.train.last, 3, 9 * np.diff(data.train.last, prepend=0))
+    batch = make_batch(data.train, blocks, visits, 3, data.pieces)
+    long = batch.attention_BL.sum(axis=1) == 16
+    masked = {(int(b), row.tobytes()) for b, row in zip(blocks[long], (batch.labels_BL != -100)[long])}
+    assert len(masked) > 0.85 * long.sum() and (np.bincount(blocks) == 9).all()
+
+
+def test_steps_may_come_in_any_order():
+    "A step is the same after any other step, alone or cut into other batches."
+    for seed, last, _, quotas in some_corpora(20):
+        whole = epochs_of(last, quotas, seed, 4)
+        for batch_size in (1, 3, 50):
+            for step in np.random.default_rng(seed).permutation(len(whole) // batch_size)[:5]:
+                rows = zip(*blocks_of_step(int(step), batch_size, last, seed, quotas))
+                here = slice(int(step) * batch_size, (int(step) + 1) * batch_size)
+                assert [(int(v), int(b)) for v, b in rows] == whole[here]
+
+
+def test_memory_does_not_grow_with_the_corpus():
+    "A step over 550 shards of a hundred billion blocks in all takes no more memory than over a hundred thousand."
+    weights, peaks = np.random.default_rng(0).lognormal(0, 3, 550), []
+    for total in (10**5, 10**11):
+        counts = np.maximum(1, weights / weights.sum() * total).astype(int)
+        quotas = np.maximum(1, counts**0.3 / (counts**0.3).sum() * total).astype(int)
+        blocks_of_step(0, 1024, np.cumsum(counts), 1, quotas)
+        tracemalloc.start()
+        visits, blocks = blocks_of_step(10**6, 1024, np.cumsum(counts), 1, quotas)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (0 <= visits).all() and (0 <= blocks).all() and (blocks < counts.sum()).all()
+    assert peaks[1] < 1.1 * peaks[0] < 1e6, peaks

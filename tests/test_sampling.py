@@ -1,0 +1,208 @@
+"The shares of an epoch: the published rule to the line, temperature to the block, and a ledger that adds up."
+
+import ast
+import csv
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import tiny
+from transformers import XLMRobertaConfig
+
+from langsamp.batches import blocks_of_step
+from langsamp.core import UserError, repo_root
+from langsamp.model import from_backbone
+from langsamp.params import TrainingParams
+from langsamp.sampling import (
+    glot500_lines,
+    glot500_pairs,
+    quotas,
+    sampling_table,
+    seen_by_xlmr,
+    temperature_shares,
+)
+from langsamp.training import train
+
+
+def report_of(lines: dict[str, int], tokens: int = 25) -> dict:
+    "What the corpus report says of language-scripts with so many training lines."
+    splits = {code: {"train": {"lines": n, "tokens": tokens * n}} for code, n in lines.items()}
+    return {"ledgers": [{"code": code, "splits": split} for code, split in splits.items()]}
+
+
+def blocks_for(report: dict, block_size: int = 100) -> np.ndarray:
+    "How many blocks the shards of a report have."
+    return np.array([-(-ledger["splits"]["train"]["tokens"] // block_size) for ledger in report["ledgers"]])
+
+
+def random_lines(seed: int) -> dict[str, int]:
+    "From no line to a million, for some unseen language-scripts."
+    random = np.random.default_rng(seed)
+    codes = [code for code in glot500_pairs().index if code not in seen_by_xlmr()][: random.integers(2, 60)]
+    return {code: int(random.integers(0, 2) * 10 ** random.uniform(0, 6)) for code in codes} | {codes[0]: 500}
+
+
+# The published rule
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, int]:
+    "Sentences by language-script, from the table that is carried over."
+    return glot500_pairs().sentences.to_dict()
+
+
+def test_published_numbers(published):
+    "Pairs, lines, and lines of seen and unseen ones, as the papers give them."
+    lines = glot500_lines(published, seen_by_xlmr())
+    seen = {n for code, n in lines.items() if code in seen_by_xlmr()}
+    unseen = [n for code, n in lines.items() if code not in seen_by_xlmr()]
+    assert len(lines) == 570 and sum(lines.values()) == 920_045_730
+    assert len({code[:3] for code in lines}) == 515 and len({code[4:] for code in lines}) == 29
+    assert seen == {900_450} and len(lines) - len(unseen) == 100
+    assert sum(unseen) == 830_000_730 and max(unseen) == lines["hbs_Latn"] == 8_951_746
+    assert min(unseen) == lines["chk_Hani"] == 900_450 == 30 * published["chk_Hani"]
+
+
+def test_rounding_is_far_from_any_edge(published):
+    "No line count hangs on the last bit of a power: 0.3 is 3/10, so whole numbers decide."
+    rarest = published["chk_Hani"]
+    for code, n in glot500_lines(published, seen_by_xlmr()).items():
+        if code not in seen_by_xlmr():
+            exact = Fraction(published[code], rarest) ** 3
+            assert Fraction(n, 30 * rarest) ** 10 <= exact < Fraction(n + 1, 30 * rarest) ** 10, code
+
+
+def test_table_is_the_published_one(published):
+    "Row by row, where the published file is at hand."
+    path = repo_root().parent / "shared/data/paper/glot500_languages_stats.csv"
+    if not path.exists():
+        pytest.skip("Glot500's own file is not beside the checkout; the carried table was tested above")
+    with open(path) as file:
+        rows = {f"{r['language']}_{ast.literal_eval(r['script'])[0]}": r for r in csv.DictReader(file)}
+    assert {code: int(row["new_length"]) for code, row in rows.items()} == published
+    assert seen_by_xlmr() == {code for code, row in rows.items() if row["XLM-R"] == "True"}
+
+
+def test_unknown_codes_count_as_unseen():
+    "A corpus may have languages that Glot500 had not; seen ones give as many lines as the rarest unseen one."
+    lines = glot500_lines({"ase_Latn": 40_000, "deu_Latn": 10, "tlh_Latn": 29_999, "eng_Latn": 0}, seen_by_xlmr())
+    assert lines == {"ase_Latn": 1_200_000, "deu_Latn": 1_200_000}
+
+
+@pytest.mark.parametrize("lines", [{"deu_Latn": 10**6}, {"wol_Latn": 29_999}, {}], ids=["seen", "small", "empty"])
+def test_rule_that_fits_nothing_is_an_error(lines):
+    with pytest.raises(UserError, match="at least 30,000 lines.*choose `temperature` or `all`"):
+        glot500_lines(lines, seen_by_xlmr())
+
+
+# Temperature
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 0.7, 1])
+def test_shares_go_with_the_power(alpha):
+    "They add up to one, ratios are powers, nothing gets nothing, and order is kept."
+    for seed in range(20):
+        sizes = random_lines(seed)
+        shares = temperature_shares(sizes, alpha)
+        assert list(shares) == list(sizes) and sum(shares.values()) == pytest.approx(1)
+        some = [code for code, n in sizes.items() if n]
+        assert all(shares[code] == 0 for code in sizes if not sizes[code])
+        for a, b in zip(some, some[1:]):
+            assert shares[a] / shares[b] == pytest.approx((sizes[a] / sizes[b]) ** alpha)
+
+
+# Quotas
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 1])
+def test_temperature_quotas(alpha):
+    "An epoch is as long as the corpus, within one block of the exact shares, and nobody who has text is left out."
+    for seed in range(30):
+        report = report_of(lines := random_lines(seed))
+        counts = blocks_for(report)
+        found = quotas("temperature", alpha, counts, report)
+        exact = counts.sum() * np.array(list(temperature_shares(lines, alpha).values()))
+        assert found.dtype == np.int64 and ((found > 0) == (counts > 0)).all()
+        assert (abs(found - np.maximum(exact, counts > 0)) < 1).all()
+        assert 0 <= found.sum() - counts.sum() <= (exact < 1).sum()
+
+
+def test_an_epoch_of_batches_keeps_the_shares():
+    "Draws of one epoch, counted by language-script, are the temperature's shares to the block."
+    report = report_of({"eng_Latn": 40_000, "hbs_Latn": 900, "wol_Latn": 37})
+    counts = blocks_for(report)
+    wanted = quotas("temperature", 0.3, counts, report)
+    last, size = np.cumsum(counts), int(wanted.sum())
+    drawn = np.concatenate([blocks_of_step(step, 64, last, 5, wanted)[1] for step in range(-(-size // 64))])[:size]
+    found = np.bincount(np.searchsorted(last, drawn, side="right"), minlength=3)
+    assert (found == wanted).all()
+    shares = np.array([1_000_000, 22_500, 925]) ** 0.3
+    assert np.abs(found / size - shares / shares.sum()).max() < 1e-4
+
+
+def test_all_is_every_block_once():
+    report = report_of(random_lines(3))
+    assert (quotas("all", 0.3, blocks_for(report), report) == blocks_for(report)).all()
+
+
+def test_glot500_quotas():
+    "Blocks are drawn as often as the rule wants lines; who is below the bar gets none."
+    report = report_of({"deu_Latn": 2_000_000, "hbs_Latn": 640_000, "yua_Latn": 40_000, "chr_Cher": 29_999})
+    counts = blocks_for(report)
+    found = quotas("glot500", 0.3, counts, report)
+    rare = 30 * 40_000
+    assert (found == [rare // 4, round(rare * 16**0.3 / 4), rare // 4, 0]).all()
+
+
+def test_unknown_rule_is_named():
+    with pytest.raises(UserError, match="`glot5000` is unknown; did you mean `glot500`"):
+        quotas("glot5000", 0.3, np.array([1]), report_of({"eng_Latn": 1}))
+
+
+# The ledger
+
+
+def test_ledger_adds_up():
+    "Shares to 100 %, passes to the blocks drawn; whoever is repeated too often is marked and on top."
+    for seed in range(10):
+        report = report_of(lines := random_lines(seed))
+        counts = blocks_for(report)
+        table = sampling_table(report, counts, wanted := quotas("temperature", 0.3, counts, report), drawn=10**6)
+        assert set(table.index) == set(lines) and table.passes.is_monotonic_decreasing
+        assert table["% of epoch"].sum() == pytest.approx(100, abs=0.1) == table["% of tokens"].sum()
+        passes = table.passes.reindex(lines).to_numpy()
+        assert (passes * counts).sum() == pytest.approx(10**6, rel=0.01)
+        assert (table.repeated == (table.passes > 4)).all()
+        one = sampling_table(report, counts, wanted)
+        assert np.allclose(one.passes.reindex(lines) * counts, wanted, atol=0.01 * counts.max())
+
+
+def test_trained_tokens_are_those_of_the_batches(tmp_path):
+    "What the ledger expects of a run is what its steps read, within a block a language-script."
+    data = tiny.synthetic_data(tmp_path, {"eng_Latn": 3_210, "rus_Cyrl": 555, "wol_Latn": 70})
+    code_tokens = dict(zip(data.train.codes, data.train.tokens.tolist()))
+    report = report_of(code_tokens, tokens=1)
+    wanted = quotas("temperature", 0.3, counts := np.diff(data.train.last, prepend=0), report)
+    drawn = 3 * int(wanted.sum())
+    blocks, shards = data.train[blocks_of_step(0, drawn, data.train.last, 9, wanted)[1]]
+    found = np.bincount(shards, (blocks != data.pieces.pad).sum(axis=1), minlength=3)
+    expected = sampling_table(report, counts, wanted, drawn)["trained tokens"].reindex(data.train.codes)
+    assert np.abs(found - expected).max() <= 16 and found.sum() > 10_000
+
+
+def test_training_draws_by_the_quotas(tmp_path):
+    "Quotas equal to the blocks change no loss, and others do."
+    data, size = tiny.synthetic_data(tmp_path), {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, intermediate_size=32, **size)
+    p, found = TrainingParams(steps=12, batch_size=8, micro_batch_size=8), {}
+    counts = np.diff(data.train.last, prepend=0)
+    for name, wanted in {"none": None, "all": counts, "English": counts * [1, 0]}.items():
+        train(
+            from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=3),
+            replace(data, quotas=wanted),
+            p,
+            tmp_path / name,
+        )
+        found[name] = [line["loss"] for line in tiny.metrics_of(tmp_path / name) if "loss" in line]
+    assert found["none"] == found["all"] != found["English"]
