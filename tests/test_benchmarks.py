@@ -1,0 +1,198 @@
+"Evaluation sets are read whole, as upstream lays them out; what cannot be read is told, never left out in silence."
+
+import os
+from pathlib import Path
+
+import pytest
+
+from langsamp.benchmarks import LAYOUTS, benchmark_sentences, read_benchmarks, tagged_sentences, tsv_rows
+from langsamp.core import UserError, repo_root
+
+CONLLU = """# sent_id = 1
+# text = Vámonos al mar.
+1-2\tVámonos\t_\t_\t_\t_\t_\t_\t_\t_
+1\tVamos\tir\tVERB\t_\t_\t0\troot\t_\t_
+2\tnos\tnosotros\tPRON\t_\t_\t1\tobj\t_\t_
+3-4\tal\t_\t_\t_\t_\t_\t_\t_\t_
+3\ta\ta\tADP\t_\t_\t5\tcase\t_\t_
+4\tel\tel\tDET\t_\t_\t5\tdet\t_\t_
+5\tmar\tmar\tNOUN\t_\t_\t1\tobl\t_\t_
+5.1\tir\tir\tVERB\t_\t_\t_\t_\t_\t_
+6\t.\t.\tPUNCT\t_\t_\t1\tpunct\t_\t_
+
+# sent_id = 2
+1\tNew York\tNew York\tPROPN\t_\t_\t0\troot\t_\t_
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    "A file, and the folders above it."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, newline="")
+    return path
+
+
+@pytest.fixture()
+def data(tmp_path) -> Path:
+    "A small folder in the layout of each set."
+    for split in ("train", "dev", "test"):
+        rows = f'index_id\tcategory\ttext\n1\tsports\t"On dit ""{split}""."\n2\thealth\t  {split} deux \n'
+        write(tmp_path / "sib200" / "fra_Latn" / f"{split}.tsv", rows)
+        for name in ("zho_Hans", "zho_Hant"):
+            write(tmp_path / "sib200" / name / f"{split}.tsv", f"index_id\tcategory\ttext\n1\tsports\t{name}{split}\n")
+    write(tmp_path / "tatoeba" / "tatoeba.cmn-eng.cmn", "我們試試看！\n\n你好。\n")
+    write(tmp_path / "tatoeba" / "tatoeba.cmn-eng.eng", "Let's try!\n-\nHello.\n")
+    write(tmp_path / "ud" / "UD_Spanish-X" / "es_x-ud-test.conllu", CONLLU)
+    write(tmp_path / "ner" / "UNER_Serbian-SET" / "sr_set-ud-dev.iob2", "# text = Bo spava.\n1\tBo\tB-PER\t-\t-\n")
+    write(tmp_path / "ner" / "UNER_Serbian-SET" / "sr_set-ud-test.iob2", "1\tI\tO\t-\t-\n2\tAna\tB-PER\t-\t-\n")
+    return tmp_path
+
+
+def test_quotes_and_blanks_of_sib200(data):
+    "Doubled quotes are single again, outer blanks go, and the splits are joined."
+    parts, complaints = benchmark_sentences("sib200", data)
+    assert complaints == [] and [part.name for part in parts] == ["fra_Latn", "zho_Hans", "zho_Hant"]
+    assert sorted(parts[0].sentences) == sorted(
+        sentence for split in ("train", "dev", "test") for sentence in (f'On dit "{split}".', f"{split} deux")
+    )
+
+
+def test_folders_of_one_code_stay_apart(data):
+    parts, _ = benchmark_sentences("sib200", data)
+    assert [(part.name, part.code) for part in parts[1:]] == [("zho_Hans", "zho_Hani"), ("zho_Hant", "zho_Hani")]
+
+
+def test_both_sides_of_tatoeba(data):
+    "The script is read off the text; blank lines are no sentences."
+    parts, complaints = benchmark_sentences("tatoeba", data)
+    assert complaints == []
+    assert [(part.name, part.code) for part in parts] == [("cmn-eng.cmn", "cmn_Hani"), ("cmn-eng.eng", "eng_Latn")]
+    assert parts[0].sentences == ["我們試試看！", "你好。"]
+
+
+def test_words_of_a_treebank(data):
+    "Ranges and empty nodes are no words, a word may hold a blank, and the text is the written one where it is given."
+    first, second = tagged_sentences(data / "ud/UD_Spanish-X/es_x-ud-test.conllu", 3)
+    assert first.text == "Vámonos al mar." and first.words == ["Vamos", "nos", "a", "el", "mar", "."]
+    assert first.tags == ["VERB", "PRON", "ADP", "DET", "NOUN", "PUNCT"]
+    assert (second.text, second.words) == ("New York", ["New York"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ud", ("UD_Spanish-X", "spa_Latn", ["Vámonos al mar.", "New York"])),
+        ("ner", ("UNER_Serbian-SET", "srp_Latn", ["Bo spava.", "I Ana"])),
+    ],
+)
+def test_languages_of_treebanks(data, name, expected):
+    "ISO 639-1 in the file's name, the script of the text, and splits joined under the folder's name."
+    (part,), complaints = benchmark_sentences(name, data)
+    assert complaints == [] and (part.name, part.code, part.sentences) == expected
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_set_that_is_not_there_is_told(tmp_path, name):
+    parts, complaints = benchmark_sentences(name, tmp_path)
+    assert parts == [] and len(complaints) == 1
+    assert LAYOUTS[name].shape in complaints[0] and LAYOUTS[name].home in complaints[0]
+
+
+@pytest.mark.parametrize("lost", ["sib200/fra_Latn/dev.tsv", "tatoeba/tatoeba.cmn-eng.eng"])
+def test_a_missing_file_is_named(data, lost):
+    (data / lost).unlink()
+    parts, complaints = benchmark_sentences(lost.partition("/")[0], data)
+    assert complaints == [f"{data / lost} is missing"] and parts
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "words"),
+    [
+        ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\n1\tsports\n", "dev.tsv:1: no column `text`"),
+        ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\n", "dev.tsv:2: not 3 columns"),
+        ("sib200/fra_Latn/dev.tsv", b'index_id\tcategory\ttext\n1\tsports\t"open\n', "dev.tsv"),
+        ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\t\xff\n", "dev.tsv"),
+        ("tatoeba/tatoeba.cmn-eng.cmn", b"\xff\xfe\n", "cmn-eng.cmn"),
+        ("ud/UD_Spanish-X/es_x-ud-test.conllu", b"1\tsolo\n", "es_x-ud-test.conllu:1: fewer than 4 columns"),
+        ("ner/UNER_Serbian-SET/qz_set-ud-dev.iob2", b"1\tBo\tO\t-\t-\n", "`qz` names no language"),
+    ],
+)
+def test_what_cannot_be_read_is_told_and_the_rest_is_read(data, path, content, words):
+    before, _ = benchmark_sentences(path.partition("/")[0], data)
+    (data / path).write_bytes(content)
+    parts, complaints = benchmark_sentences(path.partition("/")[0], data)
+    assert len(complaints) == 1 and words in complaints[0] and Path(path).name in complaints[0]
+    assert sum(len(part.sentences) for part in parts) > 0 or len(before) == 1
+
+
+def test_names_and_folders(data, monkeypatch):
+    "A misspelt name, no folder and a wrong folder are mistakes of the user's; a name given twice is read once."
+    with pytest.raises(UserError, match="did you mean `tatoeba`"):
+        benchmark_sentences("tatoebo", data)
+    monkeypatch.delenv("LANGSAMP_DATA", raising=False)
+    with pytest.raises(UserError, match="set LANGSAMP_DATA") as error:
+        benchmark_sentences("sib200")
+    assert all(layout.shape in str(error.value) and layout.home in str(error.value) for layout in LAYOUTS.values())
+    monkeypatch.setenv("LANGSAMP_DATA", str(data / "absent"))
+    with pytest.raises(UserError, match="absent is no folder"):
+        benchmark_sentences("sib200")
+    monkeypatch.setenv("LANGSAMP_DATA", str(data))
+    assert len(read_benchmarks(["ud", "ner", "ud"])[0]) == 2
+
+
+def test_own_text(tmp_path):
+    "A folder of xxx_Yyyy.txt files, cleaned like a corpus; what was dropped and what is no such file is told."
+    write(tmp_path / "swe_Latn.txt", "Hej.\n\nHej.\nПривет\n")
+    write(tmp_path / "notes.txt", "")
+    (part,), complaints = benchmark_sentences(f"folder:{tmp_path}")
+    assert (part.name, part.code, part.sentences) == ("swe_Latn", "swe_Latn", ["Hej."])
+    assert len(complaints) == 2 and "notes.txt" in complaints[0] and "swe_Latn.txt:4: another script" in complaints[1]
+
+
+# The real sets, where they are at hand
+
+
+@pytest.fixture(scope="module")
+def real() -> Path:
+    "The folder of evaluation sets."
+    folder = Path(os.environ.get("LANGSAMP_DATA") or repo_root().parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no evaluation sets: set LANGSAMP_DATA to their folder")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "folders", "codes", "sentences"),
+    [("sib200", 205, 203, 205_820), ("tatoeba", 224, 112, 177_754), ("ud", 15, 14, 18_502), ("ner", 12, 11, 30_894)],
+)
+def test_real_sets_are_read_whole(real, name, folders, codes, sentences):
+    "As many as their authors say, with no complaint."
+    parts, complaints = benchmark_sentences(name, real)
+    assert complaints == []
+    assert (len(parts), len({part.code for part in parts})) == (folders, codes)
+    assert sum(len(part.sentences) for part in parts) == sentences
+    assert all(text and text == text.strip() for part in parts for text in part.sentences)
+
+
+def test_scripts_of_tatoeba_are_those_of_the_paper(real):
+    "The detector gives the published script for all pairs but the one whose file is mostly in the other."
+    published = {row["language_script"] for row in tatoeba_rows(real / "paper" / "task_languages.csv")}
+    found = {part.code for part in benchmark_sentences("tatoeba", real)[0]}
+    assert sorted(published - found) == ["uzb_Cyrl"] and len(published) == 98
+
+
+def tatoeba_rows(path: Path) -> list[dict[str, str]]:
+    "The rows for Tatoeba of the table of tasks."
+    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    return [row for values in rows if (row := dict(zip(header, values)))["task"] == "retrieval_tatoeba"]
+
+
+def test_sib200_is_parallel(real):
+    "The same ids in the same order in every folder: a reader that lost a row would break the pairs."
+    ids = {
+        folder.name: tuple(
+            row["index_id"] for split in ("train", "dev", "test") for row in tsv_rows(folder / f"{split}.tsv")
+        )
+        for folder in sorted((real / "sib200").glob("*_*"))[::20]
+    }
+    assert len(set(ids.values())) == 1 and len(next(iter(ids.values()))) == 1004
