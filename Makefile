@@ -2,14 +2,22 @@
 SHELL  := bash
 PYTHON ?= python3
 ENV    := source .venv/bin/activate &&
+SMALL  := small small-baseline small-scratch
 PM     := papermill --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
-.PHONY: run test test-slow export docs lab clean help
+.PHONY: run small test test-slow export docs lab clean help
 
 run: .venv/ok  ## pretrain LangSAMP and its baseline, compare them (about 15 minutes on 2 cores)
 	mkdir -p outputs/udhr outputs/udhr-baseline outputs/figures
 	$(ENV) $(PM) nbs/03_pretrain.ipynb outputs/udhr/pretrain.ipynb -f params/udhr.yaml
 	$(ENV) $(PM) nbs/03_pretrain.ipynb outputs/udhr-baseline/pretrain.ipynb -f params/udhr-baseline.yaml
 	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/pretraining.ipynb -f params/figures/pretraining.yaml
+
+small: .venv/ok  ## the small preset: corpus, start, LangSAMP, baseline and scratch (hours on 2 cores)
+	mkdir -p outputs/corpora outputs/starts outputs/figures $(addprefix outputs/,$(SMALL))
+	$(ENV) $(PM) nbs/01_corpus.ipynb outputs/corpora/small.ipynb -f params/corpora/small.yaml
+	$(ENV) $(PM) nbs/02_start.ipynb outputs/starts/small.ipynb -f params/starts/small.yaml
+	$(ENV) for run in $(SMALL); do $(PM) nbs/03_pretrain.ipynb outputs/$$run/pretrain.ipynb -f params/$$run.yaml || exit; done
+	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/small.ipynb -y '{runs: [small, small-baseline, small-scratch], name: small}'
 
 test: .venv/ok  ## every check: export, clean, lint, types, docs, tests
 	@$(ENV) bash scripts/check.sh

@@ -52,14 +52,13 @@ def locked(
 def keep_params(
     folder: Path,  # The run's folder
     values: Mapping[str, Any],  # Resolved parameters
-    free: tuple[str, ...] = ("processes",),  # Those that do not change the result
 ) -> None:
     "Write params.yaml; in a folder that has one with other values, a `UserError` names them."
     import yaml
 
     path = folder / "params.yaml"
     before = yaml.safe_load(path.read_text()) if path.exists() else dict(values)
-    names = sorted((before.keys() | values.keys()) - set(free))
+    names = sorted(before.keys() | values.keys())
     if other := [f"{n}: {before.get(n)} → {values.get(n)}" for n in names if before.get(n) != values.get(n)]:
         raise UserError(
             f"{folder} belongs to a run with other parameters ({'; '.join(other)}); choose another run_name"

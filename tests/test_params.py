@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from langsamp.core import UserError
-from langsamp.params import CorpusParams, ModelParams, PretrainParams, TrainingParams, read_yaml
+from langsamp.params import (
+    CorpusBuildParams,
+    CorpusParams,
+    ModelParams,
+    PlanParams,
+    PretrainParams,
+    StartParams,
+    TrainingParams,
+)
+from langsamp.strict import read_yaml
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas", "pyarrow"}
@@ -42,11 +51,14 @@ HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas",
         ({"learning_rate": float("inf")}, ["learning_rate must be positive and finite"]),
         ({"weight_decay": -1.0}, ["weight_decay must be"]),
         ({"dropout": 1.0}, ["dropout must lie in [0, 1)"]),
-        ({"hidden_size": 100}, ["hidden_size must be a multiple of 32"]),
-        ({"backbone": "xlm-roberta-base"}, ["set tokenizer to the same name"]),
+        ({"size": "2x100"}, ["the width must be a multiple of 32"]),
+        ({"size": "base"}, ["size must be blocks x width"]),
+        ({"sampling": "temprature"}, ["did you mean `temperature`?"]),
+        ({"alpha": 1.5}, ["alpha must lie in [0, 1]"]),
         ({"run_name": "../other"}, ["run_name must be"]),
         ({"run_name": ".."}, ["run_name must be"]),
         ({"run_name": "data"}, ["run_name"]),
+        ({"run_name": "starts"}, ["run_name `starts` is a folder of all runs"]),
         ({"steps": 0, "dropout": 2.0, "arm": "x"}, ["steps must", "dropout must", "arm must"]),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
@@ -58,7 +70,9 @@ def test_mistake_is_told_with_its_mend(values, words):
     assert [word for word in words if word not in str(error.value)] == []
 
 
-@pytest.mark.parametrize("kind", [CorpusParams, ModelParams, TrainingParams, PretrainParams])
+@pytest.mark.parametrize(
+    "kind", [CorpusParams, ModelParams, TrainingParams, PretrainParams, CorpusBuildParams, StartParams, PlanParams]
+)
 def test_defaults_are_valid(kind):
     "The smoke run's values pass their own rules."
     assert vars(kind()) == vars(kind.of({}))
@@ -85,7 +99,8 @@ def test_validation_loads_nothing_heavy():
     code = f"""
 import json, sys
 from langsamp.core import UserError
-from langsamp.params import PretrainParams, from_notebook
+from langsamp.params import PretrainParams
+from langsamp.strict import from_notebook
 lerning_rate: float = 1
 try:
     from_notebook(PretrainParams, globals())

@@ -22,7 +22,7 @@ def test_the_encoder_block_gives_vectors(smoke):
 def test_the_own_text_block_pretrains(corpus, tmp_path, monkeypatch):
     tiny.write_corpus(tmp_path / "my-corpus")
     monkeypatch.chdir(tmp_path)
-    exec(BLOCKS[1].replace("steps=1000", "steps=2, warmup_steps=1, vocabulary_size=300, processes=1"), {})
+    exec(BLOCKS[1].replace("steps=1000", "steps=2, warmup_steps=1, vocabulary_size=300"), {})
     assert (tmp_path / "outputs/mine/backbone/model.safetensors").exists()
 
 

@@ -12,16 +12,23 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from langsamp.params import PretrainParams, from_notebook
+from langsamp.params import PretrainParams
+from langsamp.strict import from_notebook
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-RUNNERS = [p for p in NOTEBOOKS if p.name == "03_pretrain.ipynb" or p.parent.name == "figures"]
+RUNNERS = [
+    p
+    for p in NOTEBOOKS
+    if p.parent.name in ("figures", "tutorials") or re.match(r"\d", p.name) and p.parent.name == "nbs"
+]
 PARAMS = sorted((ROOT / "params").rglob("*.yaml"))
 MODULES = sorted(p for p in (ROOT / "langsamp").glob("*.py") if not p.stem.startswith("_"))
 # Data flows to the right: a module imports only those before it.
-ORDER = """core params codes scripts corpus udhr tokenizer blocks batches unigrams model runs progress checkpoints
-    training pretraining encoder retrieval figures""".split()
+ORDER = """core strict params codes scripts corpus udhr mediawiki hub corpora tokenizer pieces vocabulary blocks
+    sampling batches unigrams backbones model packed e5small rows starts runs progress checkpoints training preparation
+    pretraining planning encoder retrieval benchmarks grams overlap figures""".split()
+STAGES = {"corpora": "01_corpus.ipynb", "starts": "02_start.ipynb", "params": "03_pretrain.ipynb"}
 LOCAL = r"/(?:work|tmp|root|home|Users)/[a-z]|file:/{2}|registry\.np|/simp[l]e\b|files\.pythonhosted"
 
 
@@ -109,8 +116,8 @@ def test_there_are_parameter_files():
 
 @pytest.mark.parametrize("path", PARAMS, ids=short)
 def test_parameter_file(path):
-    runner = f"nbs/figures/{path.stem}.ipynb" if path.parent.name == "figures" else "nbs/03_pretrain.ipynb"
-    known = papermill.inspect_notebook(str(ROOT / runner))
+    runner = STAGES.get(path.parent.name, f"figures/{path.stem}.ipynb")
+    known = papermill.inspect_notebook(str(ROOT / "nbs" / runner))
     given = yaml.safe_load(path.read_text())
     assert given and set(given) <= set(known)
     assert [name for name, value in given.items() if not fits(value, known[name]["inferred_type_name"])] == []
@@ -128,7 +135,7 @@ def test_parameter_file_says_how_to_run_it(path):
 
 
 def test_there_are_runners():
-    assert {p.parent.name for p in RUNNERS} == {"nbs", "figures"}
+    assert {p.parent.name for p in RUNNERS} == {"nbs", "figures", "tutorials"}
 
 
 @pytest.mark.parametrize("path", RUNNERS, ids=short)

@@ -52,7 +52,9 @@ def test_twenty_random_kills(new_run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
     seed = np.random.SeedSequence().entropy
     steps = sorted(np.random.default_rng(seed).choice(np.arange(1, 196), 20, replace=False))
-    (params, run), (its_params, whole) = [new_run(name, steps=200, layers=2) for name in ("killed-20", "unbroken-20")]
+    (params, run), (its_params, whole) = [
+        new_run(name, steps=200, size="2x32") for name in ("killed-20", "unbroken-20")
+    ]
     tiny.finish(its_params, whole.parent)
     for step in steps:
         kill_when(at_step(step), params, run)

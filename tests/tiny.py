@@ -44,8 +44,8 @@ def write_corpus(folder: Path, lines: int = 60) -> Path:
 
 def params_of(corpus: Path, **changes) -> PretrainParams:
     "Parameters of a run that takes a second: dropout, accumulation over two micro-batches, more than three epochs."
-    text = {"corpus": str(corpus), "languages": [], "vocabulary_size": 300, "block_size": 32, "processes": 1}
-    model = {"hidden_size": 32, "layers": 1, "dropout": 0.1}
+    text = {"corpus": str(corpus), "languages": [], "vocabulary_size": 300, "block_size": 32}
+    model = {"size": "1x32", "dropout": 0.1}
     training = {"steps": 48, "batch_size": 8, "micro_batch_size": 4, "warmup_steps": 4, "save_every": 6, "seed": 7}
     return PretrainParams.of(text | model | training | changes)
 
