@@ -21,13 +21,14 @@ from transformers import AutoTokenizer, XLMRobertaConfig
 
 # %% ../nbs/library/13_pretraining.ipynb #5d92f9bc
 from .backbones import longest_block
+from .blocks import content_hash
 from .codes import parse_code
 from .core import UserError, damage, read_json, sealed_folder, write_json
 from .model import LangSAMPForMaskedLM, from_backbone, save_backbone
 from .params import ModelParams, PretrainParams
 from .preparation import Corpus, data_of, keep_corpus, prepare
-from .runs import keep_params, keep_provenance, locked, same_data
-from .starts import find_backbone
+from .runs import keep_params, keep_provenance, locked, same_origin
+from .starts import find_backbone, weight_sums
 from .strict import read_yaml
 from .training import train
 
@@ -115,16 +116,23 @@ def pretrain(
             keep_params(folder, asdict(p))
         with machine.main_process_first():
             corpus = prepare(p, Path(outputs))
-        same_data(folder, corpus.identity)
+        start = _start(p, outputs)
+        same_origin(folder, corpus.identity, start)
         if (folder / "result.json").exists():
             return read_json(folder / "result.json")
+        if machine.is_main_process:
+            keep_provenance(folder, corpus.identity, p.seed, start)
         return _run(p, corpus, folder, machine.is_main_process)
 
 # %% ../nbs/library/13_pretraining.ipynb #b67272a4
+def _start(p: PretrainParams, outputs: Path | str) -> str:
+    "A hash of the weights that a run begins from; nothing for random ones."
+    return content_hash(weight_sums(find_backbone(p.backbone, outputs))) if p.backbone else ""
+
+# %% ../nbs/library/13_pretraining.ipynb #1681a841
 def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[str, Any]:
     "Train, export, and write the result last."
     if main:
-        keep_provenance(folder, corpus.identity, p.seed)
         keep_corpus(corpus, folder)
     begun, model = time.monotonic(), starting_model(p, corpus, folder.parent)
     state = train(model, data_of(p, corpus), p, folder)
