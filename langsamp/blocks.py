@@ -11,8 +11,10 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache, partial
 from itertools import islice
@@ -97,7 +99,7 @@ def write_shards(
     sources: Mapping[str, Sequence[Source]],  # Files by language-script
     tokenizer: Path,  # Folder of the tokenizer
     home: Path,  # Where shards are kept
-    processes: int = 1,  # How many to use; a script that asks for more needs a `__main__` guard
+    processes: int = 1,  # How many to use
     stop: bool = False,  # Whether a bad line ends the run
 ) -> list[Path]:  # A shard for each language-script, in order of code
     "Write the shards that are not there yet, the largest first."
@@ -106,9 +108,23 @@ def write_shards(
         return [write(code, files) for code, files in sources.items()]
     by_size = sorted(sources, key=lambda code: -sum(s.path.stat().st_size for s in sources[code]))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_one_thread) as pool:
+    with _hidden_main(), ProcessPoolExecutor(processes, mp_context=spawn, initializer=_one_thread) as pool:
         done = dict(zip(by_size, pool.map(write, by_size, [sources[code] for code in by_size])))
     return [done[code] for code in sources]
+
+# %% ../nbs/library/06_blocks.ipynb #47b10d5b
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    "Keep worker processes from running the script that started them: they need nothing of it."
+    main = sys.modules["__main__"]
+    names = {name: getattr(main, name, None) for name in ("__file__", "__spec__")}
+    try:
+        for name in names:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in names.items():
+            setattr(main, name, value)
 
 # %% ../nbs/library/06_blocks.ipynb #e161826f
 def _one_thread() -> None:
