@@ -17,7 +17,7 @@ small: .venv/ok  ## the small preset: corpus, start, LangSAMP, baseline and scra
 	$(ENV) $(PM) nbs/01_corpus.ipynb outputs/corpora/small.ipynb -f params/corpora/small.yaml
 	$(ENV) $(PM) nbs/02_start.ipynb outputs/starts/small.ipynb -f params/starts/small.yaml
 	$(ENV) for run in $(SMALL); do $(PM) nbs/03_pretrain.ipynb outputs/$$run/pretrain.ipynb -f params/$$run.yaml || exit; done
-	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/small.ipynb -y '{runs: [small, small-baseline, small-scratch], name: small}'
+	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/small.ipynb -f params/figures/pretraining-small.yaml
 
 test: .venv/ok  ## every check: export, clean, lint, types, docs, tests
 	@$(ENV) bash scripts/check.sh

@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -114,7 +114,7 @@ def write_shards(
 
 # %% ../nbs/library/06_blocks.ipynb #47b10d5b
 @contextmanager
-def _hidden_main() -> Iterator[None]:
+def _hidden_main() -> Generator[None]:
     "Keep worker processes from running the script that started them: they need nothing of it."
     main = sys.modules["__main__"]
     names = {name: getattr(main, name, None) for name in ("__file__", "__spec__")}

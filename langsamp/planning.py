@@ -69,13 +69,12 @@ def counted(
 ) -> dict[str, float]:  # By name; bytes, tokens and FLOPs are plain numbers
     "What follows from the parameters, the model and the corpus alone."
     groups, seen = parameter_groups(model), p.steps * p.batch_size * p.block_size
-    facts: dict[str, float] = {f"parameters: {name}": count for name, count in groups.items()}
-    kept = 4 if p.patience else 3  # Two, the best, and the one that is being written
-    return facts | {
+    kept = 4 if p.patience else 3  # Two, the best, and one being written
+    return {
+        **{f"parameters: {name}": float(count) for name, count in groups.items()},
         "language-scripts": len(data.train.codes),
         "training tokens": int(data.train.tokens.sum()),
         "held-out tokens": int(data.validation.tokens.sum()),
-        "steps": p.steps,
         "tokens a step": p.batch_size * p.block_size,
         "tokens trained on": seen,
         "epochs": p.steps * p.batch_size / data.epoch,

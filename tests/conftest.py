@@ -48,3 +48,9 @@ def smoke(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoke")
     tiny.papermill("nbs/03_pretrain.ipynb", folder / "pretrain.ipynb", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory) -> Path:
+    "A tiny XLM-R with a masked-LM head, for 64 tokens, whose tokenizer knows Latin and Cyrillic letters and no others."
+    return tiny.stock_checkpoint(tmp_path_factory.mktemp("stock"))

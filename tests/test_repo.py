@@ -12,8 +12,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from langsamp import params
 from langsamp.params import PretrainParams
-from langsamp.strict import from_notebook
+from langsamp.strict import from_notebook, read_yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -29,6 +30,12 @@ ORDER = """core strict params codes scripts corpus udhr mediawiki hub corpora to
     sampling batches unigrams backbones model packed e5small rows starts runs progress checkpoints training preparation
     pretraining planning encoder retrieval benchmarks grams overlap figures""".split()
 STAGES = {"corpora": "01_corpus.ipynb", "starts": "02_start.ipynb", "params": "03_pretrain.ipynb"}
+CLASSES = {
+    "corpora": params.CorpusBuildParams,
+    "starts": params.StartParams,
+    "figures": params.PretrainingFigureParams,
+    "params": PretrainParams,
+}
 LOCAL = r"/(?:work|tmp|root|home|Users)/[a-z]|file:/{2}|registry\.np|/simp[l]e\b|files\.pythonhosted"
 
 
@@ -111,16 +118,24 @@ def test_fits():
 
 
 def test_there_are_parameter_files():
-    assert {p.parent.name for p in PARAMS} >= {"params", "figures"}
+    assert {p.parent.name for p in PARAMS} == CLASSES.keys()
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=short)
 def test_parameter_file(path):
-    runner = STAGES.get(path.parent.name, f"figures/{path.stem}.ipynb")
+    runner = STAGES.get(path.parent.name, f"figures/{path.stem.partition('-')[0]}.ipynb")
     known = papermill.inspect_notebook(str(ROOT / "nbs" / runner))
     given = yaml.safe_load(path.read_text())
     assert given and set(given) <= set(known)
     assert [name for name, value in given.items() if not fits(value, known[name]["inferred_type_name"])] == []
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=short)
+def test_parameter_file_is_without_conflicts(path):
+    "What a stage would refuse at once; and a run or a start has the name of its file."
+    values = read_yaml(path)
+    CLASSES[path.parent.name].of(values)
+    assert values.get("run_name", values.get("name", path.stem)) == path.stem
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=short)

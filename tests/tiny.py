@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from transformers import AutoModelForMaskedLM, AutoTokenizer, XLMRobertaConfig
 
 from langsamp.batches import Pieces
 from langsamp.blocks import Blocks
 from langsamp.core import sha256
+from langsamp.corpora import find_corpus
 from langsamp.params import PretrainParams
 from langsamp.pretraining import main
+from langsamp.tokenizer import trained_tokenizer
 from langsamp.training import Data
 
 ALPHABETS = {"eng_Latn": "abcdefghijklmnop", "hin_Deva": "कखगघचछजझटठडढतथदध", "rus_Cyrl": "абвгдежзиклмнопр"}
@@ -61,6 +64,20 @@ def synthetic_data(folder: Path, counts: dict[str, int] | None = None, block_siz
             (5 + random.zipf(1.5, size) % 120 + 100 * number).astype("<u4").tofile(shards[-1] / f"{split}.tokens")
     splits = [Blocks(shards, split, block_size, pad=1) for split in ("train", "validation")]
     return Data(*splits, Pieces(vocabulary_size=256, mask=255, pad=1, specials=[0, 1, 2, 3, 255]))
+
+
+def stock_checkpoint(folder: Path, seed: int = 0) -> Path:
+    "A checkpoint as the hub has them, 2x64 with 64 positions; its tokenizer was trained on English and Russian."
+    sources, _ = find_corpus("udhr", ["eng_Latn", "rus_Cyrl"])
+    tokenizer = AutoTokenizer.from_pretrained(trained_tokenizer(sources, "udhr", folder / "tokenizers", 600))
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    config = XLMRobertaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=66, type_vocab_size=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mlm = AutoModelForMaskedLM.from_config(config)
+    mlm.save_pretrained(folder / "xlm-r")
+    tokenizer.save_pretrained(folder / "xlm-r")
+    return folder / "xlm-r"
 
 
 def write_params(path: Path, params: PretrainParams) -> Path:
