@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, trainers
 from .core import UserError, sealed_folder
 from .corpus import Ledger, Source, clean_lines
 from .pieces import extended, pieces_of, pruned, read_tokenizer
-from .tokenizer import Encoder, _settled, smoothed_sample
+from .tokenizer import Encoder, settled, smoothed_sample
 
 # %% ../nbs/library/05a_vocabulary.ipynb #56fdf499
 @dataclass
@@ -147,7 +147,7 @@ def trained_pieces(
         show_progress=False,
     )
     tokenizer.train_from_iterator(words, trainer)
-    tokenizer.model = _settled(tokenizer, 1)
+    tokenizer.model = settled(tokenizer, 1)
     return [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"][1:]]
 
 # %% ../nbs/library/05a_vocabulary.ipynb #dbe8d198
