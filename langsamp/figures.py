@@ -21,9 +21,9 @@ from transformers import AutoModel, AutoTokenizer
 from .core import UserError, read_json, write_json
 from .encoder import encode
 from .preparation import data_of, open_run
-from .pretraining import starting_model
+from .pretraining import start_of, starting_model
 from .retrieval import mean_interval, parallel_retrieval
-from .runs import read_metrics
+from .runs import read_metrics, same_origin
 from .udhr import parallel_paragraphs, udhr_corpus
 from .unigrams import unigram_losses
 
@@ -183,6 +183,7 @@ def _starts(runs: Sequence[Path]) -> Iterator[tuple[str, str, Path, Any]]:
         p, corpus = open_run(run)
         if (which := p.backbone or (p.size, p.seed)) not in seen:
             seen.add(which)
+            same_origin(run, corpus.identity, start_of(p, run.parent))
             model = starting_model(p, corpus, run.parent)
             yield f"start of {run.name}", "start" if p.backbone else "untrained", run, model.mlm.base_model
 

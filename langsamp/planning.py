@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 from .batches import validation_batch
+from .core import UserError
 from .model import LangSAMPForMaskedLM
 from .params import PlanParams, PretrainParams
 from .preparation import Corpus, data_of, prepare
@@ -94,6 +95,8 @@ def measured(
     steps: int,  # How many to measure
 ) -> dict[str, float]:  # Seconds of a micro-batch, an update and a validation; peak bytes of the process
     "What a few steps cost on this computer, with one process."
+    if not len(data.validation):
+        raise UserError("too little text is held out to measure a validation: give more lines, or a folder validation/")
     t = Trainee(model.train(), data, p)
     ones, twos = zip(*islice(_paired_steps(t), -(-steps // 2)))
     micro = max(statistics.median(twos) - statistics.median(ones), statistics.median(ones) / 10)
@@ -145,13 +148,18 @@ def plan(
     outputs: Path | str = "outputs",  # Where prepared text and starts lie
 ) -> dict[str, float]:  # The numbers of `counted` and `measured`, and `seconds: run`
     "What a run will cost. Its text is prepared, as the run would; nothing is trained for good."
-    run = PretrainParams.of(read_yaml(p.params) | p.changes)
+    run = PretrainParams.of(read_yaml(_upward(Path(p.params))) | p.changes)
     corpus = prepare(run, Path(outputs))
     model, data = starting_model(run, corpus, outputs), data_of(run, corpus)
     cost = counted(run, model, data, corpus) | measured(run, model, data, p.measured_steps)
     parts = run.batch_size / run.micro_batch_size * cost["seconds: micro-batch"] + cost["seconds: update"]
     validations = 1 + -(-run.steps // run.save_every)
     return cost | {"seconds: run": run.steps * parts + validations * cost["seconds: validation"]}
+
+# %% ../nbs/library/13a_planning.ipynb #558cd73a
+def _upward(path: Path) -> Path:
+    "The path, or the same one from a folder above: a notebook in JupyterLab stands in its own folder."
+    return next((folder / path for folder in (Path(), *Path.cwd().parents) if (folder / path).exists()), path)
 
 # %% ../nbs/library/13a_planning.ipynb #b4f41fd8
 def plan_table(

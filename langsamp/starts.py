@@ -44,12 +44,14 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 # %% ../nbs/library/08b_starts.ipynb #d19f9a39
 def weight_sums(
     backbone: str,  # A folder, or a Hugging Face name
-) -> dict[str, str]:  # SHA-256 by file; of the index, where the weights are in several
-    "The checksum of a checkpoint's weights; no checkpoint is a `UserError`."
+) -> dict[str, str]:  # SHA-256 by file
+    "The checksums of a checkpoint's weights; no checkpoint is a `UserError`."
     try:
         for name in _WEIGHTS:
             if path := cached_file(backbone, name, _raise_exceptions_for_missing_entries=False):
-                return {name: sha256(path)}
+                parts = read_json(path)["weight_map"].values() if name.endswith(".json") else []
+                files = {part: str(cached_file(backbone, part)) for part in sorted({*parts})} or {name: path}
+                return {part: sha256(file) for part, file in files.items()}
         reason = f"none of {', '.join(_WEIGHTS)}"
     except (OSError, ValueError) as error:
         reason = str(error)

@@ -49,7 +49,7 @@ def test_the_smoke_run_by_hand(outputs):
         cost[f"parameters: {n}"] for n in ("encoder", "embeddings", "head", "vectors")
     )
     assert cost["tokens a step"] == 16 * 64 and cost["tokens trained on"] == 60 * 16 * 64
-    assert cost["language-scripts"] == 5 and cost["steps"] == 60
+    assert cost["language-scripts"] == 5
     ledgers = [ledger["splits"] for ledger in corpus.report["ledgers"]]
     assert cost["training tokens"] == sum(splits["train"]["tokens"] for splits in ledgers)
     assert cost["held-out tokens"] == sum(splits["validation"]["tokens"] for splits in ledgers)
@@ -114,7 +114,6 @@ def test_changes_take_the_place_of_what_the_file_says(outputs):
         plan(PlanParams(params=str(SMOKE), changes=changes, measured_steps=2), outputs)
         for changes in ({}, {"steps": 120, "arm": "none", "block_size": 32})
     ]
-    assert [cost["steps"] for cost in plans] == [60, 120]
     assert [cost["parameters: vectors"] for cost in plans] == [9 * 64, 0]
     assert [cost["tokens trained on"] for cost in plans] == [60 * 16 * 64, 120 * 16 * 32]
 
@@ -154,14 +153,12 @@ def test_a_missing_file_is_refused(outputs):
         plan(PlanParams(params="params/nothing.yaml"), outputs)
 
 
-@pytest.mark.xfail(strict=True, reason="the default is looked for below the working directory")
 def test_the_default_plan_from_the_folder_of_its_notebook(outputs, monkeypatch):
     "Where JupyterLab starts it; the file's path is from the repository's top."
     monkeypatch.chdir(tiny.ROOT / "nbs")
-    assert plan(PlanParams(measured_steps=2), outputs)["steps"] == 60
+    assert plan(PlanParams(measured_steps=2), outputs)["tokens trained on"] == 60 * 16 * 64
 
 
-@pytest.mark.xfail(strict=True, reason="a StatisticsError: no median for empty data")
 def test_a_corpus_without_held_out_text_is_refused(outputs, tmp_path):
     "As a run of it is, which measures its loss."
     (tmp_path / "train").mkdir()

@@ -178,7 +178,6 @@ def test_a_killed_run_from_a_start_ends_like_the_unbroken_one(new_run, start, ou
 # What belongs to what
 
 
-@pytest.mark.xfail(strict=True, reason="params.yaml is kept before anything is checked, and claims the name")
 def test_a_run_that_was_refused_leaves_its_name_free(params, outputs):
     "The mend is made in the params file, and the same command given again."
     refused(p := params("mended", block_size=65), outputs)

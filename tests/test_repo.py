@@ -132,10 +132,10 @@ def test_parameter_file(path):
 
 @pytest.mark.parametrize("path", PARAMS, ids=short)
 def test_parameter_file_is_without_conflicts(path):
-    "What a stage would refuse at once; and a run or a start has the name of its file."
-    values = read_yaml(path)
-    CLASSES[path.parent.name].of(values)
-    assert values.get("run_name", values.get("name", path.stem)) == path.stem
+    "What a stage would refuse at once; and a corpus, a start or a run has the name of its file."
+    made = CLASSES[path.parent.name].of(read_yaml(path))
+    name = "run_name" if path.parent.name == "params" else "name"
+    assert path.parent.name == "figures" or getattr(made, name) == path.stem
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=short)
