@@ -53,7 +53,8 @@ def add_results(proc: Path) -> list[dict[str, str]]:
         source = (ROOT / facts.get("input_path", "")).resolve()
         if facts.get("exception") or not source.is_relative_to(ROOT / "nbs"):
             continue
-        label = "results" if path.parent.name == "figures" else path.parent.name
+        label = path.parent.name if source.stem.endswith(path.stem) else path.stem
+        label = "results" if label == "figures" else label
         page = source.relative_to(ROOT / "nbs").with_name(f"{source.stem}-{label}.ipynb")
         first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
         first["source"] = re.sub(r"\A# (.*)", rf"# \1: {label}", "".join(first["source"]))
