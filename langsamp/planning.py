@@ -175,7 +175,7 @@ def _readable(name: str, value: float) -> str:
     if name.startswith("seconds"):
         return f"{value / 3600:,.1f} h" if value >= 7200 else f"{value:,.2f} s"
     if name.startswith(("disk", "weights", "peak")):
-        return f"{value / 1e9:,.2f} GB"
+        return f"{value / 1e9:,.2f} GB" if value >= 1e9 else f"{value / 1e6:,.1f} MB"
     if name.startswith("FLOPs"):
         return f"{value:.2e}"
     return f"{value:,.1f}" if name == "epochs" else f"{value:,.0f}"
