@@ -152,7 +152,7 @@ def script_losses(
         axes.scatter(rows.loss, [order.index(script) for script in rows.script], label=label, **look)
     axes.set(yticks=range(len(order)), yticklabels=order, xlabel="validation loss (nats a masked token)")
     axes.margins(y=0.5 / len(order))
-    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
     return figure, table
 
 # %% ../nbs/library/16_figures.ipynb #34a5c0b1
