@@ -15,7 +15,6 @@ from typing import Any
 from .codes import individual, parse_code
 from .core import UserError, cache_folder, did_you_mean, manifest_of, outputs_folder, sealed_folder, write_json
 from .corpus import Ledger, Source, clean_lines, find_sources, uniform
-from .hub import hub_sources
 from .mediawiki import MEDIAWIKI_VERSION, mediawiki_corpus
 from .udhr import udhr_corpus
 
@@ -41,6 +40,8 @@ def _read(
     if kind == "mediawiki":
         return _mediawiki(rest)
     if kind == "hub" and rest:
+        from langsamp.hub import hub_sources  # Late: few runs need `datasets`, and every process would load it
+
         return hub_sources(rest, languages, cache_folder() / "hub")
     for folder in (corpora / name / "text", Path(name).expanduser()):
         if name and folder.is_dir():

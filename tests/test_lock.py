@@ -17,7 +17,7 @@ def hang() -> None:
 def held(run):
     "A process that holds the folder of a run."
     process = tiny.fork(*run, hang)
-    tiny.wait_for((run[1] / run[0].stem / "params.yaml").exists, process.is_alive)
+    tiny.wait_for((run[1] / run[0].stem / "lock.json").exists, process.is_alive)
     return process
 
 
