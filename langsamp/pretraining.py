@@ -169,4 +169,8 @@ def main(
 
 # %% ../nbs/library/13_pretraining.ipynb #900b5b9c
 if __name__ == "__main__" and "__file__" in globals():
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
