@@ -2,9 +2,10 @@
 SHELL  := bash
 PYTHON ?= python3
 ENV    := source .venv/bin/activate &&
+PRESET ?= udhr
 SMALL  := small small-baseline small-scratch
 PM     := papermill --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
-.PHONY: run small test test-slow export docs lab clean help
+.PHONY: run small reproduce test test-slow export docs lab clean help
 
 run: .venv/ok  ## pretrain LangSAMP and its baseline, compare them (about 15 minutes on 2 cores)
 	mkdir -p outputs/udhr outputs/udhr-baseline outputs/figures
@@ -18,6 +19,10 @@ small: .venv/ok  ## the small preset: corpus, start, LangSAMP, baseline and scra
 	$(ENV) $(PM) nbs/02_start.ipynb outputs/starts/small.ipynb -f params/starts/small.yaml
 	$(ENV) for run in $(SMALL); do $(PM) nbs/03_pretrain.ipynb outputs/$$run/pretrain.ipynb -f params/$$run.yaml || exit; done
 	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/small.ipynb -f params/figures/pretraining-small.yaml
+
+reproduce: .venv/ok  ## four arms with three seeds: pretrained, evaluated, every table and figure (PRESET=small on a GPU)
+	mkdir -p outputs/reproductions
+	$(ENV) $(PM) nbs/05_reproduce.ipynb outputs/reproductions/$(PRESET).ipynb -f params/reproductions/$(PRESET).yaml
 
 test: .venv/ok  ## every check: export, clean, lint, types, docs, tests
 	@$(ENV) bash scripts/check.sh

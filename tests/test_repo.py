@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from langsamp import params
+from langsamp import analysis_params, params
 from langsamp.params import PretrainParams
 from langsamp.strict import from_notebook, read_yaml
 
@@ -26,15 +26,27 @@ RUNNERS = [
 PARAMS = sorted((ROOT / "params").rglob("*.yaml"))
 MODULES = sorted(p for p in (ROOT / "langsamp").glob("*.py") if not p.stem.startswith("_"))
 # Data flows to the right: a module imports only those before it.
-ORDER = """core strict params codes scripts corpus udhr mediawiki hub corpora tokenizer pieces vocabulary blocks
-    sampling batches unigrams backbones model packed e5small rows starts runs progress checkpoints training preparation
-    pretraining planning encoder retrieval benchmarks grams overlap figures""".split()
-STAGES = {"corpora": "01_corpus.ipynb", "starts": "02_start.ipynb", "params": "03_pretrain.ipynb"}
-CLASSES = {
-    "corpora": params.CorpusBuildParams,
-    "starts": params.StartParams,
-    "figures": params.PretrainingFigureParams,
-    "params": PretrainParams,
+ORDER = """core strict params analysis_params codes scripts corpus udhr mediawiki hub corpora tokenizer pieces vocabulary
+    blocks sampling batches unigrams backbones model packed e5small rows starts runs progress checkpoints training
+    preparation pretraining planning encoder encoders sentences fill_mask retrieval benchmarks grams overlap paper_lists
+    homes bible parallel examples label_files labelled tag_scores probes task_models finetuning results evaluation figures
+    comparison tables table_figures neutrality neutrality_figures vectors relatives vector_maps resources
+    reproduction""".split()
+STAGES = {
+    "corpora": ("01_corpus.ipynb", params.CorpusBuildParams),
+    "starts": ("02_start.ipynb", params.StartParams),
+    "params": ("03_pretrain.ipynb", PretrainParams),
+    "evaluations": ("04_evaluate.ipynb", analysis_params.EvaluationParams),
+    "reproductions": ("05_reproduce.ipynb", analysis_params.ReproductionParams),
+}
+FIGURES = {
+    "pretraining": params.PretrainingFigureParams,
+    "main_results": analysis_params.TableParams,
+    "ablation": analysis_params.TableParams,
+    "neutrality": analysis_params.NeutralityParams,
+    "vector_map": analysis_params.VectorParams,
+    "vector_similarity": analysis_params.VectorParams,
+    "resource_levels": analysis_params.ResourceParams,
 }
 LOCAL = r"/(?:work|tmp|root|home|Users)/[a-z]|file:/{2}|registry\.np|/simp[l]e\b|files\.pythonhosted"
 
@@ -117,14 +129,19 @@ def test_fits():
     assert not (fits("1e-3", "float") or fits(True, "int") or fits([1], "list[str]") or fits(1, "None"))
 
 
+def stage_of(path: Path) -> tuple[str, type]:
+    "The notebook that a parameter file is for, and what its values are read as."
+    stem = path.stem.partition("-")[0]
+    return STAGES[path.parent.name] if path.parent.name in STAGES else (f"figures/{stem}.ipynb", FIGURES[stem])
+
+
 def test_there_are_parameter_files():
-    assert {p.parent.name for p in PARAMS} == CLASSES.keys()
+    assert {p.parent.name for p in PARAMS} == STAGES.keys() | {"figures"}
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=short)
 def test_parameter_file(path):
-    runner = STAGES.get(path.parent.name, f"figures/{path.stem.partition('-')[0]}.ipynb")
-    known = papermill.inspect_notebook(str(ROOT / "nbs" / runner))
+    known = papermill.inspect_notebook(str(ROOT / "nbs" / stage_of(path)[0]))
     given = yaml.safe_load(path.read_text())
     assert given and set(given) <= set(known)
     assert [name for name, value in given.items() if not fits(value, known[name]["inferred_type_name"])] == []
@@ -133,9 +150,9 @@ def test_parameter_file(path):
 @pytest.mark.parametrize("path", PARAMS, ids=short)
 def test_parameter_file_is_without_conflicts(path):
     "What a stage would refuse at once; and a corpus, a start or a run has the name of its file."
-    made = CLASSES[path.parent.name].of(read_yaml(path))
-    name = "run_name" if path.parent.name == "params" else "name"
-    assert path.parent.name == "figures" or getattr(made, name) == path.stem
+    made = stage_of(path)[1].of(read_yaml(path))
+    name = {"params": "run_name", "figures": "", "evaluations": ""}.get(path.parent.name, "name")
+    assert not name or getattr(made, name) == path.stem
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=short)

@@ -1,0 +1,401 @@
+"The statistics keep their promises, and the tables say what they are means of."
+
+import itertools
+import json
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from scipy import stats
+
+from langsamp import comparison as c
+from langsamp.core import UserError, write_json
+from langsamp.paper_lists import paper_groups
+from langsamp.results import evaluations_of, open_results
+from langsamp.table_figures import beside_paper, paper_results, sortable, table_figure
+from langsamp.tables import (
+    differences,
+    group_means,
+    groups,
+    per_language,
+    score_table,
+    seed_differences,
+    training_tokens,
+)
+
+REAL = np.array([c.family_of(code) for code in paper_groups("sib200")])  # Half of them in two families
+TASKS = ("tatoeba", "sib200", "bible")
+
+
+def noise(random: np.random.Generator, families: np.ndarray, shared: float) -> np.ndarray:
+    "Differences of two equally good encoders, of which relatives share a part."
+    kinds, family_N = np.unique(families, return_inverse=True)
+    parts = random.normal(size=len(kinds))[family_N], random.normal(size=len(families))
+    return np.sqrt(shared) * parts[0] + np.sqrt(1 - shared) * parts[1]
+
+
+# Calibration
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.3])
+def worlds(request) -> list[np.ndarray]:
+    "Worlds in which there is nothing to find."
+    random = np.random.default_rng(7)
+    return [noise(random, REAL, request.param) for _ in range(500)]
+
+
+def test_families_are_as_unequal_as_the_paper_has_them():
+    counts = np.unique(REAL, return_counts=True)[1]
+    assert len(REAL) == 172 and counts.max() > 60 and len(counts) == 20 and (counts == 1).sum() >= 8
+
+
+def test_flips_find_something_in_one_of_twenty_empty_worlds(worlds):
+    "Within the 99.8 % interval of a binomial at 5 %."
+    alarms = sum(c.flip_test(x, REAL, 600)[2] <= 0.05 for x in worlds)
+    least, most = stats.binom.ppf([0.001, 0.999], len(worlds), 0.05)
+    assert least <= alarms <= most, f"{alarms} of {len(worlds)}"
+
+
+def test_languages_are_no_separate_witnesses():
+    "What the clustering is for: without it, nearly every second world raises an alarm."
+    random = np.random.default_rng(3)
+    worlds = [noise(random, REAL, 0.3) for _ in range(200)]
+    alone = np.arange(len(REAL)).astype(str)
+    by_language, by_family = [[c.family_bootstrap(x, f, 400)[2] <= 0.05 for x in worlds] for f in (alone, REAL)]
+    assert np.mean(by_language) > 0.3 and 0.05 < np.mean(by_family) < 0.2
+
+
+def test_the_interval_holds_the_truth_and_what_is_detectable_is_detected(worlds):
+    found = [c.flip_test(x, REAL, 600) for x in worlds]
+    held = np.mean([low <= 0 <= high for low, high, _ in found])
+    assert 0.92 < held < 0.98
+    effect = np.median([c.detectable(low, high) for low, high, _ in found])
+    power = np.mean([c.flip_test(x + effect, REAL, 600)[2] <= 0.05 for x in worlds])
+    assert 0.7 < power < 0.9, power
+
+
+# What must hold of any differences
+
+
+@pytest.mark.parametrize("families", [2, 5, 6, 9, 15, 30])
+def test_p_and_interval_tell_the_same(families):
+    random = np.random.default_rng(families)
+    for _ in range(40):
+        labels = random.integers(0, families, 60).astype(str)
+        low, high, p = c.flip_test(noise(random, labels, 0.3) + random.normal(0, 0.4), labels, 700)
+        assert (p <= 0.05) == (not low <= 0 <= high), (low, high, p)
+
+
+def test_few_families_are_tried_in_every_way():
+    "Against all 2^7 flips, language by language."
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        labels = random.permutation(np.arange(20) % 7)
+        delta = random.normal(0.3, 1, 20)
+        flips = [abs((delta * np.array(signs)[labels]).sum()) for signs in itertools.product([1, -1], repeat=7)]
+        assert c.flip_test(delta, labels.astype(str))[2] == np.mean(np.array(flips) >= abs(delta.sum()) - 1e-9)
+
+
+def pair_of(seed: int = 0, gain: float = 1.0) -> tuple[pd.Series, pd.Series, pd.Series]:
+    "Two encoders on the languages of SIB-200."
+    random, index = np.random.default_rng(seed), list(paper_groups("sib200"))
+    base = pd.Series(random.uniform(30, 80, len(index)), index)
+    return base + gain + noise(random, REAL, 0.2), base, pd.Series(REAL, index)
+
+
+def test_first_and_second_are_mirror_images():
+    first, second, families = pair_of()
+    one, other = c.comparison(first, second, families), c.comparison(second, first, families)
+    assert np.isclose(one["difference"], -other["difference"]) and np.isclose(one["low"], -other["high"])
+    assert np.isclose(one["p"], other["p"]) and (one["won"], one["lost"]) == (other["lost"], other["won"])
+
+
+def test_order_of_languages_and_scale_do_not_matter():
+    first, second, families = pair_of()
+    one = c.comparison(first, second, families)
+    other = c.comparison(100 * first.sample(frac=1, random_state=1), 100 * second, families)
+    for name in ("difference", "low", "high", "bootstrap_low", "detectable"):
+        assert np.isclose(100 * one[name], other[name]), name
+    for name in ("p", "bootstrap_p", "sign_p", "effect"):
+        assert np.isclose(one[name], other[name]), name
+
+
+def test_the_same_seed_draws_the_same():
+    pair = pair_of(gain=0.2)
+    assert c.comparison(*pair, 2000, 5) == c.comparison(*pair, 2000, 5) != c.comparison(*pair, 2000, 6)
+
+
+def test_an_encoder_does_not_differ_from_itself():
+    _, base, families = pair_of()
+    found = c.comparison(base, base.copy(), families)
+    for name in ("difference", "low", "high", "bootstrap_low", "bootstrap_high", "effect", "detectable", "won", "lost"):
+        assert found[name] == 0, name
+    assert found["p"] == found["bootstrap_p"] == found["sign_p"] == 1 and not pd.Series(found).isna().any()
+
+
+def test_no_combination_gives_a_gap():
+    "One language, one family, constant differences."
+    for labels in (["a"], ["a", "a"], ["a", "b"], list("abcdefgh")):
+        index = [str(i) for i in range(len(labels))]
+        found = c.comparison(pd.Series(2.0, index), pd.Series(1.0, index), pd.Series(labels, index))
+        assert not pd.Series(found).isna().any() and found["difference"] == 1
+
+
+def test_ten_thousand_draws_for_six_tasks_take_seconds():
+    families = np.array([c.family_of(code) for code in paper_groups("bible")])
+    delta, before = noise(np.random.default_rng(0), families, 0.2), time.process_time()
+    for _ in range(6 * 5):
+        c.flip_test(delta, families), c.family_bootstrap(delta, families)
+    assert time.process_time() - before < 15
+
+
+def test_holm_against_its_definition():
+    random = np.random.default_rng(0)
+    for size in range(1, 8):
+        p = random.uniform(0, 0.3, size)
+        order, most, slow = np.argsort(p), 0.0, np.empty(size)
+        for place, i in enumerate(order):
+            most = max(most, min(1.0, (size - place) * p[i]))
+            slow[i] = most
+        assert np.allclose(c.holm(p), slow) and (c.holm(p) >= p).all()
+
+
+def test_seeds_against_scipy():
+    first, second = [71.0, 71.8, 70.6, 71.1], [70.1, 70.3, 70.5, 69.9]
+    found, theirs = c.across_seeds(first, second), stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert np.allclose([found["low"], found["high"]], theirs)
+
+
+# Tables
+
+
+RUNS = {"both-42": 0.70, "both-43": 0.72, "none-42": 0.68, "none-43": 0.69, "start:none-42": 0.3}
+ENCODERS = {"LangSAMP": ["both-42", "both-43"], "baseline": ["none-42", "none-43"], "untrained": ["start:none-42"]}
+
+
+def made_up(task: str, names: dict[str, str], mode: str = "raw", metric: str = "acc10", seeds: int = 1) -> pd.DataFrame:
+    "Results of all runs, in the form that evaluation writes: a level for each run, and something for each language."
+    random, rows = np.random.default_rng(len(names)), []
+    for name, target in names.items():
+        own = random.normal(0, 0.1)
+        for run, level in RUNS.items():
+            common = {"run": run, "task": task, "mode": mode, "layer": -1, "source": "eng_Latn", "target": target}
+            for seed in range(seeds):
+                value = float(np.clip(level + own + random.normal(0, 0.02), 0, 1))
+                rows.append(common | {"name": name, "seed": seed, "metric": metric, "value": value, "items": 500})
+            if mode == "raw":
+                rows.append(
+                    common | {"name": name, "seed": 0, "metric": f"chance_{metric}", "value": 0.02, "items": 500}
+                )
+    return pd.DataFrame(rows)
+
+
+SIB = {code: code for code in list(paper_groups("sib200"))[:30]} | {"zho_Hans": "zho_Hani", "zho_Hant": "zho_Hani"}
+
+
+@pytest.fixture(scope="module")
+def sib():
+    return score_table(made_up("sib200", SIB, "frozen", "f1_macro", seeds=3), ENCODERS, "sib200:frozen:f1_macro")
+
+
+def test_all_is_the_papers_list_and_not_what_was_found(sib):
+    sizes = {name: len(index) for (kind, name), index in groups(sib).items() if kind == "main"}
+    assert (sizes["all"], sizes["all found"], sizes["head"] + sizes["tail"]) == (30, 31, 30)
+    listed = sib.facts.index[sib.facts.listed]
+    means = group_means([sib]).set_index(["group", "encoder"]).value
+    assert np.isclose(means["all", "baseline"], sib.values.baseline[listed].mean())
+    assert not np.isclose(means["all", "baseline"], means["all found", "baseline"])
+    assert "of whose 172 entries 30 were found" in sib.notes[0]
+
+
+def test_a_value_is_the_mean_over_seeds_and_runs(sib):
+    rows = made_up("sib200", SIB, "frozen", "f1_macro", seeds=3)
+    name = list(SIB)[3]
+    ours = rows[(rows["name"] == name) & rows.run.isin(ENCODERS["LangSAMP"])].value
+    assert len(ours) == 6 and np.isclose(sib.values.LangSAMP[name], 100 * ours.mean())
+
+
+def test_two_sets_of_one_language_count_once(sib):
+    rows = made_up("sib200", SIB, "frozen", "f1_macro", seeds=3)
+    both = rows[rows.target.eq("zho_Hani") & rows.run.eq("none-42")].value
+    assert np.isclose(sib.runs.loc["zho_Hani", ("baseline", "none-42")], 100 * both.mean())
+
+
+@pytest.mark.parametrize("gone", ["none-43", "start:none-42"])
+def test_a_language_that_one_run_lacks_is_named_and_left_out_for_all(gone):
+    rows = made_up("tatoeba", {"deu": "deu_Latn", "fra": "fra_Latn", "tha": "tha_Thai"})
+    table = score_table(rows[~(rows.run.eq(gone) & rows["name"].eq("fra"))], ENCODERS, "tatoeba:raw:acc10")
+    assert list(table.values.index) == ["deu_Latn", "tha_Thai"]
+    assert table.notes[1:] == [f"left out, missing in {gone}: fra_Latn"]
+
+
+def test_a_missing_seed_is_named():
+    rows = made_up("sib200", SIB, "frozen", "f1_macro", seeds=3)
+    short = rows[~(rows.run.eq("both-43") & rows["name"].eq("ace_Latn") & rows.seed.eq(2))]
+    table = score_table(short, ENCODERS, "sib200:frozen:f1_macro")
+    assert "left out, missing in both-43: ace_Latn" in table.notes and "ace_Latn" not in table.values.index
+
+
+def test_an_encoder_that_was_never_asked_is_told_from_a_run_that_was_forgotten():
+    rows = made_up("tatoeba", {"deu": "deu_Latn", "fra": "fra_Latn"})
+    table = score_table(rows[rows.run != "start:none-42"], ENCODERS, "tatoeba:raw:acc10")
+    assert list(table.values) == ["LangSAMP", "baseline"] and "not evaluated: untrained" in table.notes
+    with pytest.raises(UserError, match="of both-43: run nbs/04_evaluate"):
+        score_table(rows[rows.run != "both-43"], ENCODERS, "tatoeba:raw:acc10")
+
+
+def test_two_ways_of_asking_are_not_averaged():
+    rows = made_up("tatoeba", {"deu": "deu_Latn"})
+    with pytest.raises(UserError, match="asked in two ways"):
+        score_table(pd.concat([rows, rows.assign(value=rows.value / 2)]), ENCODERS, "tatoeba:raw:acc10")
+
+
+def test_fine_tuned_results_do_not_ask_for_a_layer():
+    rows = made_up("sib200", SIB, "fine-tuned", "f1_macro")
+    assert len(score_table(rows, ENCODERS, "sib200:fine-tuned:f1_macro", layer=8).values) == 31
+
+
+def test_without_a_list_tokens_decide_and_the_table_says_so(tmp_path):
+    names = {code: code for code in ("deu_Latn", "fra_Latn", "rus_Cyrl", "tha_Thai", "kor_Hang")}
+    sizes = {"deu_Latn": 900, "fra_Latn": 500, "rus_Cyrl": 100}
+    ledgers = [{"code": code, "splits": {"train": {"tokens": n}}} for code, n in sizes.items()]
+    (tmp_path / "none-42").mkdir()
+    write_json(tmp_path / "none-42/corpus.json", {"ledgers": ledgers})
+    tokens = training_tokens(ENCODERS, tmp_path)
+    table = score_table(made_up("udhr", names), ENCODERS, "udhr:raw:acc10", tokens=tokens)
+    found = {name: sorted(index) for (kind, name), index in groups(table).items() if kind == "main"}
+    assert found["head"] == ["deu_Latn", "fra_Latn"] and found["not trained on"] == ["kor_Hang", "tha_Thai"]
+    assert "at least 500 training tokens in none-42" in table.notes[0]
+
+
+def test_equal_encoders_give_a_table_of_nothing(sib):
+    twin = {"LangSAMP": ["none-42", "none-43"], "baseline": ["none-42", "none-43"]}
+    table = score_table(made_up("sib200", SIB, "frozen", "f1_macro", seeds=3), twin, "sib200:frozen:f1_macro")
+    found, seeds = differences([table], "baseline", 500), seed_differences([table], "baseline")
+    assert (found.difference == 0).all() and (found[["p", "holm_p", "bootstrap_p", "sign_p"]] == 1).all(axis=None)
+    assert not found.isna().any(axis=None) and seeds[["difference", "low", "high"]].eq(0).all(axis=None)
+
+
+@pytest.fixture(scope="module")
+def both(sib):
+    codes = list(paper_groups("tatoeba"))[:40]
+    rows = made_up("tatoeba", {code[:3]: code for code in codes})
+    return [sib, score_table(rows, ENCODERS, "tatoeba:raw:acc10")]
+
+
+def test_differences_of_a_group_are_over_that_group(both):
+    found = differences(both, "baseline", 500).set_index(["score", "encoder", "kind", "group"])
+    for (kind, name), index in groups(both[0]).items():
+        delta = (both[0].values.LangSAMP - both[0].values.baseline)[index]
+        row = found.loc[("sib200:frozen:f1_macro", "LangSAMP", kind, name)]
+        assert np.isclose(row.difference, delta.mean()) and row.languages == len(index), (kind, name)
+
+
+def test_holm_goes_over_scores(both):
+    found = differences(both, "baseline", 500)
+    rows = found[(found.group == "all") & (found.encoder == "LangSAMP")]
+    assert len(rows) == 2 and np.allclose(rows.holm_p, c.holm(rows.p))
+
+
+def test_seed_pairs_are_paired_in_order(both):
+    row = seed_differences(both, "baseline").iloc[0]
+    by_run = both[0].runs.loc[groups(both[0])["main", "all"]].mean()
+    pairs = [by_run["LangSAMP", f"both-{seed}"] - by_run["baseline", f"none-{seed}"] for seed in (42, 43)]
+    assert (row.pairs, row.least, row.most) == (2, min(pairs), max(pairs))
+
+
+def test_the_picture_shows_floors_chance_and_differences(both):
+    figure = table_figure(group_means(both), differences(both, "baseline", 500))
+    left, right = figure.axes
+    assert {"untrained", "chance"} <= set(left.get_legend_handles_labels()[1])
+    assert "minus baseline" in right.get_xlabel() and len(left.get_yticklabels()) == 6 + 5
+    chance = next(x for x in left.collections if x.get_label() == "chance")
+    assert np.allclose(chance.get_offsets()[:, 0], 2.0) and len(chance.get_offsets()) == 5, "on retrieval only"
+
+
+def test_no_base_no_differences(both):
+    found = differences(both, "", 500)
+    assert found.empty and len(table_figure(group_means(both), found).axes) == 1
+
+
+def test_beside_the_paper_stands_what_was_asked_alike_and_how(both):
+    found = beside_paper(group_means(both), differences(both, "baseline", 500))
+    ours = found.dropna(subset="ours").set_index(["task", "encoder"])
+    assert len(ours) == 4 and ours["mode"].to_dict()["sib200", "baseline"] == "frozen"
+    assert ours.paper["tatoeba", "LangSAMP"] == 71.1 and len(found) == len(paper_results().query("table != 'ablation'"))
+
+
+def test_a_page_shows_every_language(both):
+    page = sortable(per_language(both)).data
+    assert all(code in page for table in both for code in table.values.index)
+
+
+# The paper
+
+
+def test_splits_of_the_paper_agree_with_its_mean():
+    "The four known splits of Bible retrieval, weighted by the sizes of the lists, give the whole to within rounding."
+    paper = paper_results().query("table == 'main' and task == 'bible'").set_index(["group", "encoder"]).value
+    gain = paper["all", "LangSAMP"] - paper["all", "baseline"]
+    sizes = pd.Series(paper_groups("bible")).value_counts()
+    latin = sum(code.endswith("_Latn") for code in paper_groups("bible"))
+    for one, n, other, m in [("head", sizes["head"], "tail", sizes["tail"]), ("Latn", latin, "non-Latn", 369 - latin)]:
+        split = (n * paper[one, "LangSAMP"] + m * paper[other, "LangSAMP"]) / 369
+        assert abs(split - gain) < 0.15
+
+
+def test_every_number_of_the_paper_says_how_far_to_trust_it():
+    paper = paper_results()
+    assert paper.trust.isin(["high", "medium", "second-hand"]).all() and paper.source.str.len().gt(10).all()
+    assert (
+        not paper.duplicated(["table", "task", "group", "encoder", "kind"]).any() and paper.value.between(0, 100).all()
+    )
+    assert (paper[paper.table != "context"].trust == "second-hand").all()
+
+
+# The pages
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    "An outputs folder with made-up results of every run."
+    outputs = tmp_path_factory.mktemp("outputs")
+    codes = list(paper_groups("tatoeba"))[:40]
+    parts = {
+        ("tatoeba", "retrieval"): made_up("tatoeba", {code[:3]: code for code in codes}),
+        ("sib200", "frozen"): made_up("sib200", SIB, "frozen", "f1_macro", seeds=2),
+    }
+    for ((task, way), rows), run in itertools.product(parts.items(), RUNS):
+        (outputs / run.removeprefix("start:")).mkdir(exist_ok=True)
+        write_json(outputs / run.removeprefix("start:") / "provenance.json", {"code": "made up"})
+        with open_results(evaluations_of(run, outputs), {"task": task, "way": way, "layer": -1}) as results:
+            for (name, seed), some in rows[rows.run == run].groupby(["name", "seed"]):
+                columns = ["mode", "source", "target", "seed", "metric", "value", "items"]
+                results.add((str(name), int(seed), ""), json.loads(some[columns].to_json(orient="records")))
+    return outputs
+
+
+@pytest.mark.parametrize("page", ["main_results", "ablation"])
+def test_a_page_from_results_on_the_disk(evaluated, page):
+    given = {"encoders": ENCODERS, "base": "baseline", "scores": ["tatoeba:raw:acc10", "sib200:frozen:f1_macro"]}
+    path = evaluated / f"{page}.yaml"
+    path.write_text(json.dumps(given | {"name": page, "draws": 500}))
+    tiny.papermill(f"nbs/figures/{page}.ipynb", evaluated / f"{page}.ipynb", evaluated, "-f", str(path))
+    found = {p.name for p in (evaluated / "figures").glob(f"{page}*")}
+    assert found >= {f"{page}.{end}" for end in ("png", "svg", "csv", "json")}
+    assert found >= {f"{page}-{part}.csv" for part in ("differences", "seeds", "languages", "paper")}
+    assert json.loads((evaluated / f"figures/{page}.json").read_text())["runs"].keys() == {
+        "both-42", "both-43", "none-42", "none-43",
+    }  # fmt: skip
+    rows = pd.read_csv(evaluated / f"figures/{page}-differences.csv")
+    row = rows[(rows.encoder == "LangSAMP") & (rows.group == "all")].set_index("score").loc["tatoeba:raw:acc10"]
+    assert row.languages == 40 and row.low < row.difference < row.high
+    assert set(pd.read_csv(evaluated / f"figures/{page}.csv").runs) >= {"both-42, both-43", "start:none-42"}
+
+
+def test_a_page_of_one_encoder_compares_nothing(evaluated):
+    options = "{encoders: {LangSAMP: [both-42]}, scores: ['tatoeba:raw:acc10'], name: one}"
+    tiny.papermill("nbs/figures/main_results.ipynb", evaluated / "one.ipynb", evaluated, "-y", options)
+    assert (evaluated / "figures/one.png").exists()

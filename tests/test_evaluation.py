@@ -1,0 +1,191 @@
+"One encoder, any tasks: a killed or repeated evaluation ends with the same rows, and what cannot be asked is said."
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from langsamp.analysis_params import EvaluationParams
+from langsamp.core import UserError
+from langsamp.encoders import Encoder
+from langsamp.evaluation import evaluate, means
+from langsamp.results import COLUMNS, Results, evaluations_of, open_results, read_results
+
+ALPHABETS = dict(fra="eng_Latn", nld="eng_Latn", spa="eng_Latn", deu="rus_Cyrl", rus="rus_Cyrl", hin="hin_Deva")
+TOPICS = {"sports": 0, "travel": 1, "health": 2}
+
+
+def write_tatoeba(folder: Path) -> None:
+    "Six pairs of forty sentences."
+    folder.mkdir(parents=True)
+    for number, (name, alphabet) in enumerate(ALPHABETS.items()):
+        for side, code in (("eng", "eng_Latn"), (name, alphabet)):
+            lines = tiny.sentences(code, 40, seed=number)
+            (folder / f"tatoeba.{name}-eng.{side}").write_text("\n".join(lines) + "\n")
+
+
+def write_sib(folder: Path, language: str, words: list[str]) -> None:
+    "Sentences that begin with the word of their topic."
+    (folder / language).mkdir(parents=True)
+    for split, count in {"train": 30, "dev": 8, "test": 10}.items():
+        rows = [f"{i}\t{topic}\t{words[n]} {i}" for i in range(count) for topic, n in TOPICS.items()]
+        (folder / language / f"{split}.tsv").write_text("index_id\tcategory\ttext\n" + "\n".join(rows) + "\n")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    write_tatoeba(folder / "tatoeba")
+    words = [sentence.split()[0] for sentence in tiny.sentences("eng_Latn", 3, seed=5)]
+    for language in ("eng_Latn", "deu_Latn", "fra_Latn", "nld_Latn"):
+        write_sib(folder / "sib200", language, words)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked(data, unbroken) -> EvaluationParams:
+    return EvaluationParams(encoder=unbroken.name, tasks=["tatoeba", "sib200"], data=str(data), seeds=2)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(asked, outputs) -> str:
+    return rows_of(evaluate(asked, outputs)[0])
+
+
+def rows_of(table) -> str:
+    "Rows in an order of their own."
+    return table.sort_values([c for c in COLUMNS if c != "value"]).to_csv(index=False)
+
+
+def files_of(p: EvaluationParams, outputs: Path) -> list[Path]:
+    return sorted(evaluations_of(p.encoder, outputs).glob("*/rows.jsonl"))
+
+
+def lines(p: EvaluationParams, outputs: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in files_of(p, outputs))
+
+
+def _evaluate(p: EvaluationParams, outputs: Path) -> None:
+    evaluate(p, outputs)
+
+
+def killed_at(count: int, p: EvaluationParams, outputs: Path) -> None:
+    "Evaluate in a process that is killed when it has written `count` lines."
+    process = tiny.FORK.Process(target=_evaluate, args=(p, outputs))
+    process.start()
+    tiny.wait_for(lambda: lines(p, outputs) >= count, process.is_alive)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, "it had ended before it was killed"
+
+
+@pytest.fixture
+def fresh(asked, unbroken, outputs):
+    "The same encoder without any results."
+    shutil.rmtree(evaluations_of(asked.encoder, outputs), ignore_errors=True)
+    return asked
+
+
+def test_a_killed_evaluation_ends_with_the_same_rows(uninterrupted, fresh, outputs):
+    for count in (1, 3, 7):
+        killed_at(count, fresh, outputs)
+        with open(files_of(fresh, outputs)[-1], "a") as file:
+            file.write('{"name": "half a li')
+    before = lines(fresh, outputs)
+    assert rows_of(evaluate(fresh, outputs)[0]) == uninterrupted
+    assert 7 <= before < lines(fresh, outputs), "nothing was left to do after the kills"
+
+
+def test_nothing_is_asked_twice(uninterrupted, fresh, outputs, monkeypatch):
+    evaluate(fresh, outputs)
+    real = Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, texts, *more: pytest.fail() if texts else real(self, texts))
+    monkeypatch.setattr("langsamp.evaluation.frozen", lambda *arguments: pytest.fail("something was trained"))
+    assert rows_of(evaluate(fresh, outputs)[0]) == uninterrupted
+
+
+def test_other_text_is_asked_anew(asked, uninterrupted, data, outputs):
+    "One changed language is asked again, and only that."
+    evaluate(asked, outputs)
+    before, path = lines(asked, outputs), data / "tatoeba/tatoeba.deu-eng.deu"
+    kept = path.read_text()
+    try:
+        path.write_text("\n".join(tiny.sentences("rus_Cyrl", 40, seed=99)) + "\n")
+        changed = rows_of(evaluate(asked, outputs)[0])
+    finally:
+        path.write_text(kept)
+    assert lines(asked, outputs) == before + 1 and changed != uninterrupted
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path):
+    results = Results(tmp_path / "rows.jsonl")
+    results.add(("a", 0, "d"), [{"metric": "acc1", "value": 1.0}])
+    whole = (tmp_path / "rows.jsonl").read_bytes()
+    for cut in range(1, len(whole)):
+        (tmp_path / "rows.jsonl").write_bytes(whole + whole[:cut])
+        assert Results(tmp_path / "rows.jsonl").done == {("a", 0, "d")}, f"cut at {cut}"
+        assert (tmp_path / "rows.jsonl").read_bytes() == whole
+
+
+def test_results_with_nan_are_refused(tmp_path):
+    with pytest.raises(ValueError):
+        Results(tmp_path / "rows.jsonl").add(("a", 0, "d"), [{"metric": "acc1", "value": float("nan")}])
+    assert not (tmp_path / "rows.jsonl").exists() or not (tmp_path / "rows.jsonl").read_bytes()
+
+
+def test_reading_does_not_cut_what_is_being_written(tmp_path):
+    with open_results(evaluations_of("one", tmp_path), {"task": "udhr"}) as results:
+        results.add(("a", 0, "d"), [{"metric": "acc1", "value": 1.0}])
+        with open(results.path, "a") as file:
+            file.write('{"name": "b"')
+        assert len(read_results(["one"], tmp_path)) == 1
+        assert results.path.read_text().endswith('{"name": "b"')
+
+
+def test_settings_keep_results_apart(asked, uninterrupted, outputs):
+    evaluate(asked, outputs)
+    other = replace(asked, tasks=["tatoeba"], layer=0)
+    table = evaluate(other, outputs)[0]
+    by_layer = table[table.metric == "acc1"].groupby("layer").value.sum()
+    assert set(by_layer.index) == {-1, 0} and len(table) == 2 * len(table[table.layer == 0])
+
+
+def test_what_is_missing_is_said(asked, uninterrupted, outputs, data, tmp_path):
+    partial = tmp_path / "sets"
+    shutil.copytree(data, partial)
+    (partial / "tatoeba/tatoeba.deu-eng.eng").unlink()
+    (partial / "sib200/fra_Latn/test.tsv").unlink()
+    table, complaints = evaluate(replace(asked, data=str(partial), seeds=1), outputs)
+    assert any("tatoeba.deu-eng.eng" in text for text in complaints), complaints
+    assert any("fra_Latn" in text and "test" in text for text in complaints), complaints
+
+
+def test_a_source_without_training_text_is_an_error(asked, outputs):
+    with pytest.raises(UserError, match="source may be one of .*eng_Latn"):
+        evaluate(replace(asked, tasks=["sib200"], source="wol_Latn"), outputs)
+
+
+def test_another_source_trains(asked, outputs):
+    table = evaluate(replace(asked, tasks=["sib200"], source="deu_Latn", seeds=1), outputs)[0]
+    assert "deu_Latn" in set(table.source) and table[table.source == "deu_Latn"].value.max() > 0.5
+
+
+def test_means_take_languages_alike_whatever_their_seeds(asked, uninterrupted, outputs):
+    table = evaluate(replace(asked, tasks=["tatoeba"]), outputs)[0]
+    one = table[(table["mode"] == "raw") & (table.layer == -1) & (table.metric == "acc10")]
+    found = means(table).loc[("tatoeba", "raw", -1)]
+    assert found.sets == len(one) == 6 and found.acc10 == pytest.approx(one.value.mean(), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LANGSAMP_DATA" not in os.environ, reason="LANGSAMP_DATA names no folder of evaluation sets")
+def test_the_gold_sets_from_end_to_end(unbroken, outputs):
+    tasks = ["tatoeba", "sib200", "ud", "ner"]
+    table, complaints = evaluate(EvaluationParams(encoder=unbroken.name, tasks=tasks, seeds=1), outputs)
+    assert table.groupby("task").name.nunique().to_dict() == {"tatoeba": 112, "sib200": 205, "ud": 14, "ner": 11}
+    assert json.dumps(complaints), complaints

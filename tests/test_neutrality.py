@@ -1,0 +1,271 @@
+"Each measure on vectors whose answer is known: what moves it, what must not, and how wide its interval is."
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from langsamp.core import UserError
+from langsamp.encoders import open_encoder
+from langsamp.neutrality import (
+    Families,
+    centroid_cosines,
+    cka,
+    families,
+    identified,
+    isoscore,
+    language_share,
+    margins,
+    mean_and_interval,
+    measure,
+    nothing,
+    pair_cosines,
+    retrieval,
+    ways,
+)
+from langsamp.neutrality_figures import full_table, neutrality_differences, parallel_text, with_floors
+
+L, K, H = 24, 16, 20
+CODES = [f"{number}_{'Latn' if number < 18 else 'Cyrl'}" for number in range(L)]
+
+
+@pytest.fixture(params=range(3))
+def random(request) -> np.random.Generator:
+    return np.random.default_rng(request.param)
+
+
+def mean(values: np.ndarray) -> float:
+    "Over languages, or over pairs of different languages."
+    return float(values[~np.eye(len(values), dtype=bool)].mean() if values.ndim == 2 else values.mean())
+
+
+def means(x: np.ndarray) -> dict[str, float]:
+    return {name: mean(values) for name, values in measure(x, CODES).items()}
+
+
+def parts(random) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "A meaning that all share, an offset of each language's own, and noise."
+    return random.normal(size=(K, H)), random.normal(size=(L, 1, H)), random.normal(size=(L, K, H))
+
+
+def test_one_language_under_many_names(random):
+    "Equal vectors: nothing is left to tell languages apart, so the probe guesses one in L right, exactly."
+    meaning, _, _ = parts(random)
+    found = means(np.repeat(meaning[None], L, 0))
+    assert found["centroid cosine, raw"] == pytest.approx(1)
+    assert found["language share"] == pytest.approx(0, abs=1e-12)
+    assert found["CKA"] == pytest.approx(1) and found["retrieval, raw"] == 1
+    assert found["language probe, raw"] == pytest.approx(1 / L)
+
+
+def test_an_offset_of_each_languages_own(random):
+    "Raw cosine and margin fall, the probe rises, and levelled vectors show the meaning that is still there."
+    meaning, offset, noise = parts(random)
+    near, far = means(meaning + 0.3 * noise), means(meaning + 0.3 * noise + 3 * offset)
+    assert far["centroid cosine, raw"] < near["centroid cosine, raw"] - 0.3
+    assert far["margin, raw"] < 0.5 * near["margin, raw"] and far["margin, centred"] < 0.5 * near["margin, centred"]
+    assert far["margin, levelled"] == pytest.approx(near["margin, levelled"]) and far["margin, levelled"] > 0.8
+    assert far["retrieval, raw"] < far["retrieval, levelled"] == pytest.approx(near["retrieval, levelled"])
+    assert far["CKA"] == pytest.approx(near["CKA"])
+    assert far["language share"] > 0.8 > 0.1 > near["language share"]
+    assert far["language probe, raw"] > 0.9 > 0.3 > near["language probe, raw"]
+
+
+def test_an_offset_that_all_share_is_no_neutrality(random):
+    "The trap: the raw cosine rises to nearly 1, and nothing that tells languages apart has changed."
+    meaning, offset, noise = parts(random)
+    before = means(meaning + noise + offset)
+    after = means(meaning + noise + offset + 50 * random.choice([-1, 1], H))
+    assert after["centroid cosine, raw"] > 0.98 > 0.6 > before["centroid cosine, raw"]
+    assert after["random cosine"] > 0.98 and after["margin, raw"] < 0.05 * before["margin, raw"]
+    moved = {"centroid cosine, raw", "random cosine", "margin, raw", "retrieval, raw"}
+    for name in before.keys() - moved:
+        assert after[name] == pytest.approx(before[name], abs=1e-6), name
+
+
+def test_noise_has_no_meaning(random):
+    found, expected = means(parts(random)[2]), nothing(CODES, K)
+    for name in ("CKA", *(f"margin, {way}" for way in ("raw", "centred", "stripped", "levelled"))):
+        assert found[name] == pytest.approx(0, abs=0.02), name
+    for name in ("retrieval, raw", "retrieval, levelled", "language probe, raw", "language probe, levelled"):
+        assert found[name] == pytest.approx(expected[name], abs=0.05), name
+    assert found["language share"] == pytest.approx(1 / K, abs=0.02)
+
+
+def test_centred_centroids_say_little(random):
+    "They add up to zero, so the sum of all their products is 0 and their mean cosine is near -1/(L-1) if lengths are."
+    _, offset, _ = parts(random)
+    for scale in (0.1, 10):
+        found = mean(centroid_cosines(ways(scale * offset + np.zeros((1, K, 1)))["centred"]))
+        assert found == pytest.approx(-1 / (L - 1), abs=0.03)
+
+
+def test_stripping_takes_the_strongest_direction(random):
+    meaning, offset, noise = parts(random)
+    strong = 30 * random.normal(size=(L, K, 1)) * np.eye(H)[3]
+    left = ways(noise + strong)["stripped"]
+    assert np.abs(left[..., 3]).max() < 1 and np.abs(left[..., 4]).max() > 1
+
+
+@pytest.mark.parametrize("scale", [0.01, 100])
+def test_cka_sees_arrangement_only(random, scale):
+    meaning, _, _ = parts(random)
+    turn = np.linalg.qr(random.normal(size=(H, H)))[0]
+    other = random.permutation(K)
+    found = cka(np.stack([meaning, scale * meaning @ turn + 5, meaning[other]]))
+    assert found[0, 1] == pytest.approx(1) and abs(found[0, 2]) < 0.5
+
+
+def test_pairs_of_sentences_by_hand(random):
+    "The sums without loops are the means over pairs, for every pair of languages."
+    x = parts(random)[2][:4]
+    unit = x / np.linalg.norm(x, axis=2, keepdims=True)
+    both, others = pair_cosines(x)
+    for one in range(4):
+        for two in range(4):
+            cosines = unit[one] @ unit[two].T
+            assert both[one, two] == pytest.approx(np.diag(cosines).mean())
+            assert others[one, two] == pytest.approx(cosines[~np.eye(K, dtype=bool)].mean())
+    np.testing.assert_allclose(margins(x), both - others)
+
+
+def test_retrieval_by_hand(random):
+    "The nearest of one pair of languages; a tie is lost."
+    meaning, _, noise = parts(random)
+    x = meaning + noise
+    unit = x / np.linalg.norm(x, axis=2, keepdims=True)
+    assert retrieval(x)[2, 5] == ((unit[2] @ unit[5].T).argmax(1) == np.arange(K)).mean()
+    assert mean(retrieval(np.ones((3, K, H)))) == 0
+
+
+def test_isotropy_of_known_clouds(random):
+    "All directions alike: 1. One: 0. Half: (n/2 - 1) / (n - 1), as Rudman et al. give it. Offset and scale: nothing."
+    cloud = random.normal(size=(100, 100, H))
+    assert isoscore(cloud) > 0.98 and isoscore(cloud * np.eye(H)[0]) == pytest.approx(0, abs=1e-9)
+    assert isoscore(cloud * np.repeat([1, 0], H // 2)) == pytest.approx((H / 2 - 1) / (H - 1), abs=0.01)
+    assert isoscore(7 * cloud + 40) == pytest.approx(float(isoscore(cloud)))
+
+
+def test_the_probe_is_not_tested_on_what_it_learnt(random):
+    "A mark on each single sentence helps nobody who is asked about others."
+    x = np.zeros((L, K, L * K))
+    x.reshape(L * K, L * K)[:] = 100 * np.eye(L * K)
+    assert mean(identified(x, CODES, False)) < 3 / L
+
+
+def test_shuffled_labels_are_at_chance(random):
+    "Which language a vector is said to be of changes from sentence to sentence, so there is nothing to learn."
+    _, offset, noise = parts(random)
+    x = noise + 3 * offset
+    shuffled = np.stack([x[random.permutation(L), sentence] for sentence in range(K)], 1)
+    assert mean(identified(x, CODES, False)) > 0.9 > 3 / L > mean(identified(shuffled, CODES, False))
+    assert mean(language_share(shuffled)) < 2 / K < mean(language_share(x))
+
+
+# Intervals
+
+
+def test_relatives_move_together():
+    "An interval over families is wider than one over languages where relatives are alike."
+    values = np.repeat(np.random.default_rng(0).normal(size=20), 10)
+    weights = np.random.default_rng(1).multinomial
+    apart = Families(np.eye(200), weights(200, [1 / 200] * 200, 2000).astype(float))
+    kin = Families(np.kron(np.eye(20), np.ones(10)), weights(20, [1 / 20] * 20, 2000).astype(float))
+    widths = [float(np.diff(mean_and_interval(f, f.sums(values))[1:])[0]) for f in (apart, kin)]
+    assert widths[1] > 2.5 * widths[0]
+
+
+def test_pairs_are_drawn_as_pairs():
+    "A mean over pairs wanders twice as far as the mean of the languages' own means drawn as if independent."
+    own = np.random.default_rng(0).normal(size=50)
+    pairs = np.add.outer(own, own) / 2 * (1 - np.eye(50))
+    alone = Families(np.eye(50), np.random.default_rng(1).multinomial(50, [1 / 50] * 50, 4000).astype(float))
+    of_pairs, of_rows = [mean_and_interval(alone, alone.sums(v)) for v in (pairs, pairs.sum(1) / 49)]
+    assert of_pairs[0] == pytest.approx(of_rows[0])
+    assert np.diff(of_pairs[1:])[0] == pytest.approx(2 * np.diff(of_rows[1:])[0], rel=0.1)
+
+
+def test_families_are_glottologs_and_draws_repeat():
+    codes = ["eng_Latn", "deu_Latn", "rus_Cyrl", "tha_Thai", "eus_Latn", "yue_Hani", "cmn_Hani"]
+    kin = families(codes, draws=100, seed=3)
+    assert sorted(kin.member_FL.sum(1)) == [1, 1, 2, 3] and (kin.member_FL.sum(0) == 1).all()
+    assert (kin.member_FL[:, 0] == kin.member_FL[:, 2]).all(), "English and Russian are relatives"
+    assert (kin.weights_DF == families(codes, draws=100, seed=3).weights_DF).all()
+    assert (kin.weights_DF != families(codes, draws=100, seed=4).weights_DF).any()
+    values = np.arange(49.0).reshape(7, 7)
+    assert mean_and_interval(kin, kin.sums(values))[0] == pytest.approx(mean(values))
+
+
+# Encoders and text
+
+
+def test_the_text_is_a_full_table():
+    parallel = {code: {str(key): f"{code} {key}" for key in range(8)} for code in ("eng_Latn", "wol_Latn", "rus_Cyrl")}
+    parallel["wol_Latn"] |= {"8": "one more"}
+    with pytest.raises(UserError, match="1 language-scripts share 9 sentences"):
+        full_table(parallel)
+    del parallel["wol_Latn"]["8"], parallel["rus_Cyrl"]["2"]
+    found = full_table(parallel)
+    assert (found.codes, found.dropped) == (["eng_Latn", "wol_Latn"], ["rus_Cyrl"])
+    assert found.texts[1][2] == "wol_Latn 2"
+
+
+def test_paragraphs_of_the_declaration():
+    text = parallel_text("udhr")
+    assert len(text.codes) == 407 and {len(texts) for texts in text.texts} == {21} and "kir_Cyrl" in text.dropped
+    few = parallel_text("udhr", {"eng_Latn", "deu_Latn"})
+    assert few.codes == ["deu_Latn", "eng_Latn"] and "Recht" in few.texts[0][0]
+
+
+def test_sib200_is_thinned_and_stays_parallel(tmp_path, monkeypatch):
+    for code in ("eng_Latn", "fra_Latn"):
+        for split in ("train", "dev", "test"):
+            path = tmp_path / "sib200" / code / f"{split}.tsv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = "".join(f"{split}{n}\tsports\t{code} {split} {n}\n" for n in range(20))
+            path.write_text(f"index_id\tcategory\ttext\n{rows}")
+    monkeypatch.setenv("LANGSAMP_DATA", str(tmp_path))
+    text = parallel_text("sib200", most=10)
+    english, french = text.texts
+    assert len(english) == len(set(english)) == 10
+    assert [sentence.replace("eng", "fra") for sentence in english] == french
+
+
+def test_each_start_is_shown_once(smoke):
+    "The start is found from the run, once, and not again where it was asked for."
+    labels = [label for label, _ in with_floors({"a": ["smoke"], "b": ["smoke"]}, smoke)]
+    assert labels == ["a", "b", "untrained"]
+    assert [label for label, _ in with_floors({"a": ["smoke"], "floor": ["start:smoke"]}, smoke)] == ["a", "floor"]
+    assert open_encoder("start:smoke", smoke).arm == "untrained"
+
+
+def a_table(**values: list[float]) -> pd.DataFrame:
+    "Rows of one measure at one layer: a label's runs, each with the same value in each of three languages."
+    rows = [
+        (label, "both", 0, "CKA", value, np.full((3, 3), value) * (1 - np.eye(3)))
+        for label, runs in values.items()
+        for value in runs
+    ]
+    return pd.DataFrame(rows, columns=["label", "arm", "layer", "measure", "value", "sums"])
+
+
+def test_differences_of_labels_and_seeds():
+    kin = Families(np.eye(3), np.random.default_rng(0).multinomial(3, [1 / 3] * 3, 200).astype(float))
+    found = neutrality_differences(a_table(ours=[0.5, 0.7], base=[0.1, 0.5], floor=[0.2]), "base", kin)
+    assert found.label.tolist() == ["ours", "floor"]
+    assert found.difference.tolist() == pytest.approx([0.3, -0.1]) == found.low.tolist() == found.high.tolist()
+    assert found.seeds.tolist() == [(0.4, 0.2), (0.1, -0.3)]
+
+
+def test_the_runner_draws_the_smoke_run(smoke):
+    "Through papermill, with its defaults: pictures, tables, and the run behind them."
+    tiny.papermill("nbs/figures/neutrality.ipynb", smoke / "neutrality.ipynb", smoke)
+    names = [f"neutrality-{part}" for part in "claim spread margin alignment probes closeness gain".split()]
+    found = {path.name for path in (smoke / "figures").iterdir()}
+    assert {f"{name}.{end}" for name in names for end in ("png", "svg", "csv", "json")} <= found
+    assert list(json.loads((smoke / "figures/neutrality-claim.json").read_text())["runs"]) == ["smoke"]
+    rows = pd.read_csv(smoke / "figures/neutrality-spread.csv")
+    assert set(rows.label) == {"LangSAMP", "untrained"} and set(rows.layer) == {0, 1, 2}
+    assert rows[rows.measure == "language share"].value.between(0, 1).all()

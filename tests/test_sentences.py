@@ -1,0 +1,252 @@
+"What nbs/library/14b_sentences.ipynb and 14c_fill_mask.ipynb promise, on every family of encoders and on made-up models."
+
+import json
+import socket
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from scipy.stats import entropy
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, XLMRobertaConfig
+
+from langsamp import sentences
+from langsamp.core import UserError, damage, manifest_of, read_json
+from langsamp.encoder import encode
+from langsamp.encoders import Encoder
+from langsamp.fill_mask import divergence, fill_mask, mask_log_probabilities
+from langsamp.model import LangSAMPForMaskedLM, from_backbone
+from langsamp.sentences import save_sentence_encoder
+
+PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
+(LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]
+exec(LIST, listed := {})  # The page's list is the list
+FAMILIES, TINY = listed["FAMILIES"], listed["TINY"]
+TEXTS = ["Everyone has the right to rest.", "Каждый человек", "x", "No one shall be held in slavery. " * 40]
+ENDS_IN_A_NORM = {"ModernBERT", "EuroBERT", "XLM-R XL"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(stock):
+    return AutoTokenizer.from_pretrained(stock, model_max_length=48)
+
+
+def encoder_of(kind: str, tokenizer, **changes) -> Encoder:
+    "An encoder of four blocks whose layer norms are no identities."
+    config = AutoConfig.for_model(kind, **TINY | {"vocab_size": len(tokenizer), "num_hidden_layers": 4} | changes)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModel.from_config(config).eval()
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.05)
+    return Encoder(kind, "other", model, tokenizer, "made-up")
+
+
+def opened(folder) -> SentenceTransformer:
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+
+
+# The folder for sentence-transformers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vectors_are_those_of_encode(family, tokenizer, tmp_path):
+    "Of the second block of four: as many blocks are kept as that needs, and none of their weights is drawn anew."
+    kind, differing, _ = FAMILIES[family]
+    encoder = encoder_of(kind, tokenizer, **differing)
+    made = save_sentence_encoder(encoder, tmp_path / "made", layer=2)
+    expected = encode(TEXTS, encoder.model, tokenizer, layer=2)
+    assert np.abs(opened(made).encode(TEXTS) - expected).max() < 1e-5
+    kept, report = AutoModel.from_pretrained(made, output_loading_info=True)
+    assert kept.config.num_hidden_layers == (3 if family in ENDS_IN_A_NORM else 2)
+    assert not any(report.values()), report
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "modernbert"])
+@pytest.mark.parametrize(("layer", "pooling"), [(0, "mean"), (1, "first"), (3, "mean"), (4, "first"), (-1, "mean")])
+def test_every_layer_and_pooling(kind, layer, pooling, tokenizer, tmp_path):
+    encoder = encoder_of(kind, tokenizer)
+    made = save_sentence_encoder(encoder, tmp_path / "made", layer, pooling)
+    expected = encode(TEXTS, encoder.model, tokenizer, layer, pooling=pooling)
+    assert np.abs(opened(made).encode(TEXTS) - expected).max() < 1e-5
+
+
+def test_blocks_that_depend_on_their_number_are_all_kept(tokenizer, tmp_path):
+    "In an ALBERT of two groups, block 2 of 4 has the first group's weights, and block 2 of 2 or of 3 the second's."
+    encoder = encoder_of("albert", tokenizer, embedding_size=16, num_hidden_groups=2)
+    made = save_sentence_encoder(encoder, tmp_path / "made", layer=2)
+    assert AutoModel.from_pretrained(made).config.num_hidden_layers == 4
+    assert np.abs(opened(made).encode(TEXTS) - encode(TEXTS, encoder.model, tokenizer, layer=2)).max() < 1e-5
+
+
+def test_an_encoder_without_a_pooler(tokenizer, tmp_path):
+    "As `start:RUN` has it: the pooler that AutoModel wants is the identity, not drawn at random."
+    encoder = encoder_of("xlm-roberta", tokenizer)
+    encoder.model.pooler = None
+    _, report = AutoModel.from_pretrained(save_sentence_encoder(encoder, tmp_path / "made"), output_loading_info=True)
+    assert not any(report.values()), report
+
+
+@pytest.mark.parametrize(("asked", "longest"), [(48, 48), (10**30, 64)])
+def test_long_texts_are_cut_where_tokenizer_or_model_ends(asked, longest, stock, tmp_path):
+    "An XLM-R of 66 positions reads 64 tokens, whatever its tokenizer would let pass."
+    tokenizer = AutoTokenizer.from_pretrained(stock)
+    tokenizer.model_max_length = asked
+    made = opened(save_sentence_encoder(encoder_of("xlm-roberta", tokenizer), tmp_path / "made"))
+    assert made.max_seq_length == longest and made.encode(TEXTS).shape == (4, 32)
+
+
+def test_the_folder_needs_nobody(tokenizer, tmp_path, monkeypatch):
+    "No connection is tried, and no code of ours or of the folder is run."
+    made = save_sentence_encoder(encoder_of("xlm-roberta", tokenizer), tmp_path / "made", layer=1)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it asks the network"))
+    model = SentenceTransformer(str(made), device="cpu")
+    assert "auto_map" not in read_json(made / "config.json") and not list(made.rglob("*.py"))
+    assert {type(part).__module__.split(".")[0] for part in model.modules()} <= {
+        "sentence_transformers",
+        "transformers",
+        "torch",
+    }
+
+
+def test_the_same_encoder_gives_the_same_files(stock, tmp_path):
+    "Whatever its tokenizer was asked between."
+    encoder = encoder_of("xlm-roberta", AutoTokenizer.from_pretrained(stock, model_max_length=48))
+    before = manifest_of(save_sentence_encoder(encoder, tmp_path / "a", layer=2))
+    encoder.encode(TEXTS)
+    encoder.tokenizer(TEXTS, padding="max_length", truncation=True, max_length=7)
+    assert manifest_of(save_sentence_encoder(encoder, tmp_path / "b", layer=2)) == before
+    assert (before["layer"], before["pooling"], before["identity"]) == (2, "mean", "made-up")
+
+
+def test_a_failure_leaves_what_was_there(tokenizer, tmp_path, monkeypatch):
+    encoder, folder = encoder_of("xlm-roberta", tokenizer), tmp_path / "made"
+    save_sentence_encoder(encoder, folder, layer=2)
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(sentences, "write_json", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_sentence_encoder(encoder, folder, layer=1)
+    assert damage(folder) == "" and manifest_of(folder)["layer"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_nothing_else_is_replaced(tokenizer, tmp_path):
+    encoder = encoder_of("xlm-roberta", tokenizer)
+    (run := tmp_path / "run").mkdir()
+    (run / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="holds something else"):
+        save_sentence_encoder(encoder, run)
+    assert [path.name for path in run.iterdir()] == ["result.json"]
+    save_sentence_encoder(encoder, tmp_path / "made", layer=1)
+    assert manifest_of(save_sentence_encoder(encoder, tmp_path / "made", layer=2))["layer"] == 2
+
+
+# Fill-mask
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> LangSAMPForMaskedLM:
+    "Random weights, with vectors as long as hidden states."
+    sizes = {"vocab_size": len(tokenizer), "type_vocab_size": 1} | {k: v for k, v in TINY.items() if k != "vocab_size"}
+    made = from_backbone(XLMRobertaConfig(**sizes), ["eng", "rus"], ["Cyrl", "Latn"])
+    for number, table in enumerate((made.language_vectors, made.script_vectors)):
+        torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(number))
+    return made
+
+
+TWO = "<mask> has the <mask> to life."
+
+
+def test_a_hint_adds_two_vectors_and_nothing_else(model, tokenizer):
+    "With both vectors zero, the hint says nothing; with either of them, it does."
+    plain = mask_log_probabilities(TWO, model, tokenizer)
+    for name, kept in [("language_vectors", "script_vectors"), ("script_vectors", "language_vectors")]:
+        zeroed, old = getattr(model, name).weight, getattr(model, name).weight.detach().clone()
+        torch.nn.init.zeros_(zeroed)
+        told, other = [mask_log_probabilities(TWO, model, tokenizer, code) for code in ("eng_Latn", "rus_Cyrl")]
+        assert divergence(told, plain).min() > 1e-3 and divergence(told, other).min() > 1e-3, f"{kept} does nothing"
+        with torch.no_grad():
+            zeroed.copy_(old)
+    with torch.no_grad():
+        saved = [table.weight.clone() for table in (model.language_vectors, model.script_vectors)]
+        for table in (model.language_vectors, model.script_vectors):
+            table.weight.zero_()
+        assert torch.equal(mask_log_probabilities(TWO, model, tokenizer, "eng_Latn"), plain)
+        for table, weight in zip((model.language_vectors, model.script_vectors), saved, strict=True):
+            table.weight.copy_(weight)
+
+
+def test_the_table_is_the_distribution_sorted(model, tokenizer):
+    "All pieces asked for, each stands once, with its own probability."
+    table = fill_mask(TWO, model, tokenizer, "rus_Cyrl", top=len(tokenizer))
+    p_MV = mask_log_probabilities(TWO, model, tokenizer, "rus_Cyrl").exp()
+    for mask, rows in table.groupby("mask"):
+        assert rows["probability"].is_monotonic_decreasing and abs(rows["probability"].sum() - 1) < 1e-4
+        ids = tokenizer.convert_tokens_to_ids(rows["piece"].tolist())
+        assert sorted(ids) == list(range(len(tokenizer)))
+        assert np.allclose(p_MV[mask - 1, ids], rows["probability"])
+
+
+def test_a_row_does_not_depend_on_the_company(model, tokenizer):
+    "Neither on how many guesses nor on which other texts were asked for."
+    together = fill_mask(["a <mask>", TWO, "б <mask> в"], model, tokenizer, "eng_Latn", top=3)
+    alone = fill_mask(TWO, model, tokenizer, "eng_Latn", top=1)
+    rows = together[together["text"] == TWO].groupby("mask").head(1).reset_index(drop=True)
+    assert rows.equals(alone) and together["mask"].tolist() == [1] * 3 + [1] * 3 + [2] * 3 + [1] * 3
+
+
+def test_the_filled_text_has_the_piece_in_the_place_of_its_mask(model, tokenizer):
+    for row in fill_mask(TWO, model, tokenizer, top=20).itertuples():
+        assert row.filled.count("<mask>") == 1 + (row.piece == "<mask>")
+        before, after = row.filled.split("has the", 1)
+        assert row.piece.replace("▁", " ").strip() in (before, after)[row.mask - 1]
+
+
+@pytest.mark.parametrize("text", ["has the<mask> to", "has the  <mask> to", "has the\t<mask> to"])
+def test_the_space_before_a_mask_belongs_to_the_missing_piece(text, model, tokenizer):
+    told = mask_log_probabilities("has the <mask> to", model, tokenizer)
+    assert torch.equal(mask_log_probabilities(text, model, tokenizer), told)
+
+
+def test_divergence_is_what_scipy_says():
+    log_p_MV, log_q_MV = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    assert np.allclose(divergence(log_p_MV, log_q_MV), entropy(log_p_MV.exp(), log_q_MV.exp(), axis=1), atol=1e-5)
+    assert (divergence(log_p_MV, log_p_MV) == 0).all() and (divergence(log_p_MV, log_q_MV) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "said"),
+    [
+        ("no gap", "", "no mask in `no gap`; write <mask>"),
+        ("long " * 60 + "<mask>", "", "the model reads 48"),
+        (TWO, "english_Latn", "did you mean `eng_Latn`"),
+        (TWO, "eng", "the script is missing"),
+        (TWO, "enm_Latn", "knows no language `enm`, it has 2; did you mean `eng`"),
+        (TWO, "eng_Grek", "knows no script `Grek`"),
+    ],
+)
+def test_mistakes(text, language, said, model, tokenizer):
+    with pytest.raises(UserError, match=said):
+        fill_mask(text, model, tokenizer, language)
+
+
+def test_a_model_without_vectors_takes_no_hint(tokenizer):
+    config = XLMRobertaConfig(**TINY | {"vocab_size": len(tokenizer), "type_vocab_size": 1})
+    none = from_backbone(config, ["eng"], ["Latn"], "none")
+    assert len(fill_mask(TWO, none, tokenizer)) == 10
+    with pytest.raises(UserError, match="arm `none` has no vectors"):
+        fill_mask(TWO, none, tokenizer, "eng_Latn")
+
+
+# The guide
+
+
+def test_the_guide(tmp_path):
+    "Through papermill, with the defaults; and the hint in a wrong script is the worst for each text."
+    tiny.papermill("nbs/tutorials/encoding.ipynb", tmp_path / "guide.ipynb", tmp_path)
+    assert damage(tmp_path / "guide-sentences") == ""
+    assert read_json(tmp_path / "guide/result.json")["step"] == 300

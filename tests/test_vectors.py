@@ -1,0 +1,366 @@
+"What the loss cannot see is taken out of the vectors, chance is told apart from kinship, and levels are fair."
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from scipy.stats import spearmanr
+from transformers import XLMRobertaConfig
+
+from langsamp.core import UserError
+from langsamp.model import from_backbone, ids_of
+from langsamp.pretraining import pretrain
+from langsamp.relatives import agreement, asked, kinship, likenesses, mantel, neighbour_accuracy, relations
+from langsamp.resources import last_losses, level_differences, levels_of
+from langsamp.vector_maps import heat_map, sum_map
+from langsamp.vectors import (
+    Vectors,
+    code_facts,
+    components,
+    cosines,
+    drawn_blocks,
+    fix_gauge,
+    principal,
+    read_vectors,
+    starting_vectors,
+)
+
+CODES = "aze_Cyrl aze_Latn deu_Latn eng_Latn hin_Deva npi_Deva rus_Cyrl tha_Thai".split()
+
+
+def made_up(codes: list[str], seed: int = 0, width: int = 6) -> Vectors:
+    "Random tables, looked up."
+    random, facts = np.random.default_rng(seed), code_facts(codes).assign(tokens=1, blocks=1)
+    tables = [{name: random.normal(size=width) for name in sorted(set(facts[kind]))} for kind in ("language", "script")]
+    rows = [np.stack([table[x] for x in facts[kind]]) for kind, table in zip(("language", "script"), tables)]
+    return Vectors(facts, *rows, [])
+
+
+def random_codes(seed: int) -> list[str]:
+    "Some pairs of real languages and scripts, tied at random."
+    random = np.random.default_rng(seed)
+    languages, scripts = "aze deu eng hin npi rus tha uzn".split(), "Arab Cyrl Deva Latn Thai".split()
+    pairs = {f"{random.choice(languages)}_{random.choice(scripts)}" for _ in range(12)}
+    return sorted(pairs)
+
+
+# The gauge
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_gauge_shift_in_any_component_leaves_the_vectors_as_they_are(seed):
+    codes = random_codes(seed)
+    vectors, numbers = made_up(codes, seed), components(codes)
+    shift_PH = np.random.default_rng(seed).normal(0, 10, (len(codes), 6))[numbers]
+    shifted = replace(vectors, language_PH=vectors.language_PH + shift_PH, script_PH=vectors.script_PH - shift_PH)
+    assert not np.allclose(shifted.language_PH, vectors.language_PH)
+    for name in ("language_PH", "script_PH", "sums_PH"):
+        there, here = getattr(fix_gauge(shifted), name), getattr(fix_gauge(vectors), name)
+        assert np.abs(there - here).max() < 1e-6, name
+    assert np.abs(fix_gauge(vectors).sums_PH - vectors.sums_PH).max() < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_component_is_all_that_pairs_hold_together(seed):
+    "Two codes that share a language or script are of one component; walking from code to code finds all of it."
+    codes = random_codes(seed)
+    numbers, parts = components(codes), [set(code.split("_")) for code in codes]
+    reached = [{0}]
+    while len(reached[-1]) < len(codes):
+        here = {i for i, part in enumerate(parts) if any(part & parts[j] for j in reached[-1])} | reached[-1]
+        if here == reached[-1]:
+            break
+        reached.append(here)
+    assert {i for i, number in enumerate(numbers) if number == numbers[0]} == reached[-1]
+
+
+def test_fixing_keeps_languages_in_several_scripts_together_and_centres_each_component():
+    fixed = fix_gauge(made_up(CODES))
+    assert np.allclose(fixed.language_PH[0], fixed.language_PH[1]), "Azerbaijani has one vector, in Cyrillic and Latin"
+    assert components(CODES).tolist() == [0, 0, 0, 0, 1, 1, 0, 2]
+    once = fixed.language_PH[[1, 2, 3, 6]]
+    assert np.allclose(once.mean(0), 0) and np.allclose(fixed.language_PH[7], 0)
+    assert not np.allclose(fixed.language_PH[:4].mean(0), 0), "languages are counted once, not once a script"
+
+
+def test_a_shift_that_is_no_gauge_shift_is_seen():
+    vectors = made_up(CODES)
+    other = replace(vectors, language_PH=vectors.language_PH + np.arange(len(CODES))[:, None])
+    assert not np.allclose(fix_gauge(other).language_PH, fix_gauge(vectors).language_PH)
+
+
+def test_the_loss_cannot_see_the_gauge():
+    "In a component the languages move by c and the scripts by -c; without the scripts, the loss changes."
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = XLMRobertaConfig(**sizes, vocab_size=100, max_position_embeddings=20, type_vocab_size=1)
+    model = from_backbone(config, ["aze", "deu", "rus", "tha"], ["Cyrl", "Latn", "Thai"]).double()
+    codes = ["aze_Cyrl", "aze_Latn", "deu_Latn", "rus_Cyrl", "tha_Thai"]
+    tokens, ids = torch.randint(5, 100, (5, 12), generator=torch.manual_seed(0)), ids_of(codes, model.config)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return model(input_ids=tokens, labels=tokens, language_ids=ids[0], script_ids=ids[1]).loss.item()
+
+    before, c = loss(), torch.randn(32, generator=torch.manual_seed(1)).double()
+    with torch.no_grad():
+        model.language_vectors.weight[:3] += c
+    between = loss()
+    with torch.no_grad():
+        model.script_vectors.weight[:2] -= c
+    assert abs(loss() - before) < 1e-10 < 1e-3 < abs(between - before)
+
+
+# The tables of a run
+
+
+@pytest.fixture(scope="module")
+def short(corpus, tmp_path_factory) -> Path:
+    "Two updates of two blocks: one of three language-scripts was never drawn."
+    outputs = tmp_path_factory.mktemp("short")
+    changes = {"steps": 2, "batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0, "save_every": 2, "dropout": 0.0}
+    for name, arm in [("short", "both"), ("language", "language"), ("none", "none")]:
+        pretrain(tiny.params_of(corpus, run_name=name, arm=arm, seed=5, **changes), outputs)
+    return outputs
+
+
+def test_rows_are_left_out_exactly_when_training_did_not_move_them(short):
+    drawn = drawn_blocks(short / "short")
+    idle = drawn.index[drawn == 0]
+    assert drawn.sum() == 4 and len(idle) == 1, "the seed of this fixture leaves one language-script undrawn"
+    trained, start = read_vectors(short / "short"), starting_vectors(short / "short")
+    assert trained.left_out == idle[0].split("_") == start.left_out
+    assert list(trained.facts.index) == list(drawn.index[drawn > 0]) == list(start.facts.index)
+    for name in ("language_PH", "script_PH"):
+        assert (getattr(trained, name) != getattr(start, name)).any(axis=1).all(), name
+
+
+def test_an_arm_without_script_vectors_has_none_and_one_without_languages_is_refused(short):
+    assert not read_vectors(short / "language").script_PH.any() and read_vectors(short / "language").language_PH.any()
+    assert not starting_vectors(short / "language").script_PH.any()
+    with pytest.raises(UserError, match="run none is of arm `none` and has no language vectors"):
+        read_vectors(short / "none")
+    with pytest.raises(UserError, match="no finished run at .*nothing"):
+        read_vectors(short / "nothing")
+
+
+def test_all_matrices_are_of_the_same_languages_and_the_start_is_not_the_end(unbroken):
+    facts, matrices = likenesses(unbroken)
+    assert {len(matrix) for matrix in matrices.values()} == {len(facts)} == {3}
+    assert not np.allclose(matrices["trained"], matrices["start"])
+    assert all(np.allclose(np.diag(matrix), 1) for matrix in matrices.values())
+
+
+# Likeness and maps
+
+
+def test_cosines_see_neither_an_offset_nor_a_turn_nor_a_scale():
+    random = np.random.default_rng(0)
+    points, turn = random.normal(size=(12, 5)), np.linalg.qr(random.normal(size=(5, 5)))[0]
+    assert np.allclose(cosines(points), cosines(3 * points @ turn + 9))
+    assert not np.allclose(cosines(points), cosines(points * [9, 1, 1, 1, 1]))
+
+
+def test_a_map_is_the_same_for_any_order_and_turn():
+    random = np.random.default_rng(1)
+    points = random.normal(size=(30, 5)) * [9, 5, 1, 1, 1]
+    order, turn = random.permutation(30), np.linalg.qr(random.normal(size=(5, 5)))[0]
+    places, share = principal(points)
+    assert np.allclose(principal(points[order] @ turn)[0], places[order])
+    assert np.isclose(share.sum(), (places**2).sum() / ((points - points.mean(0)) ** 2).sum())
+
+
+def test_pictures_draw_what_the_tables_say():
+    vectors = made_up(CODES)
+    _, table = sum_map(vectors)
+    assert np.allclose(table[["component_1", "component_2"]], principal(vectors.sums_PH)[0])
+    _, table = heat_map(vectors, ["eng_Latn", "tha_Thai"])
+    expected = cosines(vectors.sums_PH)[3, 7]
+    assert table.set_index("code").loc["eng_Latn", "tha_Thai"] == expected, "all languages are centred, not the two"
+    with pytest.raises(UserError, match=r"no trained vectors of eng_Latin; did you mean `eng_Latn`\?; the run has 8"):
+        heat_map(vectors, ["eng_Latin"])
+
+
+# Neighbours
+
+
+def test_a_language_in_two_scripts_is_asked_once_and_in_the_script_of_more_text():
+    facts = code_facts(CODES).assign(tokens=[1, 2, 3, 3, 3, 3, 3, 3])
+    assert asked(facts) == CODES[1:]
+    assert asked(facts.assign(tokens=[2, 1, 3, 3, 3, 3, 3, 3])) == CODES[:1] + CODES[2:]
+
+
+def test_a_lone_language_cannot_be_right_and_is_not_counted():
+    points = np.array([[0.0, 1], [0.1, 1], [1, 0], [1, 0.1], [-5, -5]])
+    found = neighbour_accuracy(cosines(points), list("aabbc"), neighbours=1, draws=20)
+    assert found["value"] == 1 and found["items"] == 4
+    assert neighbour_accuracy(cosines(points), list("abcde"), draws=5)["items"] == 0
+
+
+def share_of_small_p(test, trials: int = 60) -> float:
+    "How often p is at most a tenth where nothing is to be found."
+    return float(np.mean([test(np.random.default_rng(seed)) <= 0.1 for seed in range(trials)]))
+
+
+def test_p_of_neighbours_is_small_by_chance_alone_in_one_of_ten():
+    def p(random: np.random.Generator) -> float:
+        likeness = cosines(random.normal(size=(40, 6)))
+        return neighbour_accuracy(likeness, random.choice(list("abcd"), 40), neighbours=3, draws=49, seed=1)["p"]
+
+    assert share_of_small_p(p) < 0.22
+
+
+def test_kinship_that_is_script_alone_is_found_by_the_free_test_and_not_by_the_strict_one():
+    "Vectors that follow scripts, as those of a start do; families that follow scripts in four of five languages."
+
+    def p(random: np.random.Generator, strict: bool) -> float:
+        scripts = random.integers(4, size=80)
+        families = np.where(random.random(80) < 0.8, scripts, random.integers(4, size=80))
+        vectors = random.normal(size=(80, 16)) + random.normal(size=(4, 16))[scripts]
+        strata = scripts if strict else None
+        return neighbour_accuracy(cosines(vectors), families, strata=strata, draws=49, seed=1)["p"]
+
+    assert share_of_small_p(lambda random: p(random, strict=False), 20) == 1
+    assert share_of_small_p(lambda random: p(random, strict=True)) < 0.22
+
+
+# Matrices
+
+
+def upper(matrix: np.ndarray) -> np.ndarray:
+    return matrix[np.triu_indices(len(matrix), 1)]
+
+
+def test_mantel_is_the_rank_correlation_and_its_partial_form_the_textbook_one():
+    random = np.random.default_rng(0)
+    one, two, three = (cosines(random.normal(size=(25, 4))) for _ in range(3))
+    one, two = one + three, two + three
+    xy, xz, yz = (spearmanr(upper(a), upper(b))[0] for a, b in [(one, two), (one, three), (two, three)])
+    assert np.isclose(mantel(one, two, draws=1)["value"], xy)
+    partial = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert np.isclose(mantel(one, two, given=[three], draws=1)["value"], partial)
+    assert np.isclose(mantel(one, two, draws=1)["value"], mantel(two, one, draws=1)["value"])
+
+
+def test_p_of_mantel_is_small_by_chance_alone_in_one_of_ten():
+    def p(random: np.random.Generator) -> float:
+        return mantel(*(cosines(random.normal(size=(20, 4))) for _ in range(2)), draws=49, seed=1)["p"]
+
+    assert share_of_small_p(p) < 0.22
+
+
+def test_what_two_matrices_owe_to_scripts_is_held_fixed_pair_of_scripts_by_pair():
+    "A start's vectors agree with the place of languages, for scripts have places; within scripts they do not."
+
+    def found(random: np.random.Generator, strict: bool) -> float:
+        scripts = random.integers(4, size=60)
+        ours = cosines(0.5 * random.normal(size=(60, 16)) + random.normal(size=(4, 16))[scripts])
+        places = 0.3 * random.normal(size=(60, 2)) + random.normal(size=(4, 2))[scripts]
+        nearness = -np.linalg.norm(places[:, None] - places, axis=2)
+        return mantel(ours, nearness, scripts if strict else None, draws=49, seed=1)["p"]
+
+    assert share_of_small_p(lambda random: found(random, strict=False), 20) > 0.9
+    assert share_of_small_p(lambda random: found(random, strict=True)) < 0.22
+
+
+def test_what_a_matrix_owes_to_unigrams_is_held_fixed():
+    random = np.random.default_rng(3)
+    facts = code_facts(CODES[1:]).loc[list(np.repeat(CODES[1:], 6))]
+    facts = facts.assign(family=np.tile(list("abc"), 14), longitude=facts.longitude + random.normal(size=42))
+    kin = (facts.family.to_numpy()[:, None] == facts.family.to_numpy()) * 1.0
+    noise = [upper_noise(random, 42) for _ in range(2)]
+    copied = {"trained": kin / 4 + noise[0] + noise[1], "unigrams": kin / 4 + noise[0]}
+    table = kinship(facts, copied, draws=99).set_index(["vectors", "question", "given"])
+    assert table.p["trained", "family", "script"] == 0.01 and table.p["trained", "family", "script, unigrams"] > 0.05
+    own = {"trained": kin + noise[0], "unigrams": noise[1]}
+    table = kinship(facts, own, draws=99).set_index(["vectors", "question", "given"])
+    assert table.p["trained", "family", "script, unigrams"] == 0.01
+
+
+def upper_noise(random: np.random.Generator, size: int) -> np.ndarray:
+    "A symmetric matrix of noise."
+    noise = 0.3 * random.normal(size=(size, size))
+    return noise + noise.T
+
+
+def test_nearness_is_the_great_circle():
+    facts = pd.DataFrame({"family": "x", "latitude": [51.5, 48.86, -33.87], "longitude": [-0.13, 2.35, 151.21]})
+    kilometres = np.expm1(-relations(facts)["nearness"])
+    assert np.allclose(kilometres[0], [0, 344, 16990], atol=30), "London to Paris and Sydney"
+
+
+def test_runs_of_the_same_vectors_agree_and_others_do_not():
+    vectors = made_up(random_codes(1), 1)
+    few = replace(
+        vectors, facts=vectors.facts[:-1], language_PH=vectors.language_PH[:-1], script_PH=vectors.script_PH[:-1]
+    )
+    table = agreement({"a": vectors, "b": vectors, "c": few}, draws=9).set_index(["first", "second", "given"])
+    assert np.isclose(table.value["a", "b", ""], 1)
+    assert table["items"]["a", "c", ""] in (len(asked(vectors.facts)), len(asked(vectors.facts)) - 1)
+
+
+# Levels of text
+
+
+@pytest.mark.parametrize("size,levels", [(456, 5), (7, 3), (3, 5), (1, 2), (40, 40)])
+def test_levels_are_as_equal_as_can_be_and_ordered_by_text(size, levels):
+    tokens = pd.Series(np.random.default_rng(size).integers(1, 30, size), [f"l{n}" for n in range(size)])
+    found = levels_of(tokens, levels)
+    counts = found.value_counts()
+    assert len(counts) == min(levels, size) and counts.max() - counts.min() <= 1 and found.min() == 1
+    spans = tokens.groupby(found).agg(["min", "max"])
+    assert (spans["max"].to_numpy()[:-1] <= spans["min"].to_numpy()[1:]).all()
+
+
+def test_identical_encoders_differ_by_nothing():
+    codes = CODES
+    losses = pd.DataFrame({"code": codes, "tokens": range(8), "loss": np.random.default_rng(0).random(8)})
+    both = pd.concat([losses.assign(label=label, run=label) for label in ("a", "b")])
+    table = level_differences(both, "b", levels=2)
+    assert table.level.to_list() == [0, 1, 2] and (table.difference == 0).all() and (table.p == 1).all()
+    assert level_differences(both, "").empty
+
+
+def test_seeds_are_averaged_before_languages_are_compared():
+    codes = CODES
+    runs = {("a", "a1"): 1.0, ("a", "a2"): 3.0, ("b", "b1"): 5.0, ("b", "b2"): 5.0}
+    rows = [(label, run, code, i, loss) for (label, run), loss in runs.items() for i, code in enumerate(codes)]
+    table = level_differences(pd.DataFrame(rows, columns=["label", "run", "code", "tokens", "loss"]), "b", levels=2)
+    assert (table.difference == -3).all() and table.languages.to_list() == [8, 4, 4]
+
+
+def test_runs_that_cannot_be_compared_are_refused(short, corpus, unbroken):
+    both = last_losses({"LangSAMP": [short / "short"], "baseline": [short / "none"]})
+    assert both.groupby("label").code.nunique().to_list() == [3, 3] and (both.step == 2).all()
+    longer = {"steps": 3, "batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0, "save_every": 3}
+    pretrain(tiny.params_of(corpus, run_name="longer", **longer), short)
+    with pytest.raises(UserError, match="ended at different steps: .*'short': 2.*'longer': 3"):
+        last_losses({"a": [short / "short"], "b": [short / "longer"]})
+    with pytest.raises(UserError, match="no finished run at .*nothing"):
+        last_losses({"a": [short / "nothing"]})
+    other = tiny.write_corpus(short / "other-text", lines=30)
+    pretrain(tiny.params_of(other, run_name="other", steps=2, warmup_steps=0, save_every=2), short)
+    with pytest.raises(UserError, match="the runs have different text"):
+        last_losses({"a": [short / "short"], "b": [short / "other"]})
+
+
+# Pages
+
+
+@pytest.mark.parametrize(
+    "page,pictures",
+    [
+        ("vector_map", ["vectors-sums", "vectors-tables", "vectors-kinship"]),
+        ("vector_similarity", ["similarity"]),
+        ("resource_levels", ["resources"]),
+    ],
+)
+def test_a_page_leaves_its_pictures_with_their_numbers_and_runs(smoke, tmp_path, page, pictures):
+    tiny.papermill(f"nbs/figures/{page}.ipynb", tmp_path / "page.ipynb", smoke)
+    for name in pictures:
+        assert {path.suffix for path in (smoke / "figures").glob(f"{name}.*")} == {".png", ".svg", ".csv", ".json"}
+        assert re.search(r'"smoke"', (smoke / f"figures/{name}.json").read_text())
