@@ -6,6 +6,7 @@
 __all__ = ['encoder_identity', 'Encoder', 'open_encoder']
 
 # %% ../nbs/library/14a_encoders.ipynb #a84113c1
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,10 @@ def encoder_identity(
         if "pooler" not in name:
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return content_hash(digest.hexdigest(), tokenizer.backend_tokenizer.to_str(), tokenizer.model_max_length)
+    rules = copy.deepcopy(tokenizer.backend_tokenizer)
+    rules.no_truncation()
+    rules.no_padding()
+    return content_hash(digest.hexdigest(), rules.to_str(), tokenizer.model_max_length)
 
 # %% ../nbs/library/14a_encoders.ipynb #56b37bdb
 @dataclass(frozen=True)

@@ -73,8 +73,7 @@ class _Reading:
         "What the model reads: a window a sentence, or a few where words do not fit."
         if self.words:
             return list(word_windows(texts, self.tokenizer, self.max_length))
-        options = {"truncation": True, "max_length": self.max_length}
-        ids = self.tokenizer(list(texts), **options)["input_ids"] if len(texts) else []
+        ids = [self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"] for text in texts]
         return [Window(number, 0, row, [0]) for number, row in enumerate(ids)]
 
     def targets(self, window: Window, labels: Sequence[Any]) -> list[int]:
@@ -127,9 +126,7 @@ class Tuned:
 
     model: Any  # With its head
     reading: _Reading  # Texts to rows
-    history: list[
-        dict[str, float]
-    ]  # Step, mean loss since the last look, learning rate, and score on the development split
+    history: list[dict[str, float]]  # What each look at the development split saw
 
     @torch.no_grad()
     def predict(
@@ -137,15 +134,13 @@ class Tuned:
         texts: Sequence[Any],  # Sentences; or lists of words, when trained on them
     ) -> list[Any]:  # A label a sentence, or a list of tags, one a word
         "Labels of texts in any language."
-        self.model.eval()
         windows = self.reading.windows(texts)
         found: list[list[str]] = [[""] * (len(text) if self.reading.words else 1) for text in texts]
         for rows in by_length([window.ids for window in windows]):
             batch = padded([windows[i].ids for i in rows], self.model, self.reading.tokenizer)
-            for i, best_L in zip(rows, logits_of(self.model, batch).argmax(-1).tolist()):
-                window = windows[i]
-                tags = [self.reading.labels[best_L[place]] for place in window.firsts]
-                found[window.sentence][window.start : window.start + len(tags)] = tags
+            for i, best_L in zip(rows, logits_of(self.model.eval(), batch).argmax(-1).tolist()):
+                tags = [self.reading.labels[best_L[place]] for place in windows[i].firsts]
+                found[windows[i].sentence][windows[i].start : windows[i].start + len(tags)] = tags
         return found if self.reading.words else [labels[0] for labels in found]
 
 # %% ../nbs/library/15h_finetuning.ipynb #60b31845
@@ -184,14 +179,16 @@ def _look(
     tuned: Tuned,  # Gets a line of history
     dev: Examples,  # The development split
     select_by: str,  # A name in `SCORES`
+    losses: list[float],  # Of the steps since the last look; cleared
     **facts: float,  # Kept beside the score
 ) -> float:
     "The score on the development split."
     score = score_of(select_by)(dev.labels, tuned.predict(dev.texts))
-    tuned.history.append({**facts, select_by: score})
+    tuned.history.append({**facts, "loss": sum(losses) / len(losses), select_by: score})
+    losses.clear()
     return score
 
-# %% ../nbs/library/15h_finetuning.ipynb #03822f5a
+# %% ../nbs/library/15h_finetuning.ipynb #84e72ea3
 def _train(
     tuned: Tuned,  # Changed: its weights, and its history
     rows: Sequence[tuple[Window, list[int]]],  # All that there is to learn
@@ -210,9 +207,8 @@ def _train(
         losses.append(_learn(model, batches, how, adam))
         schedule.step()
         if step % (how.dev_every or plan.steps()) == 0 or step == how.epochs * plan.steps():
-            mean, rate = sum(losses) / len(losses), float(schedule.get_last_lr()[0])
-            score = _look(tuned, dev, how.select_by, step=step, loss=mean, learning_rate=rate)
-            losses.clear()
+            rate = float(schedule.get_last_lr()[0])
+            score = _look(tuned, dev, how.select_by, losses, step=step, learning_rate=rate)
             if score > best:
                 best, weights = score, copy.deepcopy(model.state_dict())
             yield tuned.history[-1]

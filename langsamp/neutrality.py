@@ -173,10 +173,7 @@ class Families:
     member_FL: np.ndarray  # 1 where it does
     weights_DF: np.ndarray
 
-    def sums(
-        self,
-        values: np.ndarray,  # A number, [L] or [L, L]
-    ) -> np.ndarray:  # The number, [F] or [F, F]
+    def sums(self, values: np.ndarray) -> np.ndarray:
         "Sums over families, or over pairs of different languages of two families."
         if values.ndim == 2:
             return self.member_FL @ (values * ~np.eye(len(values), dtype=bool)) @ self.member_FL.T
@@ -188,8 +185,8 @@ class Families:
         weights_DF: np.ndarray,  # How often each family counts
     ) -> np.ndarray:  # [D], NaN where nothing was drawn to take a mean of
         "The mean over languages or pairs, once for each row of weights."
-        shape = (self.member_FL.shape[1],) * sums.ndim
-        totals = [_weighted(weights_DF, s) for s in (sums, self.sums(np.ones(shape)))]
+        ones = np.ones(self.member_FL.shape[1:] * sums.ndim)
+        totals = [_weighted(weights_DF, s) for s in (sums, self.sums(ones))]
         return np.divide(*totals, out=np.full(len(weights_DF), np.nan), where=totals[1] > 0)
 
 # %% ../nbs/library/18_neutrality.ipynb #91e3f5e2

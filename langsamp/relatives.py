@@ -180,4 +180,5 @@ def agreement(
         for given, strata in [("", None), ("script", one.facts.script[codes])]:
             found = mantel(ours, theirs, strata, (), draws, seed)
             rows.append({"first": first, "second": second, "given": given, **found})
-    return pd.DataFrame(rows)
+    columns = ["first", "second", "given", "value", "chance", "p", "items"]
+    return pd.DataFrame(rows, columns=columns)

@@ -140,7 +140,8 @@ def _draw_differences(axes: Any, means: pd.DataFrame, differences: pd.DataFrame)
         for pair in pairs if len(pairs) > 1 else []:
             axes.scatter(pair.index + shift + 0.08, pair, s=7, color=colour)
     axes.axhline(0, color="black", lw=0.8)
-    axes.set(ylabel=f"difference to {differences.base.iloc[0]} (nats)" if labels else "no base to compare with")
+    axes.set_visible(bool(labels))
+    axes.set(ylabel=f"difference to {differences.base.iloc[0]} (nats)" if labels else "")
 
 # %% ../nbs/library/18b_resources.ipynb #844e00f9
 def level_picture(

@@ -57,7 +57,8 @@ def _scatter(
         here, size = places_P2[(groups == group).to_numpy()].T, 38 if shape in "PX" else 24
         axes.scatter(*here, s=size, color=colour, marker=shape, label=group, edgecolor="white", linewidths=0.4)
     others = places_P2[~groups.isin(list(look)).to_numpy()].T
-    axes.scatter(*others, s=9, color="#b5b5b5", label=f"{others.shape[1]} others", linewidths=0, zorder=0.9)
+    if others.size:
+        axes.scatter(*others, s=9, color="#b5b5b5", label=f"all others ({others.shape[1]})", linewidths=0, zorder=0.9)
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "columnspacing": 1, "handletextpad": 0.2}
     axes.legend(**place, ncols=3, frameon=False, fontsize="small")
     axes.set_title(title)
@@ -220,7 +221,7 @@ def _draw_nearest(axes: Any, table: pd.DataFrame, floor: float) -> None:
     axes.plot([], [], "k:", label="chance")
     axes.plot([], [], "k--", label="chance within a script")
     axes.set_xticks(range(len(KINDS)), list(KINDS))
-    axes.set(xlim=(-0.5, len(KINDS) - 0.5), ylim=(0, 1), ylabel="share", title="neighbours of one's own family")
+    axes.set(xlim=(-0.5, len(KINDS) - 0.5), ylim=(0, 1.03), ylabel="share", title="neighbours of one's own family")
     axes.legend(frameon=False, fontsize="small")
 
 # %% ../nbs/library/18d_vector_maps.ipynb #2c045ce8

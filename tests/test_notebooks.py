@@ -17,7 +17,10 @@ from langsamp.udhr import udhr_corpus
 
 NOTEBOOKS = sorted(p for p in (tiny.ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 EXAMPLES = [p for p in NOTEBOOKS if p.parent.name == "library" or p.name in ("index.ipynb", "encoders.ipynb")]
-RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "figures/pretraining", "tutorials/own_text"}
+RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "05_reproduce", "figures/pretraining"}
+RUNNERS |= {"tutorials/own_text", "tutorials/encoding"}
+ELSEWHERE = {"main_results": "comparison", "ablation": "comparison", "neutrality": "neutrality"}
+ELSEWHERE |= dict.fromkeys(("vector_map", "vector_similarity", "resource_levels"), "vectors")
 
 
 def short(path: Path) -> str:
@@ -26,7 +29,9 @@ def short(path: Path) -> str:
 
 def test_every_notebook_is_run_by_a_test():
     others = {short(p) for p in NOTEBOOKS} - {short(p) for p in EXAMPLES}
-    assert others == {f"{name}.ipynb" for name in RUNNERS}
+    assert others == {f"{name}.ipynb" for name in RUNNERS} | {f"figures/{name}.ipynb" for name in ELSEWHERE}
+    for notebook, test in ELSEWHERE.items():
+        assert notebook in (tiny.ROOT / f"tests/test_{test}.py").read_text(), f"tests/test_{test}.py does not run it"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=short)
@@ -70,6 +75,28 @@ def test_the_figure_notebook_draws_the_smoke_run(smoke):
 def test_a_figure_without_its_run_says_which_is_missing(tmp_path):
     with pytest.raises(AssertionError, match="no run at .*nothing: make it with papermill"):
         tiny.papermill("nbs/figures/pretraining.ipynb", tmp_path / "f.ipynb", tmp_path, "-y", "{runs: [nothing]}")
+
+
+def test_the_runner_evaluates_the_smoke_run(smoke):
+    "And what the run began from, the floor."
+    for encoder in ("smoke", "start:smoke"):
+        name = encoder.replace(":", "-")
+        tiny.papermill("nbs/04_evaluate.ipynb", smoke / f"{name}.ipynb", smoke, "-p", "encoder", encoder)
+        assert "udhr" in shown(smoke / f"{name}.ipynb")
+        assert [len(path.read_text().splitlines()) for path in smoke.glob(f"evaluations/{name}/*/rows.jsonl")] == [439]
+
+
+@pytest.mark.slow
+def test_a_reproduction_goes_from_a_preset_to_every_figure(tmp_path):
+    "Two arms of the smoke preset; the same command again pretrains nothing and asks nothing."
+    asked = ["-y", "{arms: [both, none], changes: {steps: 20, save_every: 10}, processes: 2}"]
+    tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *asked)
+    drawn = {path.stem for path in (tmp_path / "figures").rglob("*.png")}
+    pages = ["main-results", "ablation", "neutrality", "resource-levels", "vector-map", "vector-similarity"]
+    assert [page for page in pages if not any(name.startswith(f"smoke-{page}") for name in drawn)] == []
+    before = {path: path.read_bytes() for end in ("*.safetensors", "rows.jsonl") for path in tmp_path.rglob(end)}
+    tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *asked)
+    assert before == {path: path.read_bytes() for path in before}
 
 
 # The stages before a run

@@ -171,6 +171,7 @@ def test_a_map_is_the_same_for_any_order_and_turn():
     order, turn = random.permutation(30), np.linalg.qr(random.normal(size=(5, 5)))[0]
     places, share = principal(points)
     assert np.allclose(principal(points[order] @ turn)[0], places[order])
+    assert np.allclose(principal(-points)[0], places)
     assert np.isclose(share.sum(), (places**2).sum() / ((points - points.mean(0)) ** 2).sum())
 
 
