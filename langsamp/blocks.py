@@ -11,9 +11,12 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import sys
+import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .core import UserError, manifest_of, read_json, sealed_folder, sha256, write_json
+from .core import UserError, damage, read_json, sealed_folder, sha256, write_json
 from .corpus import Ledger, Source, clean_lines
 from .tokenizer import Encoder
 
@@ -55,9 +58,9 @@ class _Split:
         "Encode and append some lines."
         lines = self.encoder(texts)
         flat = np.concatenate(lines)
-        flat.tofile(self.tokens)
+        self.tokens.write(flat.data)
         ends = np.cumsum([len(line) for line in lines], dtype="<u8") + np.uint64(self.facts["tokens"])
-        ends.tofile(self.ends)
+        self.ends.write(ends.data)
         self.facts["lines"] += len(texts)
         self.facts["tokens"] += len(flat)
         self.facts["unknown"] += int((flat == self.encoder.facts["unk"]).sum())
@@ -81,7 +84,7 @@ def write_shard(
 ) -> Path:  # The shard
     "Write one shard, or find it written. Memory does not grow with the text."
     shard = home / f"{code}-{content_hash(source_hash(sources), sha256(tokenizer / 'tokenizer.json'))}"
-    if manifest_of(shard):
+    if not damage(shard, sums=False):
         return shard
     with sealed_folder(shard) as part:
         ledger, encoder = Ledger(code), Encoder(tokenizer)
@@ -102,14 +105,20 @@ def write_shards(
     processes: int = 1,  # How many to use
     stop: bool = False,  # Whether a bad line ends the run
 ) -> list[Path]:  # A shard for each language-script, in order of code
-    "Write the shards that are not there yet, the largest first."
+    "Write the shards that are not there yet, the largest first; what a killed pass left of them is swept away."
+    for left in [part for code in sources for part in home.glob(f".part-{code}-*")]:
+        shutil.rmtree(left)
     write = partial(write_shard, tokenizer=tokenizer, home=home, stop=stop)
     if processes == 1:
         return [write(code, files) for code, files in sources.items()]
     by_size = sorted(sources, key=lambda code: -sum(s.path.stat().st_size for s in sources[code]))
     spawn = multiprocessing.get_context("spawn")
-    with _hidden_main(), ProcessPoolExecutor(processes, mp_context=spawn, initializer=_one_thread) as pool:
-        done = dict(zip(by_size, pool.map(write, by_size, [sources[code] for code in by_size])))
+    try:
+        with _hidden_main(), ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin_worker) as pool:
+            done = dict(zip(by_size, pool.map(write, by_size, [sources[code] for code in by_size])))
+    except BrokenProcessPool:
+        lost = f"a process that wrote shards in {home} was killed, perhaps because memory ran out"
+        raise UserError(f"{lost}; the same command keeps the finished shards and writes the others") from None
     return [done[code] for code in sources]
 
 # %% ../nbs/library/06_blocks.ipynb #47b10d5b
@@ -127,9 +136,17 @@ def _hidden_main() -> Generator[None]:
             setattr(main, name, value)
 
 # %% ../nbs/library/06_blocks.ipynb #e161826f
-def _one_thread() -> None:
-    "Keep the tokenizer of a worker process from starting threads of its own."
+def _begin_worker() -> None:
+    "Keep a worker's tokenizer from starting threads of its own, and the worker from outliving who started it."
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+# %% ../nbs/library/06_blocks.ipynb #a803d760
+def _end_with_parent() -> None:
+    "Wait until the parent process is gone, killed or not, and go too."
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 # %% ../nbs/library/06_blocks.ipynb #32a70d26
 class Numbering:

@@ -40,10 +40,11 @@ def save_checkpoint(
     best: int = 0,  # A step to keep as well
 ) -> Path:  # The checkpoint
     "Write a sealed checkpoint, and delete those that are no longer wanted."
-    path = folder / f"step-{step:08d}"
-    with sealed_folder(path, step=step) as part:
-        save_file(_weights(model), part / "model.safetensors")
-        save_file(_moments(optimizer), part / "optimizer.safetensors")
+    path, weights, moments = folder / f"step-{step:08d}", _weights(model), _moments(optimizer)
+    needed = sum(tensor.nbytes for tensor in [*weights.values(), *moments.values()])
+    with sealed_folder(path, needed, step=step) as part:
+        save_file(weights, part / "model.safetensors")
+        save_file(moments, part / "optimizer.safetensors")
         write_json(part / "state.json", state)
     for old in checkpoints(folder)[keep:]:
         if old.name != f"step-{best:08d}":

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 import langsamp
 from .blocks import content_hash
-from .core import UserError, read_json, write_json
+from .core import UserError, read_json, write_json, writing
 from .strict import read_yaml
 
 # %% ../nbs/library/09_runs.ipynb #2090cfd7
@@ -33,10 +33,11 @@ def locked(
     folder: Path,  # A run's folder; made if need be
 ) -> Generator[None]:
     "Hold a run's folder. A second run in it is a `UserError`; the lock of a killed run holds nobody up."
-    folder.mkdir(parents=True, exist_ok=True)
     owner = folder / "lock.json"
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with writing(owner):
+            folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder), FileLock(folder / ".lock", timeout=0):
             write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
             for part in folder.rglob(".*part-*"):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
@@ -56,7 +57,7 @@ def same_params(
 ) -> None:
     "Other parameters than those that the folder's run began with are a `UserError`, which names them."
     before = read_yaml(folder / "params.yaml") if (folder / "params.yaml").exists() else dict(values)
-    names = sorted(before.keys() | values.keys())
+    names = sorted((before.keys() | values.keys()) - {"micro_batch_size"})
     if other := [f"{n}: {before.get(n)} → {values.get(n)}" for n in names if before.get(n) != values.get(n)]:
         raise UserError(
             f"{folder} belongs to a run with other parameters ({'; '.join(other)}); choose another run_name"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Data', 'learning_rate_at', 'termination', 'Trainee', 'batch_loss', 'train_step', 'validate', 'save', 'resume',
-           'note_validation', 'patience_is_over', 'advance', 'train']
+           'enough_memory', 'note_validation', 'patience_is_over', 'advance', 'train']
 
 # %% ../nbs/library/12_training.ipynb #7e56e35f
 import math
@@ -186,6 +186,29 @@ def resume(t: Trainee, folder: Path) -> None:
         t.state = load_checkpoint(path, t.plain, t.optimizer.optimizer)
         t.accelerator.print(f"continuing from {path.name}", flush=True)
 
+# %% ../nbs/library/12_training.ipynb #6d95f43e
+def _lacks_memory(error: Exception) -> bool:
+    "Whether an allocator said no: NumPy's, the processor's or the accelerator's."
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+# %% ../nbs/library/12_training.ipynb #fe0a75f9
+@contextmanager
+def enough_memory(t: Trainee) -> Generator[None]:
+    "Make a want of memory a `UserError` with the number to lower."
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        now, length = t.p.micro_batch_size, t.data.train.block_size
+        smaller = next((n for n in range(now // 2, 0, -1) if now % n == 0), 0)
+        mend = f"set micro_batch_size to {smaller} and give the same command again: batches stay what they are"
+        less = f"begin a new run with a block_size below {length}, a smaller model, or precision bf16"
+        raise UserError(
+            f"step {t.state['step'] + 1}: micro_batch_size {now} × block_size {length} does not fit in memory; "
+            f"{mend if smaller else less} ({str(error).partition('. ')[0]})"
+        ) from error
+
 # %% ../nbs/library/12_training.ipynb #f2483537
 def note_validation(
     t: Trainee,  # Its state is changed
@@ -219,9 +242,9 @@ def train(
     t = Trainee(model.train(), data, p)
     resume(t, folder)
     log = Log(folder, p.steps, t.state["step"], t.accelerator.is_main_process, p.tensorboard)
-    if t.state["step"] == 0:
-        log(0, validate(t))
-    with termination() as told:
+    with termination() as told, enough_memory(t):
+        if t.state["step"] == 0:
+            log(0, validate(t))
         while t.state["step"] < p.steps and not patience_is_over(t):
             advance(t, log)
             if due := t.state["step"] % p.save_every == 0 or t.state["step"] == p.steps:

@@ -12,6 +12,15 @@ import tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session")
+def real() -> Path:
+    "The folder of evaluation sets."
+    folder = Path(os.environ.get("LANGSAMP_DATA") or tiny.ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no evaluation sets: set LANGSAMP_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     "A corpus folder in three scripts."
     return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))

@@ -1,12 +1,12 @@
 "Evaluation sets are read whole, as upstream lays them out; what cannot be read is told, never left out in silence."
 
-import os
 from pathlib import Path
 
 import pytest
+from tiny import write
 
 from langsamp.benchmarks import LAYOUTS, benchmark_sentences, read_benchmarks, tagged_sentences, tsv_rows
-from langsamp.core import UserError, repo_root
+from langsamp.core import UserError
 
 CONLLU = """# sent_id = 1
 # text = Vámonos al mar.
@@ -23,13 +23,6 @@ CONLLU = """# sent_id = 1
 # sent_id = 2
 1\tNew York\tNew York\tPROPN\t_\t_\t0\troot\t_\t_
 """
-
-
-def write(path: Path, text: str) -> Path:
-    "A file, and the folders above it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, newline="")
-    return path
 
 
 @pytest.fixture()
@@ -150,15 +143,6 @@ def test_own_text(tmp_path):
 
 
 # The real sets, where they are at hand
-
-
-@pytest.fixture(scope="module")
-def real() -> Path:
-    "The folder of evaluation sets."
-    folder = Path(os.environ.get("LANGSAMP_DATA") or repo_root().parent / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip("no evaluation sets: set LANGSAMP_DATA to their folder")
-    return folder
 
 
 @pytest.mark.parametrize(

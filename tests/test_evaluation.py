@@ -183,9 +183,8 @@ def test_means_take_languages_alike_whatever_their_seeds(asked, uninterrupted, o
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("LANGSAMP_DATA" not in os.environ, reason="LANGSAMP_DATA names no folder of evaluation sets")
-def test_the_gold_sets_from_end_to_end(unbroken, outputs):
+def test_the_real_sets_from_end_to_end(real, unbroken, outputs):
     tasks = ["tatoeba", "sib200", "ud", "ner"]
-    table, complaints = evaluate(EvaluationParams(encoder=unbroken.name, tasks=tasks, seeds=1), outputs)
+    table, complaints = evaluate(EvaluationParams(encoder=unbroken.name, tasks=tasks, data=str(real), seeds=1), outputs)
     assert table.groupby("task").name.nunique().to_dict() == {"tatoeba": 112, "sib200": 205, "ud": 14, "ner": 11}
     assert json.dumps(complaints), complaints

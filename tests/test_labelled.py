@@ -1,6 +1,5 @@
 "Labelled sets are read whole and as upstream means them; what is mended, missing or unreadable is told."
 
-import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -10,7 +9,7 @@ import datasets
 import pytest
 
 from langsamp import labelled
-from langsamp.core import UserError, repo_root
+from langsamp.core import UserError
 from langsamp.examples import LABELS, NAME_TAGS, Examples, known_examples, mend_names
 from langsamp.homes import hub_configs, hub_splits
 from langsamp.label_files import SETS
@@ -354,15 +353,6 @@ def test_a_configuration_that_fails_costs_itself(hub, monkeypatch):
 
 
 # The real sets, where they are at hand
-
-
-@pytest.fixture(scope="module")
-def real() -> Path:
-    "The folder of evaluation sets."
-    folder = Path(os.environ.get("LANGSAMP_DATA") or repo_root().parent / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip("no evaluation sets: set LANGSAMP_DATA to their folder")
-    return folder
 
 
 def test_real_sib200(real):

@@ -1,15 +1,12 @@
 "The published lists are carried whole, and each set that upstream lays out is found in them exactly once."
 
 import csv
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from langsamp.benchmarks import benchmark_sentences
 from langsamp.codes import parse_code
-from langsamp.core import repo_root
 from langsamp.paper_lists import PAPER_TASKS, paper_entry, paper_groups
 
 SIZES = {  # paper's Table of tasks: head, tail
@@ -22,15 +19,6 @@ SIZES = {  # paper's Table of tasks: head, tail
     "ner": (89, 75),
     "ud": (63, 28),
 }
-
-
-@pytest.fixture(scope="module")
-def real() -> Path:
-    "The folder of evaluation sets."
-    folder = Path(os.environ.get("LANGSAMP_DATA") or repo_root().parent / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip("no evaluation sets: set LANGSAMP_DATA to their folder")
-    return folder
 
 
 @pytest.mark.parametrize("task", PAPER_TASKS)

