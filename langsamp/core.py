@@ -97,10 +97,9 @@ def writing(
             raise
         there = next(folder for folder in Path(path).absolute().parents if folder.exists())
         room = f"{shutil.disk_usage(there).free:,} bytes are free in {there}"
-        raise UserError(
-            f"cannot write {path}: {error}; {f'it needs {needed:,} bytes, ' if needed else ''}{room}. Make room, or choose "
-            "another outputs folder; the same command goes on from what is whole"
-        ) from error
+        sizes = f"it needs {needed:,} bytes, {room}" if needed else room
+        mend = "Make room, or choose another outputs folder; the same command goes on from what is whole"
+        raise UserError(f"cannot write {path}: {error}; {sizes}. {mend}") from error
 
 # %% ../nbs/library/00_core.ipynb #d70c5db0
 def write_json(
@@ -171,6 +170,7 @@ def damage(
 def sealed_folder(
     path: Path | str,  # Where the folder shall appear; one already there is replaced
     needed: int = 0,  # Bytes that will be written, where they are known: for the message of a full disk
+    /,
     **facts: Any,  # Kept in the manifest
 ) -> Generator[Path]:  # The folder to write into
     "A folder that appears at `path`, whole and sealed, when the block ends well, and not at all otherwise."

@@ -153,12 +153,12 @@ def find_sources(
     folder, found, complaints = Path(folder), {}, []
     for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
         split = path.parent.name if path.parent != folder else ""
-        if not path.is_file() or path.name.startswith((".", "_")) or path.name == "manifest.json":
+        if path.is_dir() or path.name.startswith((".", "_")) or path.name == "manifest.json":
             continue
         try:
             code = _code_of(path)
-            if not os.access(path, os.R_OK):
-                raise UserError(f"{path}: may not be read; chmod u+r it")
+            if not (path.is_file() and os.access(path, os.R_OK)):
+                raise UserError(f"{path}: may not be read; chmod u+r it, or mend the link")
         except UserError as error:
             complaints.append(str(error))
             continue

@@ -63,29 +63,32 @@ class Encoder:
         return encode(sentences, self.model, self.tokenizer, layer, batch_size, pooling)
 
 # %% ../nbs/library/14a_encoders.ipynb #e3a8478c
+_SAFE = {"trust_remote_code": False}
+
+# %% ../nbs/library/14a_encoders.ipynb #48e35519
 def _backbone_of(folder: Path) -> tuple[str, Any, Any]:
     "Arm, encoder and tokenizer of a finished run."
     if not (folder / "result.json").exists():
         raise UserError(f"{folder} is no finished run: run papermill nbs/03_pretrain.ipynb to its end")
     arm, place = open_run(folder)[0].arm, folder / "backbone"
-    return arm, AutoModel.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    return arm, AutoModel.from_pretrained(place, **_SAFE), AutoTokenizer.from_pretrained(place, **_SAFE)
 
-# %% ../nbs/library/14a_encoders.ipynb #48e35519
+# %% ../nbs/library/14a_encoders.ipynb #52f7b07f
 def _start_of(folder: Path) -> tuple[str, Any, Any]:
     "`start` or `untrained`, with encoder and tokenizer, of what a run began from."
     p, corpus = open_run(folder)
     same_origin(folder, corpus.identity, start_of(p, folder.parent))
     model = starting_model(p, corpus, folder.parent).mlm.base_model
-    tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer, model_max_length=p.block_size)
+    tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer, model_max_length=p.block_size, **_SAFE)
     return ("start" if p.backbone else "untrained"), model, tokenizer
 
-# %% ../nbs/library/14a_encoders.ipynb #52f7b07f
+# %% ../nbs/library/14a_encoders.ipynb #264a2f15
 def _other(name: str, outputs: Path) -> tuple[str, Any, Any]:
     "A checkpoint that no run made, by a start's name, a hub name or a folder."
     place = find_backbone(name, outputs)
     try:
-        model = AutoModel.from_pretrained(place, dtype=torch.float32, trust_remote_code=False, weights_only=True)
-        return "other", model, AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        model = AutoModel.from_pretrained(place, dtype=torch.float32, weights_only=True, **_SAFE)
+        return "other", model, AutoTokenizer.from_pretrained(place, **_SAFE)
     except (OSError, ValueError) as error:
         why = str(error).partition("\n")[0]
         raise UserError(f"no run `{name}` under {outputs}, and no checkpoint of that name ({why})") from error

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from .analysis_params import RETRIEVAL, EvaluationParams
@@ -19,7 +18,7 @@ from .blocks import content_hash
 from .core import UserError, did_you_mean
 from .encoders import Encoder, open_encoder
 from .finetuning import PRESETS, FineTuning, fine_tune
-from .labelled import Examples, Labelled, labelled_sets
+from .labelled import Labelled, labelled_sets
 from .parallel import bitexts
 from .probes import fit_probe, frozen
 from .results import Results, code_version, evaluations_of, open_results, read_results

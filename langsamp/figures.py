@@ -9,6 +9,7 @@ __all__ = ['COLOURS', 'LABELS', 'looks', 'new_figure', 'save_figure', 'validatio
 
 # %% ../nbs/library/16_figures.ipynb #314e1cee
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from transformers import AutoModel, AutoTokenizer
 
-from .core import UserError, read_json, write_json
-from .encoder import encode
+from .core import read_json, write_json
+from .encoders import Encoder, open_encoder
 from .preparation import data_of, open_run
-from .pretraining import start_of, starting_model
 from .retrieval import mean_interval, parallel_retrieval
-from .runs import read_metrics, same_origin
+from .runs import read_metrics
 from .udhr import parallel_paragraphs, udhr_corpus
 from .unigrams import unigram_losses
 
@@ -157,35 +156,28 @@ def script_losses(
 
 # %% ../nbs/library/16_figures.ipynb #34a5c0b1
 def run_retrieval(
-    runs: Sequence[Path],  # Folders of finished runs
+    runs: Sequence[Path],  # Folders of finished runs under one outputs/
     layer: int = -1,  # Block that is pooled
 ) -> pd.DataFrame:  # As `parallel_retrieval`, with the columns `run` and `arm`
-    "English to every language on held-out paragraphs: each run's backbone, and what the runs started from."
-    if unfinished := [str(run) for run in runs if not (run / "result.json").exists()]:
-        raise UserError(f"no finished run at {', '.join(unfinished)}: run papermill nbs/03_pretrain.ipynb to its end")
-    _, corpus = open_run(runs[0])
+    "English to every language on held-out paragraphs: what the runs started from, and each run's backbone."
+    corpus = open_run(runs[0])[1]
     codes = {shard.name.rpartition("-")[0] for shard in corpus.shards} | {"eng_Latn"}
     parallel = {code: texts for code, texts in parallel_paragraphs(udhr_corpus()).items() if code in codes}
-    encoders = [*_starts(runs)]
-    encoders += [(r.name, open_run(r)[0].arm, r, AutoModel.from_pretrained(r / "backbone")) for r in runs]
-    tables = []
-    for name, arm, run, model in encoders:
-        tokenizer = AutoTokenizer.from_pretrained(run / "backbone")
-        found = parallel_retrieval(lambda texts: encode(texts, model, tokenizer, layer), parallel)  # noqa: B023
-        tables.append(found.assign(run=name, arm=arm))
-    return pd.concat(tables, ignore_index=True)
+    found = []
+    for encoder in _encoders(runs):
+        table = parallel_retrieval(partial(encoder.encode, layer=layer), parallel)
+        found.append(table.assign(run=encoder.name, arm=encoder.arm))
+    return pd.concat(found, ignore_index=True)
 
 # %% ../nbs/library/16_figures.ipynb #1e539360
-def _starts(runs: Sequence[Path]) -> Iterator[tuple[str, str, Path, Any]]:
-    "The different encoders that the runs started from: name, `start` or `untrained`, run and encoder."
+def _encoders(runs: Sequence[Path]) -> Iterator[Encoder]:
+    "The different encoders that the runs started from, then those that they made."
     seen = set()
-    for run in runs:
-        p, corpus = open_run(run)
-        if (which := p.backbone or (p.size, p.seed)) not in seen:
-            seen.add(which)
-            same_origin(run, corpus.identity, start_of(p, run.parent))
-            model = starting_model(p, corpus, run.parent)
-            yield f"start of {run.name}", "start" if p.backbone else "untrained", run, model.mlm.base_model
+    for name in [*(f"start:{run.name}" for run in runs), *(run.name for run in runs)]:
+        encoder = open_encoder(name, runs[0].parent)
+        if encoder.identity not in seen:
+            seen.add(encoder.identity)
+            yield encoder
 
 # %% ../nbs/library/16_figures.ipynb #e18c5dd4
 def retrieval_means(table: pd.DataFrame, draws: int = 10_000) -> pd.DataFrame:

@@ -88,7 +88,7 @@ def export(
     longest: int,  # Tokens that a user's text is cut at
 ) -> None:
     "Write `model/` (LangSAMP) and `backbone/` (the stock encoder), each with the tokenizer."
-    stock: Any = AutoTokenizer.from_pretrained(tokenizer, model_max_length=longest)
+    stock: Any = AutoTokenizer.from_pretrained(tokenizer, model_max_length=longest, trust_remote_code=False)
     with sealed_folder(folder / "model") as part:
         model.eval().save_pretrained(part)
         stock.save_pretrained(part)

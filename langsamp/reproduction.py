@@ -54,9 +54,9 @@ def pretraining_jobs(p: ReproductionParams) -> Iterator[Job]:
             yield Job("pretrain", "03_pretrain.ipynb", f"{run}/pretrain.ipynb", parameters)
 
 # %% ../nbs/library/19_reproduction.ipynb #142b7ad1
-def _floors(p: ReproductionParams) -> list[str]:
-    "What the runs of each seed began from."
-    return [f"start:{run}" for run in run_names(p)["both"]]
+def _floor(p: ReproductionParams) -> str:
+    "What the runs of the first seed began from."
+    return f"start:{run_names(p)['both'][0]}"
 
 # %% ../nbs/library/19_reproduction.ipynb #5aa179d8
 def _tasks(p: ReproductionParams) -> list[str]:
@@ -66,7 +66,7 @@ def _tasks(p: ReproductionParams) -> list[str]:
 # %% ../nbs/library/19_reproduction.ipynb #41732a41
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
     "Each encoder with all tasks."
-    for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), *_floors(p)]:
+    for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), _floor(p)]:
         output = evaluations_of(encoder, "") / f"layer-{p.layer}.ipynb"
         yield Job(
             "evaluate", "04_evaluate.ipynb", str(output), {"encoder": encoder, "tasks": _tasks(p), "layer": p.layer}
@@ -76,7 +76,7 @@ def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
 def _encoders(p: ReproductionParams, *arms: str) -> dict[str, list[str]]:
     "Labels with their runs, and the floor."
     runs = run_names(p)
-    return {LABELS[arm]: runs[arm] for arm in arms if arm in runs} | {LABELS["untrained"]: _floors(p)}
+    return {LABELS[arm]: runs[arm] for arm in arms if arm in runs} | {LABELS["untrained"]: [_floor(p)]}
 
 # %% ../nbs/library/19_reproduction.ipynb #83170060
 def figure_jobs(p: ReproductionParams) -> Iterator[Job]:

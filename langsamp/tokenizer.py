@@ -150,7 +150,7 @@ def pretrained_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer at `{name}`: give a Hugging Face name or a folder ({error})") from None
     if not tokenizer.is_fast:

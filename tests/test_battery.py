@@ -1,0 +1,562 @@
+"A full disk, a killed worker, too little memory, a folder made to do harm: a clear message, and the same end."
+
+import ast
+import json
+import math
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import XLMRobertaConfig
+
+import langsamp
+from langsamp import training
+from langsamp.blocks import write_shards
+from langsamp.core import UserError, damage, sha256
+from langsamp.corpus import find_sources
+from langsamp.model import from_backbone
+from langsamp.params import TrainingParams
+from langsamp.pretraining import main
+from langsamp.tokenizer import trained_tokenizer
+
+CHILDREN = Path("/proc/self/task")  # Linux tells whose child a process is
+
+
+def broken_off(unbroken: Path, run: Path) -> Path:
+    "A copy of the unbroken run that was killed after step 47, before its last save."
+    shutil.copytree(unbroken, run)
+    for name in ("params.yaml", "result.json"):
+        (run / name).unlink()
+    for name in ("model", "backbone", "checkpoints/step-00000048"):
+        shutil.rmtree(run / name)
+    return run
+
+
+# R3: a disk that is full or read-only
+
+
+def limited(size: int, pipe: Path) -> None:
+    "No file of this process may grow beyond `size` bytes; what it says of it goes to a pipe."
+    os.dup2(os.open(pipe, os.O_WRONLY), 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def refused(params: Path, outputs: Path, *words: str, size: int = resource.RLIM_INFINITY) -> str:
+    "What a run says that cannot write; one message, and no traceback."
+    os.mkfifo(pipe := params.with_suffix(".pipe"))
+    handle = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        code = tiny.exit_code(tiny.fork(params, outputs, limited, size, pipe))
+        said = os.read(handle, 1 << 16).decode() if code else ""
+    finally:
+        os.close(handle)
+        pipe.unlink()
+    assert code == 2 and "langsamp: cannot write" in said and "bytes are free in" in said, (code, said)
+    assert "Traceback" not in said and [word for word in words if word not in said] == [], said
+    return said
+
+
+@contextmanager
+def mounted(folder: Path, options: str):
+    "A tmpfs over a folder, where a test may mount one."
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root may mount a tmpfs, and not in every container")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_disk_full_in_a_save(new_run, unbroken):
+    "A limit between the sizes of its two large files: named with the bytes needed; the checkpoint before is kept."
+    params, run = new_run("disk-full")
+    broken_off(unbroken, run)
+    sizes = {path.name: path.stat().st_size for path in (unbroken / "checkpoints/step-00000048").iterdir()}
+    limit = (sizes["model.safetensors"] + sizes["optimizer.safetensors"]) // 2
+    said = refused(params, run.parent, str(run / "checkpoints/step-00000048"), "File too large", size=limit)
+    needed = int(said.partition("it needs ")[2].partition(" bytes")[0].replace(",", ""))
+    assert 0.9 < needed / sum(sizes.values()) < 1
+    assert [(path.name, damage(path)) for path in (run / "checkpoints").iterdir()] == [("step-00000042", "")]
+    assert tiny.exit_code(tiny.fork(params, run.parent)) == 0
+    assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
+
+
+def test_room_for_a_checkpoint_and_a_half(new_run, unbroken, tmp_path):
+    "The same on a file system of its own that is really full, and then made larger."
+    params, run = new_run("tmpfs-full")
+    broken_off(unbroken, run)
+    before = run / "checkpoints/step-00000042"
+    room = sum(path.stat().st_size for path in before.iterdir()) * 3 // 2
+    shutil.move(before, tmp_path)
+    with mounted(run / "checkpoints", f"size={room}"):
+        shutil.move(tmp_path / before.name, before)
+        refused(params, run.parent, "No space left on device", "it needs ", str(run / "checkpoints"))
+        assert damage(before) == ""
+        subprocess.run(["mount", "-o", f"remount,size={3 * room}", str(run / "checkpoints")], check=True)
+        assert tiny.exit_code(tiny.fork(params, run.parent)) == 0
+        assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
+
+
+def test_disk_full_at_any_stage(corpus, unbroken, tmp_path):
+    "Whichever file is the first that is too large, of tokenizer, shards, metrics and models; then the same end."
+    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="stages"))
+    named = set()
+    for size in (1, 1_000, 2_000, 40_000):
+        if size == 2_000:
+            shutil.copytree(
+                unbroken.parent / "data/tokenizers", tmp_path / "outputs/data/tokenizers", dirs_exist_ok=True
+            )
+        named.add(refused(params, tmp_path / "outputs", size=size).partition("cannot write ")[2].partition(":")[0])
+    assert len(named) >= 4, named
+    assert tiny.exit_code(tiny.fork(params, tmp_path / "outputs")) == 0
+    assert tiny.fingerprint(tmp_path / "outputs/stages") == tiny.fingerprint(unbroken)
+    assert list((tmp_path / "outputs").rglob(".*part-*")) == []
+
+
+def test_read_only_outputs(corpus, tmp_path, capsys):
+    "Refused at once, with the folder; nobody is told to look at a traceback."
+    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="read-only"))
+    if os.geteuid():
+        (tmp_path / "outputs").mkdir(mode=0o500)
+        assert main([str(params), str(tmp_path / "outputs")]) == 2
+    else:
+        with mounted(tmp_path / "outputs", "ro,size=1m"):
+            assert main([str(params), str(tmp_path / "outputs")]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write {tmp_path}/outputs/read-only" in said and "choose another outputs folder" in said
+
+
+# R1, R5, R7, R13: broken off and continued
+
+
+def small_run(folder: Path, p: TrainingParams, reads: int = 0, epoch: int = 3) -> dict:
+    "Train in this process, over an epoch of so many steps; with SIGTERM at the nth batch, if asked for."
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, type_vocab_size=1, **size)
+    model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "both", seed=3)
+    data = tiny.synthetic_data(folder.parent / "data", {"eng_Latn": 16 * 8 * epoch - 16, "rus_Cyrl": 16})
+    if reads:
+        data = replace(data, train=Stopping(data.train, reads))
+    try:
+        training.train(model, data, p, folder)
+    except SystemExit as told:
+        assert told.code == 143
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+class Stopping(training.Blocks):
+    "Blocks that send SIGTERM to their reader once."
+
+    def __init__(self, blocks, reads: int) -> None:
+        vars(self).update(vars(blocks))
+        self.reads = reads
+
+    def __getitem__(self, blocks_B):
+        self.reads -= 1
+        if self.reads == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return super().__getitem__(blocks_B)
+
+
+def test_resumed_twice_at_every_step(tmp_path):
+    "After the first step, at both epochs' ends, one step before the end: two stops at each, the same bytes."
+    p = TrainingParams(steps=9, batch_size=8, micro_batch_size=4, warmup_steps=2, save_every=4)
+    whole = small_run(tmp_path / "whole", p)
+    for step in range(1, 9):
+        run = tmp_path / f"stopped-{step}"
+        small_run(run, p, reads=step)
+        assert tiny.steps_of(run) == step
+        small_run(run, p, reads=1)
+        again = small_run(run, p)
+        assert [name for name in whole if not whole[name].equal(again[name])] == [], f"stopped after step {step}"
+        assert tiny.metrics_of(run)[-1] == tiny.metrics_of(tmp_path / "whole")[-1]
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(new_run):
+    "SIGKILL at fifty random steps and within saves after fifty others, of one run; the same bytes."
+    seed = np.random.SeedSequence().entropy
+    random = np.random.default_rng(seed)
+    whole, killed = [new_run(name, steps=300, save_every=4) for name in ("unbroken-100", "killed-100")]
+    assert tiny.exit_code(tiny.fork(whole[0], whole[1].parent)) == 0
+    params, run = killed
+    kills = sorted(zip(random.integers(1, 290, 100).tolist(), [False, True] * 50))
+    for step, saving in kills:
+        process = tiny.fork(params, run.parent)
+
+        def happened(step=step, saving=saving) -> bool:
+            return tiny.steps_of(run) >= step and (not saving or any((run / "checkpoints").glob(".part-step-*")))
+
+        tiny.wait_for(happened, process.is_alive)
+        process.kill()
+        assert tiny.exit_code(process) == -signal.SIGKILL
+    assert tiny.exit_code(tiny.fork(params, run.parent)) == 0
+    assert tiny.fingerprint(run) == tiny.fingerprint(whole[1]), f"seed {seed}: {kills}"
+
+
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.mark.slow
+def test_two_processes_then_one_then_two(new_run):
+    "Stopped at each change, without dropout: every loss and the last weights within 1e-5 of one process' run."
+    (alone, whole), (params, run) = [new_run(n, dropout=0.0, steps=18) for n in ("alone-18", "two-one-two")]
+    tiny.finish(alone, whole.parent)
+    for step, launcher in [(3, TWO), (9, [])]:
+        process = tiny.start(params, run.parent, *launcher)
+        tiny.wait_for(lambda step=step: tiny.steps_of(run) >= step, lambda process=process: process.poll() is None)
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode and step <= tiny.steps_of(run) < 18
+    assert "continuing from step-" in tiny.finish(params, run.parent, *TWO)
+    losses = [[line["loss"] for line in tiny.metrics_of(r) if "loss" in line] for r in (whole, run)]
+    assert np.abs(np.subtract(*losses)).max() <= 1e-5
+    ours, theirs = [load_file(r / "model/model.safetensors") for r in (whole, run)]
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) <= 1e-5
+
+
+def alive(pid: int) -> bool:
+    "Whether a process runs; one that ended and was not waited for does not."
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    "The processes that a process started."
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHILDREN.exists(), reason="kernels are found in Linux's /proc")
+def test_papermill_killed_and_the_same_command_again(smoke, tmp_path):
+    "The run continues, the notebook is written anew, and no kernel is left."
+    words = [sys.executable, "-m", "papermill", "--no-progress-bar", "nbs/03_pretrain.ipynb", str(tmp_path / "n.ipynb")]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(words, cwd=tiny.ROOT, env=os.environ | {"LANGSAMP_OUTPUTS": str(tmp_path)}, **pipes)
+    (run,) = [path.parent for path in smoke.glob("*/result.json")]
+    tiny.wait_for(lambda: any(tmp_path.glob("*/checkpoints/step-*")), lambda: process.poll() is None)
+    kernels = children(process.pid)
+    process.kill()
+    process.wait()
+    tiny.wait_for(lambda: not any(map(alive, kernels)), seconds=20)
+    assert kernels and not (tmp_path / run.name / "result.json").exists()
+    tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "n.ipynb", tmp_path)
+    cells = json.loads((tmp_path / "n.ipynb").read_text())["cells"]
+    assert all(cell["metadata"]["papermill"]["status"] == "completed" for cell in cells)
+    assert tiny.fingerprint(tmp_path / run.name) == tiny.fingerprint(run)
+
+
+# R2, R16: the corpus pass
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> tuple[Path, Path, dict[str, str]]:
+    "Three language-scripts, a tokenizer, and the sums of the shards that an unbroken pass writes."
+    folder = tiny.write_corpus(tmp_path_factory.mktemp("large"), 6_000)
+    tokenizer = trained_tokenizer(find_sources(folder)[0], "0", folder.parent, 300)
+    write_shards(find_sources(folder)[0], tokenizer, folder.parent / "whole")
+    return folder, tokenizer, sums(folder.parent / "whole")
+
+
+def sums(home: Path) -> dict[str, str]:
+    "Every file under a folder, hidden ones too."
+    return {str(path.relative_to(home)): sha256(path) for path in sorted(home.rglob("*")) if path.is_file()}
+
+
+def passing(folder: Path, tokenizer: Path, home: Path, processes: int) -> subprocess.Popen:
+    "A corpus pass as a process of its own."
+    code = f"""
+from pathlib import Path
+from langsamp.blocks import write_shards
+from langsamp.corpus import find_sources
+write_shards(find_sources({str(folder)!r})[0], Path({str(tokenizer)!r}), Path({str(home)!r}), {processes})
+"""
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+
+
+def kill_in_a_shard(process: subprocess.Popen, home: Path, delay: float) -> list[int]:
+    "SIGKILL so many seconds after the first unfinished shard appeared; the processes that it had started."
+    tiny.wait_for(lambda: any(home.glob(".part-*")), lambda: process.poll() is None)
+    time.sleep(delay)
+    workers = children(process.pid)
+    process.kill()
+    process.communicate()
+    return workers
+
+
+@pytest.mark.skipif(not CHILDREN.exists(), reason="workers are found in Linux's /proc")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_corpus_pass(large, tmp_path, processes):
+    "No worker outlives it, and the pass that follows writes the bytes of an unbroken one and leaves no scrap."
+    folder, tokenizer, whole = large
+    workers = kill_in_a_shard(passing(folder, tokenizer, tmp_path, processes), tmp_path, 0.0)
+    tiny.wait_for(lambda: not any(map(alive, workers)), seconds=10)
+    assert sums(tmp_path) != whole
+    write_shards(find_sources(folder)[0], tokenizer, tmp_path)
+    assert sums(tmp_path) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_corpus_pass_killed_ten_times(large, tmp_path, processes):
+    "At random moments; a pass that had ended before its kill counts too."
+    folder, tokenizer, whole = large
+    delays = np.random.default_rng().uniform(0, 0.6, 10)
+    for number, delay in enumerate(delays):
+        if number % 3 == 0:
+            shutil.rmtree(tmp_path / "home", ignore_errors=True)
+        if sums(tmp_path / "home") != whole:
+            workers = kill_in_a_shard(
+                passing(folder, tokenizer, tmp_path / "home", processes), tmp_path / "home", delay
+            )
+            tiny.wait_for(lambda workers=workers: not any(map(alive, workers)), seconds=10)
+    write_shards(find_sources(folder)[0], tokenizer, tmp_path / "home", processes)
+    assert sums(tmp_path / "home") == whole, delays
+
+
+def test_killed_worker_is_noticed(large, tmp_path):
+    "The pass ends with a message and does not wait for ever; the same call writes what is missing."
+    folder, tokenizer, whole = large
+    sources, main_process = find_sources(folder)[0], os.getpid()
+
+    def kill_one() -> None:
+        tiny.wait_for(lambda: any(tmp_path.glob(".part-*")))
+        worker = int(next(tmp_path.glob(".part-*")).name.rpartition("-")[2])
+        assert worker != main_process
+        os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(UserError, match="was killed, perhaps because memory ran out; the same command keeps"):
+        write_shards(sources, tokenizer, tmp_path, 2)
+    killer.join()
+    write_shards(sources, tokenizer, tmp_path, 1)
+    assert sums(tmp_path) == whole
+
+
+@pytest.mark.parametrize("how", ["truncated", "deleted"])
+@pytest.mark.parametrize("part", ["train.tokens", "train.ends", "ledger.json", "manifest.json"])
+def test_harmed_shard_is_written_again(large, tmp_path, part, how):
+    "Any file of a shard that is short or missing: the same bytes again."
+    folder, tokenizer, whole = large
+    shutil.copytree(folder.parent / "whole", tmp_path, dirs_exist_ok=True)
+    harmed = next(tmp_path.glob("rus_Cyrl-*")) / part
+    if how == "deleted":
+        harmed.unlink()
+    else:
+        os.truncate(harmed, harmed.stat().st_size // 2)
+    write_shards(find_sources(folder)[0], tokenizer, tmp_path)
+    assert sums(tmp_path) == whole
+
+
+# R10: what a corpus folder may hold beside files
+
+
+def test_link_to_nowhere_and_what_is_no_file(tmp_path):
+    "Named in a complaint; a language is never lost without a word, and a pipe is not waited for."
+    (tmp_path / "eng_Latn.txt").write_text("one\n")
+    (tmp_path / "deu_Latn.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "fra_Latn.txt")
+    (tmp_path / "rus_Cyrl.txt").mkdir()
+    sources, complaints = find_sources(tmp_path)
+    assert list(sources) == ["eng_Latn"]
+    assert [[name in line for name in ("deu_Latn", "fra_Latn")] for line in complaints] == [
+        [True, False],
+        [False, True],
+    ]
+
+
+# R8, R14: numbers that are none, and too little memory
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_no_number(new_run, unbroken, monkeypatch, capsys, value):
+    "Stops before the update, names step and blocks; the last checkpoint is finite, and the next try ends like any."
+    params, run = new_run(f"loss-{value}")
+    real = training.batch_loss
+
+    def poisoned(t, model, batch, items=None):
+        return real(t, model, batch, items) * (value if items and t.state["step"] == 20 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "batch_loss", poisoned)
+        assert main([str(params), str(run.parent)]) == 2
+    said = capsys.readouterr().err
+    assert f"step 21: loss {value}" in said and "_Latn block " in said and "continues from its last checkpoint" in said
+    assert tiny.steps_of(run) == 20
+    newest = max((run / "checkpoints").iterdir())
+    files = [load_file(newest / f"{name}.safetensors") for name in ("model", "optimizer")]
+    assert all(tensor.isfinite().all() for file in files for tensor in file.values()) and newest.name.endswith("18")
+    assert main([str(params), str(run.parent)]) == 0
+    assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
+
+
+OUT_OF_MEMORY = {
+    "processor": lambda: torch.empty(10**15),
+    "accelerator": lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")),
+    "array": lambda: np.empty(10**15),
+}
+
+
+@pytest.mark.parametrize("where", OUT_OF_MEMORY)
+def test_out_of_memory_names_the_number_to_lower(new_run, monkeypatch, capsys, where):
+    "At a later step; with that number the same run goes on, and learns what it would have learnt."
+    changes = {"dropout": 0.0, "steps": 12}
+    (alone, whole), (params, run) = [new_run(f"{name}-{where}", **changes) for name in ("roomy", "tight")]
+    assert main([str(alone), str(whole.parent)]) == 0
+    real = training.batch_loss
+
+    def greedy(t, model, batch, items=None):
+        if t.state["step"] >= 8 and len(batch.inputs_BL) > 2:
+            OUT_OF_MEMORY[where]()
+        return real(t, model, batch, items)
+
+    monkeypatch.setattr(training, "batch_loss", greedy)
+    capsys.readouterr()
+    assert main([str(params), str(run.parent)]) == 2
+    said = capsys.readouterr().err
+    assert "step 9: micro_batch_size 4 × block_size 32 does not fit in memory; set micro_batch_size to 2" in said
+    new_run(f"tight-{where}", micro_batch_size=2, **changes)
+    assert main([str(params), str(run.parent)]) == 0
+    assert "continuing from step-00000006" in capsys.readouterr().out
+    losses = [[line["loss"] for line in tiny.metrics_of(r) if "loss" in line] for r in (whole, run)]
+    assert np.abs(np.subtract(*losses)).max() <= 1e-5
+
+
+# Nothing that lies in a folder is run
+
+
+class Trap:
+    "Unpickled, it makes a file."
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def trapped(folder: Path, stock: Path, mark: Path, kind: str) -> Path:
+    "A copy of a stock checkpoint that makes the file `mark` when it is trusted."
+    shutil.copytree(stock, folder)
+    code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nclass Own:\n    pass\n"
+    owner = {"model": "config.json", "tokenizer": "tokenizer_config.json"}.get(kind)
+    if kind == "pickle":
+        torch.save({"weight": Trap(mark)}, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    elif owner:
+        names = {"model": ["AutoConfig", "AutoModelForMaskedLM"], "tokenizer": ["AutoTokenizer"]}[kind]
+        own = {name: ["own.Own", "own.Own"] if name == "AutoTokenizer" else "own.Own" for name in names}
+        changes = {"auto_map": own, "model_type": "own"} if kind == "model" else {"auto_map": own}
+        changes |= {"tokenizer_class": "Own"} if kind == "tokenizer" else {}
+        (folder / owner).write_text(json.dumps(json.loads((folder / owner).read_text()) | changes))
+        (folder / "own.py").write_text(code)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["pickle", "model", "tokenizer"])
+def test_a_trapped_checkpoint_is_not_sprung(corpus, stock, tmp_path, capsys, kind):
+    "As `backbone` of a run: no code of it is run."
+    mark = tmp_path / "sprung"
+    folder = trapped(tmp_path / "checkpoint", stock, mark, kind)
+    changes = {"backbone": str(folder), "steps": 1, "warmup_steps": 0, "save_every": 1}
+    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="trap", **changes))
+    code = main([str(params), str(tmp_path / "outputs")])
+    assert not mark.exists()
+    assert code == 2 or kind == "tokenizer"
+    assert code == 0 or "langsamp: no " in capsys.readouterr().err
+
+
+def forbid_pickles(log: Path) -> None:
+    "End this process when it unpickles anything, or runs a shell."
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event in ("pickle.find_class", "os.system", "os.exec"):
+            os.write(2, f"{event} {arguments}".encode())
+            os._exit(99)
+
+    sys.addaudithook(watch)
+
+
+def unpickle(log: Path) -> None:
+    "What the watch is for."
+    forbid_pickles(log)
+    pickle.loads(pickle.dumps(log))
+
+
+def test_no_pickle_is_loaded(new_run, unbroken, tmp_path):
+    "A run that continues, with pickles lying in its folders, reads none; and the watch would have seen it."
+    params, run = new_run("no-pickle")
+    broken_off(unbroken, run)
+    for folder in (run, run / "checkpoints/step-00000042"):
+        for name in ("optimizer.pt", "pytorch_model.bin", "training_args.bin", "scheduler.pkl"):
+            (folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    code = tiny.exit_code(tiny.fork(params, run.parent, forbid_pickles, tmp_path / "log"))
+    assert code == 0, (tmp_path / "log").read_text()
+    assert tiny.fingerprint(run) == tiny.fingerprint(unbroken) and not (tmp_path / "sprung").exists()
+    assert tiny.exit_code(tiny.fork(params, run.parent, unpickle, tmp_path / "log")) == 99
+
+
+def test_no_module_runs_text():
+    "No `eval`, `exec`, shell, `pickle.load`, `torch.load` or unsafe YAML anywhere in the library."
+    refused = {"eval", "exec", "compile", "__import__"}
+    for path in Path(langsamp.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                owner, _, end = name.rpartition(".")
+                bad = name in refused or (end in ("load", "loads", "unsafe_load", "full_load") and owner != "json")
+                bad |= name in ("os.system", "os.popen", "np.load") or any(
+                    word.arg == "shell" or (word.arg == "allow_pickle") for word in node.keywords
+                )
+                assert not bad, f"{path.name}:{node.lineno}: {name}"
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {alias.name for alias in node.names}
+                assert names & {"pickle", "joblib", "dill", "shelve", "marshal"} == set(), path
+                assert getattr(node, "module", "") != "pickle" or names == {"UnpicklingError"}, path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch {mark}']",
+        "run_name: !!python/object/apply:os.system ['touch {mark}']",
+        "run_name: !!python/object/new:pathlib.Path ['{mark}']",
+        "? !!python/name:os.system\n: 1",
+        "run_name: '$(touch {mark})'",
+        "run_name: '../../{mark}'",
+        "run_name: 'a; touch {mark}'",
+        "corpus: 'udhr+{mark}'",
+        'tokenizer: \'__import__("os").system("touch {mark}")\'',
+    ],
+)
+def test_parameters_are_only_values(corpus, tmp_path, capsys, text):
+    "Tags that make objects, and texts that would be code somewhere: refused, and nothing happens."
+    mark = tmp_path / "sprung"
+    base = {name: value for name, value in vars(tiny.params_of(corpus)).items() if name not in text}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(base) + text.format(mark=mark) + "\n")
+    assert main([str(tmp_path / "p.yaml"), str(tmp_path / "outputs")]) == 2
+    assert "langsamp: " in capsys.readouterr().err and not mark.exists()
