@@ -131,7 +131,7 @@ def run_job(
                 f"{job.notebook} failed: {words[-1] if words else done.returncode}; see {outputs / job.output}"
             )
     seconds = round(time.monotonic() - begun, 1)
-    print(f"{job.stage:10}{seconds:7.0f} s  {job.output}", flush=True)
+    print(f"{job.stage:10}{seconds:7.0f} s  {job.output}\n", end="", flush=True)
     return {"stage": job.stage, "output": job.output, "seconds": seconds}
 
 # %% ../nbs/library/19_reproduction.ipynb #e43a5de8

@@ -16,7 +16,9 @@ from langsamp.starts import start_table
 from langsamp.udhr import udhr_corpus
 
 NOTEBOOKS = sorted(p for p in (tiny.ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-EXAMPLES = [p for p in NOTEBOOKS if p.parent.name == "library" or p.name in ("index.ipynb", "encoders.ipynb")]
+EXAMPLES = [
+    p for p in NOTEBOOKS if p.parent.name == "library" or p.name in ("index.ipynb", "encoders.ipynb", "results.ipynb")
+]
 RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "05_reproduce", "figures/pretraining"}
 RUNNERS |= {"tutorials/own_text", "tutorials/encoding"}
 ELSEWHERE = {"main_results": "comparison", "ablation": "comparison", "neutrality": "neutrality"}
@@ -63,7 +65,7 @@ def test_the_same_command_again_finishes_at_once(smoke):
 
 def test_the_figure_notebook_draws_the_smoke_run(smoke):
     "Pictures, tables and the runs behind them, and the two lines that `make run` ends with."
-    (smoke / "figures").mkdir()
+    (smoke / "figures").mkdir(exist_ok=True)
     tiny.papermill("nbs/figures/pretraining.ipynb", smoke / "figures/pretraining.ipynb", smoke)
     found = {p.name for p in (smoke / "figures").iterdir()}
     names = ["pretraining-loss", "pretraining-loss-by-script", "pretraining-retrieval"]
