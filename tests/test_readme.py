@@ -15,8 +15,8 @@ def test_there_are_two_python_blocks():
 
 def test_the_encoder_block_gives_vectors(smoke):
     names: dict = {}
-    exec(BLOCKS[0].replace("outputs/udhr", str(smoke / "smoke")), names)
-    assert names["vectors"].shape == (2, names["model"].config.hidden_size)
+    exec(BLOCKS[0].replace('"udhr", "outputs"', f'"smoke", "{smoke}"'), names)
+    assert names["vectors"].shape == (2, names["encoder"].model.config.hidden_size)
 
 
 def test_the_own_text_block_pretrains(corpus, tmp_path, monkeypatch):
@@ -26,7 +26,7 @@ def test_the_own_text_block_pretrains(corpus, tmp_path, monkeypatch):
     assert (tmp_path / "outputs/mine/backbone/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("line", re.findall(r"^papermill .*", README, flags=re.M))
+@pytest.mark.parametrize("line", re.findall(r"^papermill .* -f .*", README, flags=re.M))
 def test_the_papermill_command_fits_a_params_file(line, corpus, tmp_path):
     "With the example's params file made as the text says: a copy of one in params/ with a folder as corpus."
     own = (tiny.ROOT / "params/smoke.yaml").read_text()
@@ -37,3 +37,11 @@ def test_the_papermill_command_fits_a_params_file(line, corpus, tmp_path):
     assert (output, flag, params) == ("outputs/mine.ipynb", "-f", "params/mine.yaml")
     tiny.papermill(notebook, tmp_path / "mine.ipynb", tmp_path, flag, str(tmp_path / "mine.yaml"))
     assert (tmp_path / "mine/result.json").exists()
+
+
+def test_the_evaluation_command_fits_the_runner(smoke, tmp_path):
+    (line,) = re.findall(r"^papermill .*04_evaluate.*?(?=  |$)", README, flags=re.M)
+    _, notebook, _, *options = line.split()
+    assert options == ["-p", "encoder", "udhr"]
+    tiny.papermill(notebook, tmp_path / "evaluated.ipynb", smoke, "-p", "encoder", "smoke")
+    assert list(smoke.glob("evaluations/smoke/udhr-*/rows.jsonl"))
