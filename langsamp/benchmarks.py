@@ -19,6 +19,7 @@ import pycountry
 from .codes import parse_code
 from .core import UserError, did_you_mean
 from .corpus import Ledger, clean_lines, find_sources
+from .homes import local_data
 from .mediawiki import mediawiki_corpus
 from .scripts import detect_script
 from .udhr import udhr_corpus
@@ -191,12 +192,10 @@ HELD_OUT = {"udhr": udhr_corpus, "mediawiki": mediawiki_corpus}
 # %% ../nbs/library/15a_benchmarks.ipynb #c3617148
 def _data_folder(data: Path | str) -> Path:
     "The folder of evaluation sets; where none is known, a `UserError` that shows what it should hold."
-    if not (data := data or os.environ.get("LANGSAMP_DATA", "")):
-        homes = "\n".join(f"  {layout.shape}  ({layout.home})" for layout in LAYOUTS.values())
-        raise UserError(f"no folder of evaluation sets; set LANGSAMP_DATA to one that holds\n{homes}")
-    if not Path(data).is_dir():
-        raise UserError(f"LANGSAMP_DATA: {data} is no folder")
-    return Path(data)
+    if folder := local_data(data):
+        return folder
+    homes = "\n".join(f"  {layout.shape}  ({layout.home})" for layout in LAYOUTS.values())
+    raise UserError(f"no folder of evaluation sets; set LANGSAMP_DATA to one that holds\n{homes}")
 
 # %% ../nbs/library/15a_benchmarks.ipynb #d8d7c1b7
 def benchmark_sentences(

@@ -29,7 +29,7 @@ from .tag_scores import SCORES
 _CODE = {
     "retrieval": ("encoder", "retrieval"),
     "frozen": ("encoder", "probes", "tag_scores"),
-    "fine-tuned": ("probes", "finetuning", "tag_scores"),
+    "fine-tuned": ("probes", "task_models", "finetuning", "tag_scores"),
 }
 
 # %% ../nbs/library/15j_evaluation.ipynb #709b4ab1
@@ -46,27 +46,27 @@ def _settings(p: EvaluationParams, task: str, encoder: Encoder) -> dict[str, Any
 
 # %% ../nbs/library/15j_evaluation.ipynb #d8e62f31
 def _chosen(
-    found: Sequence[Any],  # Sets with a `name`
+    task: str,  # For the complaints
+    found: Sequence[Any],  # Its sets, each with a `name`
     languages: Sequence[str],  # Codes or names; none for all
     code: Callable[[Any], str],  # Set -> language-script
-) -> list[Any]:
-    "The sets of some languages; a name that no set has is a `UserError`."
+) -> tuple[list[Any], list[str]]:  # A complaint for each name that no set has
+    "The sets of some languages."
     known = [name for one in found for name in (one.name, code(one))]
-    if found and (odd := [language for language in languages if language not in known]):
-        raise UserError(f"languages: no set of `{odd[0]}`{did_you_mean(odd[0], known)}; leave languages empty for all")
-    return [one for one in found if not languages or {one.name, code(one)} & set(languages)]
+    absent = [f"{task} has nothing in `{x}`{did_you_mean(x, known)}" for x in languages if x not in known]
+    return [one for one in found if not languages or {one.name, code(one)} & set(languages)], absent
 
 # %% ../nbs/library/15j_evaluation.ipynb #d40d4012
 def _ask_retrieval(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> list[str]:
     "Ask what is missing; complaints about what cannot be asked."
     found, complaints = bitexts(task, p.data, p.source)
-    chosen = _chosen(found, p.languages, lambda bitext: bitext.target)
+    chosen, absent = _chosen(task, found, p.languages, lambda bitext: bitext.target)
     units = {bitext.name: (bitext.name, 0, content_hash(asdict(bitext))) for bitext in chosen}
     waiting = [bitext for bitext in chosen if units[bitext.name] not in results]
     for bitext, source_NH, target_NH in encode_bitexts(waiting, lambda texts: encoder.encode(texts, p.layer)):
         where = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
         results.add(units[bitext.name], [where | row for row in retrieval_rows(source_NH, target_NH, p.scaling)])
-    return complaints
+    return complaints + absent
 
 # %% ../nbs/library/15j_evaluation.ipynb #14ef8f6e
 def _source_set(found: Sequence[Labelled], task: str, source: str) -> Labelled:
@@ -133,7 +133,8 @@ def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Res
         return complaints
     source = _source_set(found, task, p.source)
     taught = content_hash([asdict(source.splits[split]) for split in ("train", "dev")])
-    targets = [one for one in _chosen(found, p.languages, lambda one: one.code) if "test" in one.splits]
+    chosen, absent = _chosen(task, found, p.languages, lambda one: one.code)
+    targets = [one for one in chosen if "test" in one.splits]
     data = {one.name: content_hash(taught, asdict(one.splits["test"])) for one in targets}
     for seeds in _groups(p):
         units = {one.name: [(one.name, seed, data[one.name]) for seed in seeds] for one in targets}
@@ -146,7 +147,7 @@ def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Res
                 if unit not in results:
                     rows = _score_rows(task, test.labels, labels)
                     results.add(unit, [where | {"seed": unit[1]} | row for row in rows])
-    return complaints
+    return complaints + absent
 
 # %% ../nbs/library/15j_evaluation.ipynb #a3d0f593
 def evaluate(

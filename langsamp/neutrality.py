@@ -40,11 +40,6 @@ def centroid_cosines(
     centroids_LH = _unit(x_LKH.mean(1))
     return centroids_LH @ centroids_LH.T
 
-# %% ../nbs/library/18_neutrality.ipynb #14eb8725
-def _mean(values: np.ndarray) -> float:
-    "The mean over languages, or over pairs of different languages."
-    return float(values[~np.eye(len(values), dtype=bool)].mean() if values.ndim == 2 else values.mean())
-
 # %% ../nbs/library/18_neutrality.ipynb #f432a465
 def language_share(
     x_LKH: np.ndarray,  # Sentence vectors

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pandas as pd
 from .analysis_params import ReproductionParams
 from .core import UserError, repo_root
 from .figures import LABELS
+from .homes import local_data
 from .results import evaluations_of
 from .strict import read_yaml
 
@@ -36,22 +38,31 @@ class Job:
     parameters: dict[str, Any]
 
 # %% ../nbs/library/19_reproduction.ipynb #f4c80b19
+def _preset(p: ReproductionParams) -> dict[str, Any]:
+    "The parameters that all runs share."
+    return read_yaml(repo_root() / p.params) | p.changes
+
+# %% ../nbs/library/19_reproduction.ipynb #adb91ea9
+def _seeds(p: ReproductionParams) -> list[int]:
+    "The preset's seed, and those after it."
+    first = _preset(p).get("seed", 42)
+    return [first + i for i in range(p.seeds)]
+
+# %% ../nbs/library/19_reproduction.ipynb #d2e2253c
 def run_names(
     p: ReproductionParams,  # Its name, arms and seeds
 ) -> dict[str, list[str]]:  # Arm -> runs, one a seed
     "How the runs of a reproduction are called."
-    first = int({**read_yaml(repo_root() / p.params), **p.changes}.get("seed", 42))
-    return {arm: [f"{p.name}-{arm}-{first + i}" for i in range(p.seeds)] for arm in p.arms}
+    return {arm: [f"{p.name}-{arm}-{seed}" for seed in _seeds(p)] for arm in p.arms}
 
 # %% ../nbs/library/19_reproduction.ipynb #142fef12
 def pretraining_jobs(p: ReproductionParams) -> Iterator[Job]:
     "All runs, seed by seed."
-    preset = {**read_yaml(repo_root() / p.params), **p.changes}
-    for runs in zip(*run_names(p).values()):
-        for run in runs:
-            _, arm, seed = run.rsplit("-", 2)
-            parameters = preset | {"run_name": run, "arm": arm, "seed": int(seed)}
-            yield Job("pretrain", "03_pretrain.ipynb", f"{run}/pretrain.ipynb", parameters)
+    names = run_names(p)
+    for (i, seed), arm in product(enumerate(_seeds(p)), p.arms):
+        run = names[arm][i]
+        parameters = _preset(p) | {"run_name": run, "arm": arm, "seed": seed}
+        yield Job("pretrain", "03_pretrain.ipynb", f"{run}/pretrain.ipynb", parameters)
 
 # %% ../nbs/library/19_reproduction.ipynb #142b7ad1
 def _floor(p: ReproductionParams) -> str:
@@ -61,7 +72,7 @@ def _floor(p: ReproductionParams) -> str:
 # %% ../nbs/library/19_reproduction.ipynb #5aa179d8
 def _tasks(p: ReproductionParams) -> list[str]:
     "The tasks that can be asked here."
-    return p.tasks + (p.benchmarks if os.environ.get("LANGSAMP_DATA") else [])
+    return p.tasks + (p.benchmarks if local_data() else [])
 
 # %% ../nbs/library/19_reproduction.ipynb #41732a41
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:

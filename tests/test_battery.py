@@ -477,8 +477,9 @@ def trapped(folder: Path, stock: Path, mark: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "model", "tokenizer"])
-def test_a_trapped_checkpoint_is_not_sprung(corpus, stock, tmp_path, capsys, kind):
-    "As `backbone` of a run: no code of it is run."
+def test_a_trapped_checkpoint_is_not_sprung(corpus, stock, tmp_path, capsys, monkeypatch, kind):
+    "As `backbone` of a run: no code of it is run, whatever a user answers."
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
     mark = tmp_path / "sprung"
     folder = trapped(tmp_path / "checkpoint", stock, mark, kind)
     changes = {"backbone": str(folder), "steps": 1, "warmup_steps": 0, "save_every": 1}

@@ -165,6 +165,12 @@ def test_what_is_missing_is_said(asked, uninterrupted, outputs, data, tmp_path):
     assert any("fra_Latn" in text and "test" in text for text in complaints), complaints
 
 
+def test_a_language_that_one_task_lacks_stops_no_other(asked, outputs):
+    table, complaints = evaluate(replace(asked, languages=["fra_Latn", "spa", "deu_Lath"], seeds=1), outputs)
+    assert "sib200 has nothing in `spa`" in " ".join(complaints) and "did you mean `deu_Latn`" in " ".join(complaints)
+    assert {"spa", "fra_Latn"} <= set(table.name), "both tasks were asked for what they have"
+
+
 def test_a_source_without_training_text_is_an_error(asked, outputs):
     with pytest.raises(UserError, match="source may be one of .*eng_Latn"):
         evaluate(replace(asked, tasks=["sib200"], source="wol_Latn"), outputs)

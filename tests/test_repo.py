@@ -28,8 +28,8 @@ MODULES = sorted(p for p in (ROOT / "langsamp").glob("*.py") if not p.stem.start
 # Data flows to the right: a module imports only those before it.
 ORDER = """core strict params analysis_params codes scripts corpus udhr mediawiki hub corpora tokenizer pieces
     vocabulary blocks sampling batches unigrams backbones model packed e5small rows starts runs progress
-    checkpoints training preparation pretraining planning encoder encoders sentences fill_mask retrieval
-    benchmarks grams overlap paper_lists homes bible parallel examples label_files labelled tag_scores probes
+    checkpoints training preparation pretraining planning encoder encoders sentences fill_mask retrieval homes
+    benchmarks grams overlap paper_lists bible parallel examples label_files labelled tag_scores probes
     task_models finetuning results evaluation figures comparison tables table_figures neutrality
     neutrality_figures vectors relatives vector_maps resources reproduction""".split()
 STAGES = {
