@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .blocks import Blocks
+from .packing import Rows
 
 # %% ../nbs/library/07_batches.ipynb #476cea20
 def _mix(x: np.ndarray, key: int) -> np.ndarray:
@@ -126,11 +127,11 @@ def mask_block(
 # %% ../nbs/library/07_batches.ipynb #d0fc4e22
 @dataclass(frozen=True)
 class Batch:
-    "Rows of a training or validation step, as arrays."
+    "Rows of a training or validation step, as arrays; `segments_BL` is 0 at padding and counts sentences kept apart."
 
     inputs_BL: np.ndarray
     labels_BL: np.ndarray
-    attention_BL: np.ndarray
+    segments_BL: np.ndarray
     shards_B: np.ndarray
     blocks_B: np.ndarray
 
@@ -151,7 +152,9 @@ def make_batch(
     tokens_BL, shards_B = blocks[blocks_B]
     masked = [mask_block(t, int(b), int(v), seed, pieces) for t, b, v in zip(tokens_BL, blocks_B, visits_B)]
     inputs, labels = zip(*masked)
-    return Batch(np.stack(inputs), np.stack(labels), (tokens_BL != pieces.pad).astype(np.int64), shards_B, blocks_B)
+    packed = isinstance(blocks, Rows)
+    segments_BL = blocks.segments(blocks_B) if packed else (tokens_BL != pieces.pad).astype(np.int64)
+    return Batch(np.stack(inputs), np.stack(labels), segments_BL, shards_B, blocks_B)
 
 # %% ../nbs/library/07_batches.ipynb #47295cdb
 VALIDATION_SEED = 0

@@ -24,6 +24,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import between, check_backbone, load_backbone, stock_encoder
 from .codes import parse_code
 from .core import UserError, did_you_mean
+from .fused_ends import ends_in_linear, with_loss
 
 # %% ../nbs/library/08_model.ipynb #fd3f1156
 ARMS = {"none": (), "language": ("language",), "script": ("script",), "both": ("language", "script")}
@@ -156,7 +157,7 @@ class LangSAMPPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.mlm = AutoModelForMaskedLM.from_config(config.backbone_config) if mlm is None else mlm
         check_backbone(self.mlm)
-        config.backbone_config = self.mlm.config
+        config.backbone_config, self.fuses = self.mlm.config, ends_in_linear(self.mlm)
         used, width = ARMS[config.arm], config.backbone_config.hidden_size
         self.language_vectors = nn.Embedding(len(config.languages), width) if "language" in used else None
         self.script_vectors = nn.Embedding(len(config.scripts), width) if "script" in used else None
@@ -191,7 +192,7 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
     def forward(
         self,
         input_ids: Tensor | None = None,  # `[B, L]`
-        attention_mask: Tensor | None = None,  # `[B, L]`, 0 at padding
+        attention_mask: Tensor | None = None,  # `[B, L]`, 0 at padding; `[B, 1, L, L]`, which token sees which
         labels: Tensor | None = None,  # `[B, L]`, -100 where nothing was masked
         language_ids: Tensor | None = None,  # `[B]`, rows of `config.languages`
         script_ids: Tensor | None = None,  # `[B]`, rows of `config.scripts`
@@ -201,11 +202,12 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         _check_ids(self, labels, language=language_ids, script=script_ids)
         tables = ((self.language_vectors, language_ids), (self.script_vectors, script_ids))
         at_K, labels_K, row_K = (None, None, None) if labels is None else at_masked(labels)
-        told = between(self.mlm, lambda h_BLH: _tell(h_BLH, at_K, row_K, tables))
+        mlm = with_loss(self.mlm, labels_K, num_items_in_batch) if self.fuses and labels_K is not None else self.mlm
+        told = between(mlm, lambda h_BLH: _tell(h_BLH, at_K, row_K, tables))
         out = told(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         if labels_K is None:
             return MaskedLMOutput(logits=out.logits, hidden_states=out.hidden_states)
-        loss = summed_loss(out.logits[0], labels_K, num_items_in_batch)
+        loss = out.logits if mlm is not self.mlm else summed_loss(out.logits[0], labels_K, num_items_in_batch)
         return MaskedLMOutput(loss=loss, hidden_states=out.hidden_states)
 
 # %% ../nbs/library/08_model.ipynb #36c55f59

@@ -1,0 +1,191 @@
+"What makes training fast changes nothing but the time: fused ends, dropout from fewer bits, packed rows."
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_encoders
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
+
+from langsamp import linear_loss, packing
+from langsamp.blocked import blocked, first_place
+from langsamp.blocks import Blocks, write_shards
+from langsamp.corpora import find_corpus
+from langsamp.fused_ends import ends_in_linear, with_loss
+from langsamp.linear_loss import LinearLoss
+from langsamp.model import from_backbone
+from langsamp.packing import Rows, pack_shard
+from langsamp.tokenizer import trained_tokenizer
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TINY = XLMRobertaConfig(vocab_size=256, max_position_embeddings=66, type_vocab_size=1, **SIZES)
+
+
+def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    "What a loss asks of each weight."
+    model.zero_grad()
+    loss.backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def furthest(ours: dict, theirs: dict) -> float:
+    "The largest difference between gradients, in units of the largest gradient."
+    assert ours.keys() == theirs.keys()
+    size = max(grad.abs().max() for grad in theirs.values())
+    return max(((ours[name] - theirs[name]).abs().max() / size).item() for name in theirs)
+
+
+@test_encoders.every
+def test_a_fused_end_gives_the_loss_and_gradients_of_the_stock_model(family):
+    "To 1e-5, or the model says that it does not end in a linear layer."
+    kind, differing, _ = test_encoders.FAMILIES[family]
+    torch.manual_seed(0)
+    mlm = AutoModelForMaskedLM.from_config(AutoConfig.for_model(kind, **test_encoders.TINY | differing)).eval()
+    tokens, labels_K = torch.randint(5, 256, (3, 16)), torch.randint(5, 256, (48,))
+    assert ends_in_linear(mlm), f"{family} should be fused"
+    plain = F.cross_entropy(mlm(tokens).logits.flatten(0, 1), labels_K)
+    fused = with_loss(mlm, labels_K)(tokens).logits
+    assert abs(fused.item() - plain.item()) < 1e-5
+    assert furthest(gradients(mlm, fused), gradients(mlm, plain)) < 1e-5
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_number_of_rows_at_a_time_changes_nothing(monkeypatch, bias):
+    "One, a few, all: the loss to 1e-6, and gradients to 1e-5."
+    torch.manual_seed(0)
+    linear, labels_K = nn.Linear(16, 700, bias=bias), torch.randint(700, (50,))
+    x_KH = torch.randn(50, 16)
+
+    def found() -> tuple[float, dict]:
+        loss = LinearLoss(linear, labels_K, items=33)(x_KH)
+        return loss.item(), gradients(linear, loss)
+
+    loss, grads = found()
+    plain = F.cross_entropy(linear(x_KH), labels_K, reduction="sum") / 33
+    assert abs(loss - plain.item()) < 1e-5 and furthest(grads, gradients(linear, plain)) < 1e-5
+    for at_once in (1, 700 * 7):
+        monkeypatch.setattr(linear_loss, "NUMBERS_AT_ONCE", at_once)
+        other, others = found()
+        assert abs(loss - other) < 1e-5 and furthest(others, grads) < 1e-5
+
+
+def test_under_autocast_the_loss_is_as_near_to_the_exact_one_as_the_plain_head(monkeypatch):
+    "bf16 products cost accuracy; the fused end must not cost more."
+    torch.manual_seed(0)
+    linear, labels_K, x_KH = nn.Linear(64, 3000), torch.randint(3000, (200,)), torch.randn(200, 64)
+    exact = gradients(linear, F.cross_entropy(linear(x_KH), labels_K))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = gradients(linear, F.cross_entropy(linear(x_KH).float(), labels_K))
+        fused = gradients(linear, LinearLoss(linear, labels_K)(x_KH))
+    assert furthest(fused, exact) < 1.5 * furthest(plain, exact) + 1e-3
+
+
+MEMORY = """
+import resource, sys, torch
+from torch import nn
+from langsamp.linear_loss import LinearLoss
+torch.set_num_threads(1)
+linear, x, labels = nn.Linear(16, 250_002), torch.randn(1500, 16), torch.randint(250_002, (1500,))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "fused":
+    LinearLoss(linear, labels)(x).backward()
+else:
+    nn.functional.cross_entropy(linear(x), labels).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_logits_of_all_masked_tokens_are_never_in_memory():
+    "1,500 tokens x 250,002 pieces have 1,431 MB in float32; the plain head keeps two or more of it."
+    grown = {}
+    for way in ("fused", "plain"):
+        done = subprocess.run([sys.executable, "-c", MEMORY, way], capture_output=True, text=True, check=True)
+        grown[way] = float(done.stdout)
+    assert grown["fused"] < 800 < 2500 < grown["plain"], grown
+
+
+def test_a_row_of_sentences_costs_what_they_cost_alone():
+    "Loss and gradients of a packed row, against each sentence by itself."
+    model = from_backbone(TINY, ["eng"], ["Latn"], seed=1, dropout=0.0)
+    sentences = [torch.randint(5, 256, (size,)) for size in (7, 9, 12)]
+    labels = [torch.where(torch.rand(len(s)) < 0.4, s, -100) for s in sentences]
+    items = sum((part != -100).sum() for part in labels)
+    ids = {"language_ids": torch.tensor([0]), "script_ids": torch.tensor([0]), "num_items_in_batch": items}
+    alone = sum(model(s[None], labels=part[None], **ids).loss for s, part in zip(sentences, labels))
+    pad = torch.full((4,), 1)
+    row, row_labels = torch.cat([*sentences, pad])[None], torch.cat([*labels, pad * 0 - 100])[None]
+    segments = torch.repeat_interleave(torch.tensor([1, 2, 3, 0]), torch.tensor([7, 9, 12, 4]))[None]
+    together = model(row, labels=row_labels, **blocked(segments, first_place(model.mlm)), **ids).loss
+    assert together.item() == pytest.approx(alone.item(), abs=1e-5)
+    assert furthest(gradients(model, together), gradients(model, alone)) < 1e-5
+
+
+@pytest.mark.parametrize("size", [8, 33, 128])
+@pytest.mark.parametrize("seed", range(3))
+def test_patterns_use_every_length_as_often_as_it_is_there(size, seed):
+    "No row is too long, and first fit in random order is never clearly better."
+    random = np.random.default_rng(seed)
+    lengths_N = np.minimum(1 + random.geometric(3 / size, 500), size)
+    found, used = packing.patterns(np.bincount(lengths_N, minlength=size + 1)), np.zeros(size + 1, int)
+    for count, lengths in found:
+        assert count > 0 and sum(lengths) <= size
+        np.add.at(used, list(lengths), count)
+    assert (used == np.bincount(lengths_N, minlength=size + 1)).all()
+    rows: list[int] = []
+    for length in lengths_N:
+        fits = next((i for i, full in enumerate(rows) if full + length <= size), None)
+        rows.append(0) if fits is None else None
+        rows[-1 if fits is None else fits] += length
+    assert sum(count for count, _ in found) <= 1.02 * len(rows)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> tuple[Blocks, Rows, Path]:
+    "A corpus as a stream, and packed, a few sentences at a time."
+    home = tmp_path_factory.mktemp("packed")
+    sources, _ = find_corpus(str(tiny.write_corpus(home / "corpus")))
+    tokenizer = trained_tokenizer(sources, "packed", home / "tokenizers", 300)
+    shards = write_shards(sources, tokenizer, home / "shards")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "AT_ONCE", 25)
+        for shard in shards:
+            pack_shard(shard, 32)
+    return Blocks(shards, "train", 32, 1), Rows(shards, "train", 32, 1), home
+
+
+def test_packing_loses_no_token_and_cuts_no_sentence_that_fits(packed):
+    "The tokens of both, language by language; sentences are those of the text."
+    blocks, rows, _ = packed
+    (streamed, codes), (laid, rows_codes) = (part[np.arange(len(part))] for part in (blocks, rows))
+    segments = rows.segments(np.arange(len(rows)))
+    for code in range(3):
+        stream = streamed[codes == code].ravel()
+        stream = stream[stream != 1]
+        expected = np.split(stream, np.flatnonzero(stream == 0)[1:])
+        whole = {tuple(s) for s in expected if len(s) <= 32}
+        found = [
+            tuple(row[marks == number])
+            for row, marks in zip(laid[rows_codes == code], segments[rows_codes == code])
+            for number in range(1, marks.max() + 1)
+        ]
+        assert sorted(np.concatenate(found)) == sorted(stream)
+        assert whole <= set(found) and all(len(s) <= 32 for s in found)
+
+
+def test_a_packing_is_the_same_bytes_when_made_again(packed, tmp_path):
+    "And another one where the text was packed in other portions."
+    _, rows, home = packed
+    shard = next((home / "shards").glob("eng_Latn-*"))
+    for name in ("a", "b"):
+        shutil.copytree(shard, tmp_path / name / "shards" / shard.name)
+    once, twice = (pack_shard(tmp_path / name / "shards" / shard.name, 32) for name in ("a", "b"))
+    files = sorted(f.name for f in once.iterdir())
+    assert [(once / name).read_bytes() for name in files] == [(twice / name).read_bytes() for name in files]
+    assert (once / "train.starts").read_bytes() != (home / "packed" / once.name / "train.starts").read_bytes()
