@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from .backbones import refuse_pickles
 from .blocks import content_hash
 from .core import UserError
 from .encoder import encode
@@ -87,7 +88,8 @@ def _other(name: str, outputs: Path) -> tuple[str, Any, Any]:
     "A checkpoint that no run made, by a start's name, a hub name or a folder."
     place = find_backbone(name, outputs)
     try:
-        model = AutoModel.from_pretrained(place, dtype=torch.float32, weights_only=True, **_SAFE)
+        refuse_pickles(place)
+        model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_SAFE)
         return "other", model, AutoTokenizer.from_pretrained(place, **_SAFE)
     except (OSError, ValueError) as error:
         why = str(error).partition("\n")[0]

@@ -26,9 +26,11 @@ class CorpusParams(Params):
     tokenizer: str = ""
     vocabulary_size: int = 1000
     block_size: int = 64
+    packing: str = "sentences"
 
     def conflicts(self) -> list[str]:
         return [
+            one_of("packing", self.packing, ["sentences", "stream"]),
             one_of("on_bad_line", self.on_bad_line, ["skip", "stop"]),
             one_of("sampling", self.sampling, ["all", "temperature", "glot500"]),
             "" if 0 <= self.alpha <= 1 else f"alpha must lie in [0, 1], not {self.alpha}",
@@ -85,7 +87,6 @@ class TrainingParams(Params):
     compile: bool = False
     save_every: int = 20
     patience: int = 0
-    tensorboard: bool = False
 
     def conflicts(self) -> list[str]:
         return training_conflicts(self)

@@ -39,7 +39,7 @@ def find_backbone(
     return str(folders[0]) if folders else name
 
 # %% ../nbs/library/08b_starts.ipynb #e7791cd2
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 # %% ../nbs/library/08b_starts.ipynb #d19f9a39
 def weight_sums(

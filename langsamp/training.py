@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from .batches import Batch, Pieces, blocks_of_step, by_shard, make_batch, validation_batch
 from .blocks import Blocks
 from .checkpoints import load_checkpoint, newest_whole, save_checkpoint
 from .core import UserError
+from .feeding import Ahead, dropout_of, inputs_of
+from .machines import machines, share_out
 from .model import LangSAMPForMaskedLM, ids_of
+from .packing import Rows
 from .params import TrainingParams
 from .progress import Log
 
@@ -72,24 +74,41 @@ def termination() -> Generator[threading.Event]:
     finally:
         signal.signal(signal.SIGTERM, before)
 
+# %% ../nbs/library/12_training.ipynb #3a81f4a3
+def _batch_of(t: "Trainee", step: int) -> Batch:
+    "This process's part of a step's batch."
+    visits_B, blocks_B = blocks_of_step(step, t.p.batch_size, t.data.train.last, t.p.seed, t.data.quotas)
+    mine = slice(t.rank, None, t.world)
+    return make_batch(t.data.train, blocks_B[mine], visits_B[mine], t.p.seed, t.data.pieces)
+
 # %% ../nbs/library/12_training.ipynb #88dcff19
+def _placed(accelerator: Accelerator, model: LangSAMPForMaskedLM, p: TrainingParams) -> tuple[Any, Any]:
+    "Model and optimiser as this process runs them."
+    if p.compile:
+        model.mlm.base_model.compile()
+    if shared := accelerator.is_fsdp2:
+        plugin: Any = accelerator.state.fsdp_plugin
+        share_out(model, plugin)
+    rate, decay = p.learning_rate, p.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), rate, eps=1e-8, weight_decay=decay, fused=True)
+    wrapped = accelerator.prepare_model(model, evaluation_mode=shared)  # Which means: nothing around it
+    return wrapped, accelerator.prepare_optimizer(optimizer)
+
+# %% ../nbs/library/12_training.ipynb #fcf39d59
 class Trainee:
     "A model being trained: placed, wrapped, and with the little state that a checkpoint keeps."
 
     def __init__(self, model: LangSAMPForMaskedLM, data: Data, p: TrainingParams) -> None:
-        AcceleratorState._reset_state()  # Else a second run in one process could not have another precision
-        kind = "bf16" if p.precision == "bf16" else "no"
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=kind)
+        self.accelerator = machines(p.precision)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if p.batch_size % (p.micro_batch_size * self.world):
             raise UserError(f"batch_size {p.batch_size} is no multiple of micro_batch_size × {self.world} processes")
-        if p.compile:
-            model.mlm.base_model.compile()
-        self.data, self.p, self.plain = data, p, model
-        rate, decay = p.learning_rate, p.weight_decay
-        optimizer = torch.optim.AdamW(model.parameters(), rate, eps=1e-8, weight_decay=decay, fused=True)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.data, self.p, self.plain = data, p, model.to(self.accelerator.device)
         self.ids = dict(zip(["language_ids", "script_ids"], ids_of(data.train.codes, model.config)))
+        self.inputs = inputs_of(model, isinstance(data.train, Rows), self.accelerator)
+        self.dropout = dropout_of(model, p.compile, self.accelerator)
+        self.model, self.optimizer = _placed(self.accelerator, model, p)
+        self.ahead = Ahead(lambda step, batch_size: _batch_of(self, step))
         self.state: dict[str, Any] = {"step": 0, "tokens": 0, "validation_loss": None}
         self.state |= {"best_loss": None, "best_step": 0, "waited": 0}
 
@@ -106,26 +125,26 @@ def batch_loss(
     items: float | None = None,  # What the sum is divided by; by default the masked tokens of the batch
 ) -> torch.Tensor:  # A scalar
     "Cross-entropy summed over masked tokens and divided by `items`."
-    arrays = {"input_ids": batch.inputs_BL, "attention_mask": batch.attention_BL, "labels": batch.labels_BL}
+    arrays = {"input_ids": batch.inputs_BL, "labels": batch.labels_BL, "segments": batch.segments_BL}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     tensors |= {name: table[torch.from_numpy(batch.shards_B)] for name, table in t.ids.items()}
     on_device = {name: tensor.to(t.accelerator.device) for name, tensor in tensors.items()}
-    return model(**on_device, num_items_in_batch=None if items is None else torch.tensor(items)).loss
+    told = t.inputs(on_device.pop("segments"))
+    return model(**on_device, **told, num_items_in_batch=None if items is None else torch.tensor(items)).loss
 
 # %% ../nbs/library/12_training.ipynb #71bc24d5
 def train_step(t: Trainee, step: int) -> dict[str, float]:
     "One update; the batch, its masks and the dropout follow from seed and step. A non-finite loss stops before it."
-    visits_B, blocks_B = blocks_of_step(step, t.p.batch_size, t.data.train.last, t.p.seed, t.data.quotas)
-    mine = slice(t.rank, None, t.world)
-    batch = make_batch(t.data.train, blocks_B[mine], visits_B[mine], t.p.seed, t.data.pieces)
-    masked, tokens = t.total((batch.labels_BL != -100).sum(), batch.attention_BL.sum())
+    batch = t.ahead(step, t.p.batch_size)
+    masked, tokens = t.total((batch.labels_BL != -100).sum(), (batch.segments_BL > 0).sum())
     torch.manual_seed(int(np.random.SeedSequence([t.p.seed, step, t.rank]).generate_state(1, np.uint64)[0] >> 1))
     losses, parts = [], list(batch.split(t.p.micro_batch_size))
     for part in parts:
         with nullcontext() if part is parts[-1] else t.accelerator.no_sync(t.model):
-            losses.append(batch_loss(t, t.model, part, max(1.0, masked)))
-            t.accelerator.backward(losses[-1] * t.world)
-    (loss,) = t.total(sum(loss.item() for loss in losses))
+            with t.dropout:
+                losses.append(batch_loss(t, t.model, part, max(1.0, masked) / t.world))
+            t.accelerator.backward(losses[-1])
+    (loss,) = t.total(sum(loss.item() for loss in losses) / t.world)
     norm = float(t.accelerator.clip_grad_norm_(t.model.parameters(), 1.0))
     if not math.isfinite(loss + norm):
         raise UserError(_not_finite(t, step, loss, parts, [loss.item() for loss in losses]))
@@ -139,7 +158,12 @@ def train_step(t: Trainee, step: int) -> dict[str, float]:
 def _not_finite(t: Trainee, step: int, loss: float, parts: list[Batch], losses: list[float]) -> str:
     "What a reader needs to find the cause."
     bad = [part for part, value in zip(parts, losses) if not math.isfinite(value)] or parts
-    rows = [f"{t.data.train.codes[s]} block {b}" for part in bad for s, b in zip(part.shards_B, part.blocks_B)]
+    train = t.data.train
+    rows = [
+        f"{train.codes[s]} block {b} ({train.files[s].parent.name})"
+        for part in bad
+        for s, b in zip(part.shards_B, part.blocks_B)
+    ]
     return (
         f"step {step + 1}: loss {loss} and gradients are not finite, so no update was made; "
         f"in the micro-batch: {', '.join(rows[:16])}. Lower learning_rate, or use precision fp32; "
@@ -154,11 +178,12 @@ def validate(
     "The held-out loss in nats a masked token."
     t.plain.eval()
     blocks, sums = t.data.validation, np.zeros((len(t.data.validation.codes), 2))
-    for number, (shard, rows) in enumerate(by_shard(blocks, t.p.micro_batch_size)):
-        if number % t.world == t.rank:
-            batch = validation_batch(blocks, rows, t.data.pieces)
-            masked = int((batch.labels_BL != -100).sum())
-            sums[shard] += batch_loss(t, t.plain, batch).item() * masked, masked
+    parts = list(by_shard(blocks, t.p.micro_batch_size))
+    for number in range(t.rank, -(-len(parts) // t.world) * t.world, t.world):
+        shard, rows = parts[number % len(parts)]
+        batch = validation_batch(blocks, rows, t.data.pieces)
+        masked = int((batch.labels_BL != -100).sum()) * (number < len(parts))
+        sums[shard] += batch_loss(t, t.plain, batch).item() * masked, masked
     t.plain.train()
     sums = np.reshape(t.total(*sums.flat), sums.shape)
     if bad := [code for code, row in zip(blocks.codes, sums) if not np.isfinite(row[0])]:
@@ -170,10 +195,10 @@ def validate(
 
 # %% ../nbs/library/12_training.ipynb #d69ce445
 def save(t: Trainee, folder: Path) -> None:
-    "Write a checkpoint, by the first process."
-    if t.accelerator.is_main_process:
-        best = t.state["best_step"] if t.p.patience else 0
-        save_checkpoint(folder / "checkpoints", t.state["step"], t.plain, t.optimizer.optimizer, t.state, best=best)
+    "Write a checkpoint, by the first process, when all have brought their parts."
+    best, main = t.state["best_step"] if t.p.patience else 0, t.accelerator.is_main_process
+    place, step, inner = folder / "checkpoints", t.state["step"], t.optimizer.optimizer
+    save_checkpoint(place, step, t.plain, inner, t.state, best=best, write=main)
     t.accelerator.wait_for_everyone()
 
 # %% ../nbs/library/12_training.ipynb #2dd1bd3b
@@ -241,7 +266,7 @@ def train(
     "Train to the last step from wherever the folder stands. SIGTERM saves, and exits with 143."
     t = Trainee(model.train(), data, p)
     resume(t, folder)
-    log = Log(folder, p.steps, t.state["step"], t.accelerator.is_main_process, p.tensorboard)
+    log = Log(folder, p.steps, t.state["step"], t.accelerator.is_main_process)
     with termination() as told, enough_memory(t):
         if t.state["step"] == 0:
             log(0, validate(t))

@@ -181,7 +181,7 @@ def test_repeats_within_an_epoch_have_other_masks(data):
     size = len(data.train)
     visits, blocks = blocks_of_step(0, 9 * size, data.train.last, 3, 9 * np.diff(data.train.last, prepend=0))
     batch = make_batch(data.train, blocks, visits, 3, data.pieces)
-    long = batch.attention_BL.sum(axis=1) == 16
+    long = (batch.segments_BL > 0).sum(axis=1) == 16
     masked = {(int(b), row.tobytes()) for b, row in zip(blocks[long], (batch.labels_BL != -100)[long])}
     assert len(masked) > 0.85 * long.sum() and (np.bincount(blocks) == 9).all()
 

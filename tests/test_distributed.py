@@ -1,49 +1,200 @@
-"Two processes learn what one does, and a run may change their number when it continues."
+"Any number of processes learns what one does, each with the whole model or with a part, and a run may change hands."
 
-import shutil
+import json
+import os
+import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
 
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+from langsamp.batches import by_shard
+from langsamp.core import UserError, damage
+from langsamp.machines import layers_of, share_out
+from langsamp.model import from_backbone
+from langsamp.params import TrainingParams
+from langsamp.training import Trainee, save, train_step, validate
+
+CLUSTER = tiny.ROOT / "params/cluster"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file"]
+NOTEBOOK = """import sys; from accelerate import notebook_launcher; from langsamp.pretraining import main
+notebook_launcher(main, (sys.argv[-2:],), num_processes=2)"""
+LAUNCHERS = {"torchrun": TORCHRUN, "notebook": [sys.executable, "-c", NOTEBOOK]}
+LAUNCHERS |= {name: [*ACCELERATE, str(CLUSTER / f"{name}.yaml")] for name in ("ddp-4gpu", "fsdp2")}
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": FSDP2}
 
 
 @pytest.fixture(scope="module")
 def alone(new_run, outputs) -> Path:
-    "The folder of a run by one process, without dropout, whose last checkpoints are at steps 6 and 12."
-    params, run = new_run("alone", dropout=0.0, steps=12)
+    "The folder of a run by one process, without dropout."
+    params, run = new_run("alone", dropout=0.0, steps=36)
     assert tiny.exit_code(tiny.fork(params, outputs)) == 0
     return run
 
 
+def furthest(a: Path, b: Path) -> float:
+    "The largest difference between two files of tensors of the same names."
+    ours, theirs = load_file(a), load_file(b)
+    assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
 def assert_close(a: Path, b: Path) -> None:
-    "The same steps with losses, and the same weights, to 1e-5; the same tokens and masks exactly."
+    "The same steps with losses, weights and moments to 1e-5; the same tokens and masks exactly."
     ours, theirs = tiny.metrics_of(a), tiny.metrics_of(b)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for x, y in zip(ours, theirs):
         assert [x.get(name) for name in ("masked", "tokens")] == [y.get(name) for name in ("masked", "tokens")]
         assert max(abs(x[k] - y[k]) for k in ("loss", "validation_loss") if k in x) < 1e-5, (x, y)
-    ours, theirs = [load_file(run / "model/model.safetensors") for run in (a, b)]
-    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours | theirs) < 1e-5
+    newest = max((a / "checkpoints").iterdir()).name
+    files = ["model", "backbone", f"checkpoints/{newest}"]
+    assert not damage(a / f"checkpoints/{newest}")
+    assert [f for f in files if furthest(*(run / f / "model.safetensors" for run in (a, b))) >= 1e-5] == []
+    assert furthest(*(run / f"checkpoints/{newest}/optimizer.safetensors" for run in (a, b))) < 1e-5
 
 
-def test_two_processes_equal_one(new_run, alone):
-    "torchrun with two processes over gloo: losses of every step and final weights within 1e-5."
-    params, run = new_run("together", dropout=0.0, steps=12)
-    assert tiny.finish(params, run.parent, *TWO).count("validation loss") == 3, "one process speaks"
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_equal_one(launcher, new_run, alone):
+    "As a user starts them, over gloo: every loss, the final weights and the moments within 1e-5 of one process's."
+    params, run = new_run(launcher, dropout=0.0, steps=36)
+    assert tiny.finish(params, run.parent, *LAUNCHERS[launcher]).count("validation loss") == 7, "one process speaks"
     assert_close(run, alone)
 
 
-def test_run_continues_with_two_processes(new_run, alone):
-    "Begun by one process and continued by two: the same again."
-    params, run = new_run("one-then-two", dropout=0.0, steps=12)
-    shutil.copytree(alone, run)
-    for name in ("params.yaml", "result.json"):
-        (run / name).unlink()
-    for name in ("model", "backbone", "checkpoints/step-00000012"):
-        shutil.rmtree(run / name)
-    assert "continuing from step-00000006" in tiny.finish(params, run.parent, *TWO)
+@pytest.mark.slow
+def test_launcher_is_told_to_stop(new_run, alone):
+    "SIGTERM to torchrun, as a cluster sends it: both processes save and end, and the same command finishes the run."
+    params, run = new_run("told", dropout=0.0, steps=36)
+    process = tiny.start(params, run.parent, *TORCHRUN)
+    tiny.wait_for(lambda: tiny.steps_of(run) >= 8, lambda: process.poll() is None)
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "is saved for the same command" in out
+    assert tiny.steps_of(run) < 36
+    tiny.finish(params, run.parent, *TORCHRUN)
     assert_close(run, alone)
+
+
+# Two processes without a launcher, which takes seconds to start
+
+
+def as_rank(rank: int, kind: str, port: int) -> None:
+    "Tell this process what a launcher would."
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)} | world | KINDS[kind]
+
+
+def free_port() -> int:
+    "A port that nobody listens on."
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def session(params: Path, run: Path, kind: str, until: int | None = None) -> int:
+    "One session of a run by one process or two; SIGTERM to the first of them after a step. The exit code of all."
+    port = free_port()
+    ranks = [()] if kind == "one" else [(as_rank, rank, kind, port) for rank in range(2)]
+    processes = [tiny.fork(params, run.parent, *rank) for rank in ranks]
+    if until is not None:
+        tiny.wait_for(lambda: tiny.steps_of(run) >= until, processes[0].is_alive)
+        processes[0].terminate()
+    (code,) = {tiny.exit_code(process) for process in processes}
+    return code
+
+
+def test_run_changes_hands(new_run, alone):
+    "2 -> 1 -> 2 -> 2 processes, with parts, whole and with parts again: the same run, whoever wrote its checkpoints."
+    params, run = new_run("changing", dropout=0.0, steps=36)
+    for kind, until in [("fsdp2", 4), ("one", 10), ("ddp", 16), ("fsdp2", 22), ("one", 28)]:
+        assert session(params, run, kind, until) == 143
+        assert until <= tiny.steps_of(run) < 36
+    assert session(params, run, "fsdp2") == 0
+    assert_close(run, alone)
+
+
+def look(kind: str, precision: str, folder: Path, rank: int = 0) -> dict:
+    "Three steps and a validation; losses, what this process holds, and whether words are still read and written alike."
+    data = tiny.synthetic_data(folder / f"data-{kind}-{rank}", {"eng_Latn": 700, "rus_Cyrl": 300})
+    p = TrainingParams(batch_size=8, micro_batch_size=2, precision=precision, warmup_steps=0)
+    assert len(list(by_shard(data.validation, p.micro_batch_size))) % 2, "one process has a batch less"
+    config = XLMRobertaConfig(vocab_size=257, **SIZES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    t = Trainee(from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=1).train(), data, p)
+    losses = [train_step(t, step)["loss"] for step in range(3)] + [validate(t)["validation_loss"]]
+    t.state["step"] = 3
+    save(t, folder / kind)
+    held = [w.to_local() if isinstance(w, DTensor) else w for w in t.plain.parameters()]
+    moments = [m for entry in t.optimizer.optimizer.state.values() for m in entry.values() if m.dim()]
+    kept = sum((m.to_local() if isinstance(m, DTensor) else m).numel() for m in moments)
+    tied = t.plain.get_input_embeddings().weight is t.plain.get_output_embeddings().weight
+    return {"losses": losses, "weights": sum(w.numel() for w in held), "moments": kept, "tied": tied}
+
+
+def spy(rank: int, kind: str, port: int, precision: str, folder: Path) -> None:
+    "What one of two processes sees; ends before anything else is run."
+    as_rank(rank, kind, port)
+    (folder / f"{kind}-{rank}.json").write_text(json.dumps(look(kind, precision, folder, rank)))
+    sys.exit(0)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def seen(request, tmp_path_factory) -> tuple[str, Path, dict[str, list[dict]]]:
+    "Precision, folder, and what one process and the two of each kind saw."
+    folder, found = tmp_path_factory.mktemp(request.param), {}
+    found["one"] = [look("one", request.param, folder)]
+    for kind in KINDS:
+        port = free_port()
+        ranks = [tiny.fork(folder, folder, spy, rank, kind, port, request.param, folder) for rank in range(2)]
+        assert [tiny.exit_code(process) for process in ranks] == [0, 0]
+        found[kind] = [json.loads((folder / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
+    return request.param, folder, found
+
+
+def test_each_holds_a_part(seen):
+    "With FSDP2 two processes share weights and moments out, nothing twice; with DDP each has them all."
+    _, _, found = seen
+    (one,) = found["one"]
+    for name in ("weights", "moments"):
+        assert [rank[name] for rank in found["ddp"]] == [one[name]] * 2
+        assert sum(rank[name] for rank in found["fsdp2"]) == one[name]
+        assert max(rank[name] for rank in found["fsdp2"]) < 0.6 * one[name]
+    assert one["moments"] == 2 * one["weights"]
+
+
+def test_precision_and_ties_do_not_depend_on_the_kind(seen):
+    "Losses agree between processes and kinds, in bf16 as well; input and output embeddings stay one matrix."
+    precision, folder, found = seen
+    expected, near = found["one"][0]["losses"], {"fp32": 1e-5, "bf16": 2e-3}[precision]
+    for rank in [rank for ranks in found.values() for rank in ranks]:
+        assert rank["tied"]
+        assert max(abs(x - y) for x, y in zip(rank["losses"], expected, strict=True)) < near
+    names = {kind: load_file(folder / kind / "checkpoints/step-00000003/model.safetensors").keys() for kind in found}
+    assert names["fsdp2"] == names["ddp"] == names["one"] >= {"language_vectors.weight", "script_vectors.weight"}
+
+
+# What cannot be
+
+
+def test_old_kind_of_sharding_is_refused():
+    "FSDP1 flattens weights, which no checkpoint of ours could hold."
+    plugin = SimpleNamespace(fsdp_version=1, activation_checkpointing=False)
+    with pytest.raises(UserError, match="fsdp_version: 2"):
+        share_out(torch.nn.Linear(1, 1), plugin)
+
+
+@pytest.mark.parametrize("stem", ["xlm-roberta", "roberta", "bert", "modernbert", "electra", "deberta-v2", "esm"])
+def test_layers_are_found_in_any_family(stem):
+    "As many layers as the configuration says."
+    config = AutoConfig.for_model(stem, **SIZES, vocab_size=50, pad_token_id=1)
+    with torch.device("meta"):
+        mlm = AutoModelForMaskedLM.from_config(config)
+    assert len(layers_of(mlm)) == SIZES["num_hidden_layers"]

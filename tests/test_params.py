@@ -134,3 +134,14 @@ def test_notebook_repeats_the_defaults():
     found = papermill.inspect_notebook(str(ROOT / "nbs/03_pretrain.ipynb"))
     values = {name: eval(facts["default"]) for name, facts in found.items()}
     assert values == vars(PretrainParams()) and list(values) and len(values) == len(fields(PretrainParams))
+
+
+def test_a_mistake_in_a_command_is_told_before_torch_is_loaded(tmp_path):
+    "In less than two seconds; usually in a tenth."
+    (tmp_path / "p.yaml").write_text("lerning_rate: 1\n")
+    begun = time.monotonic()
+    words = [sys.executable, "-X", "importtime", "-m", "langsamp.pretraining", str(tmp_path / "p.yaml")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean `learning_rate`?" in done.stderr
+    assert "langsamp.params" in done.stderr and "torch" not in done.stderr
+    assert time.monotonic() - begun < 2
