@@ -124,6 +124,14 @@ def read_json(
     return json.loads(Path(path).read_text())
 
 # %% ../nbs/library/00_core.ipynb #c85f8a97
+def _sum_of(
+    manifest: dict[str, Any],  # With its own sum or without
+) -> str:
+    "The hexadecimal SHA-256 of all that a manifest says but for that sum."
+    said = {name: value for name, value in manifest.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+# %% ../nbs/library/00_core.ipynb #bbe019a8
 def seal(
     folder: Path,  # A folder whose files are all written
     **facts: Any,  # Kept in the manifest; anything JSON can hold
@@ -133,7 +141,8 @@ def seal(
     for path in files:
         _flush(path)
     sums = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-    write_json(folder / "manifest.json", {**facts, "files": sums})
+    manifest = {**facts, "files": sums}
+    write_json(folder / "manifest.json", {**manifest, "seal": _sum_of(manifest)})
 
 # %% ../nbs/library/00_core.ipynb #65de481b
 def manifest_of(
@@ -144,7 +153,10 @@ def manifest_of(
         found = read_json(Path(folder) / "manifest.json")
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else None
+    if not (isinstance(found, dict) and isinstance(found.get("files"), dict)):
+        return None
+    own = _sum_of(found)
+    return found if found.pop("seal", own) == own else None
 
 # %% ../nbs/library/00_core.ipynb #f168a80f
 def damage(

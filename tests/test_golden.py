@@ -1,39 +1,97 @@
-"The numbers of a fixed run: they change only when somebody means them to. To renew them: python tests/test_golden.py"
+"The numbers of fixed runs: they change only when somebody means them to. To renew them: python tests/test_golden.py"
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+import torch
 from transformers import XLMRobertaConfig
 
-from langsamp.model import from_backbone
+from langsamp.model import LangSAMPForMaskedLM, from_backbone
 from langsamp.params import TrainingParams
 from langsamp.training import train
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
-def twenty_steps(folder: Path) -> list[float]:
-    "Losses of twenty steps on fixed tokens: dropout, two micro-batches, warm-up, decay and clipping."
+def tiny_model(dropout: float) -> LangSAMPForMaskedLM:
+    "Two blocks 32 wide and 256 pieces, for two languages in two scripts."
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, type_vocab_size=1, **size)
-    model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "both", seed=3)
-    p = TrainingParams(steps=20, batch_size=8, micro_batch_size=4, learning_rate=5e-3, warmup_steps=3, weight_decay=0.1)
+    return from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "both", seed=3, dropout=dropout)
+
+
+def losses_of(model: LangSAMPForMaskedLM, steps: int, folder: Path) -> list[float]:
+    "Train on fixed tokens: two micro-batches, warm-up, decay and clipping."
+    schedule = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, "save_every": steps}
+    p = TrainingParams(steps=steps, batch_size=8, micro_batch_size=4, **schedule)
     train(model, tiny.synthetic_data(folder), p, folder / "run")
     return [line["loss"] for line in tiny.metrics_of(folder / "run") if "loss" in line]
 
 
-def test_losses_are_the_golden_ones(tmp_path):
+def twenty_steps(folder: Path) -> list[float]:
+    "In float32 and with dropout, as a run is."
+    return losses_of(tiny_model(0.1), 20, folder)
+
+
+def hundred_steps(folder: Path) -> list[float]:
+    "In float64, without dropout, from NumPy's numbers: nothing in it depends on the processor but the last digits."
+    model, random = tiny_model(0.0).double(), np.random.default_rng(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.copy_(torch.from_numpy(random.normal(0, 0.02, weight.shape)))
+    return losses_of(model, 100, folder)
+
+
+def golden(name: str) -> list[float]:
+    "Committed losses."
+    return json.loads(GOLDEN.read_text())[name]
+
+
+def test_twenty_steps_with_dropout(tmp_path):
     "The committed losses to 1e-4 on any processor, and the same to the last bit twice in one process."
     first, second = twenty_steps(tmp_path / "a"), twenty_steps(tmp_path / "b")
     assert first == second
-    assert first == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+    assert first == pytest.approx(golden("float32, 20 steps"), rel=1e-4)
     assert first[-1] < first[0] - 0.3, "it learns"
 
 
+def test_hundred_steps(tmp_path):
+    "The committed losses to 1e-6."
+    found = hundred_steps(tmp_path)
+    assert found == pytest.approx(golden("float64, 100 steps"), rel=1e-6)
+    assert found[-1] < found[0] - 1.5, "it learns"
+
+
+OTHERS = {  # What other processors, and other numbers of threads, would compute with
+    "two threads": {"OMP_NUM_THREADS": "2"},
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "no vectors": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", OTHERS)
+def test_hundred_steps_on_another_processor(tmp_path, other):
+    "The same losses to 1e-6 with the instructions of older processors."
+    code = "import json, sys, pathlib, test_golden; "
+    code += "print(json.dumps(test_golden.hundred_steps(pathlib.Path(sys.argv[1]))))"
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    environment = os.environ | OTHERS[other]
+    done = subprocess.run(words, cwd=GOLDEN.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(golden("float64, 100 steps"), rel=1e-6)
+
+
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(twenty_steps(Path(tempfile.mkdtemp())), indent=1) + "\n")
+    fresh = {"float32, 20 steps": twenty_steps, "float64, 100 steps": hundred_steps}
+    made = {name: run(Path(tempfile.mkdtemp())) for name, run in fresh.items()}
+    GOLDEN.write_text(json.dumps(made, indent=1) + "\n")
     sys.exit(f"{GOLDEN} is new")

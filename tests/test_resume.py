@@ -62,8 +62,9 @@ def test_twenty_random_kills(new_run, monkeypatch):
     assert tiny.fingerprint(run) == tiny.fingerprint(whole), f"seed {seed}: killed at {steps}"
 
 
-def die_at(number: int) -> None:
-    "Kill this process when it touches files of its checkpoints for the nth time."
+def die_at(number: int, log: Path) -> None:
+    "Kill this process when it touches files of its checkpoints for the nth time; what it prints goes to a file."
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     seen = [0]
 
     def watch(event: str, arguments: tuple) -> None:
@@ -76,27 +77,31 @@ def die_at(number: int) -> None:
 
 
 def test_killed_at_every_file_operation_of_a_checkpoint(new_run, unbroken):
-    "SIGKILL before the 1st, 3rd, 5th … file operation in `checkpoints/`, between any two files of a save."
+    "SIGKILL before the 1st, 3rd, 5th … file operation in `checkpoints/`; the newest whole one is the next start."
     params, run = new_run("killed-in-save")
-    left, codes = set(), []
+    left, codes, log = set(), [], run.with_suffix(".log")
     while 0 not in codes:
-        codes.append(tiny.exit_code(tiny.fork(params, run.parent, die_at, 2 * len(codes) + 1)))
+        whole = max((path.name for path in run.glob("checkpoints/step-*") if not damage(path)), default="")
+        codes.append(tiny.exit_code(tiny.fork(params, run.parent, die_at, 2 * len(codes) + 1, log)))
         assert codes[-1] in (0, -signal.SIGKILL)
+        said = log.read_text()
+        assert said.startswith(f"continuing from {whole}\n") if whole and said else "continuing" not in said
         left |= {tuple(sorted(p.name for p in part.iterdir())) for part in run.glob("checkpoints/.part-*")}
     assert len(codes) > 10 and len(left) >= 4, "saves broke off at different files"
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
     assert [path.name for path in run.rglob(".*part-*")] == []
 
 
-@pytest.mark.parametrize("step", [2, 18, 29])
+@pytest.mark.parametrize("step", [2, 18, "random"])
 def test_told_to_stop(new_run, unbroken, step):
-    "SIGTERM saves the step, exits with 143 within ten seconds, and the same command goes on from there."
+    "SIGTERM saves the step and exits with 143 within ten seconds; the same command goes on from there."
     params, run = new_run(f"told-{step}")
+    step = int(np.random.default_rng().integers(1, 40)) if step == "random" else step
     process = tiny.fork(params, run.parent)
     tiny.wait_for(lambda: tiny.steps_of(run) >= step, process.is_alive)
     os.kill(process.pid, signal.SIGTERM)
     process.join(10)
-    assert process.exitcode == 143
+    assert process.exitcode == 143, f"told at step {step}"
     newest = max((run / "checkpoints").iterdir())
     assert damage(newest) == "" and int(newest.name[5:]) == tiny.steps_of(run)
     assert tiny.exit_code(tiny.fork(params, run.parent)) == 0

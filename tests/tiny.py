@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -110,7 +111,7 @@ def start(params: Path, outputs: Path, *launcher: str) -> subprocess.Popen:
 def finish(params: Path, outputs: Path, *launcher: str) -> str:
     "Run to the end, and give back what was printed."
     process = start(params, outputs, *launcher)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out
 
@@ -142,6 +143,16 @@ def wait_for(happened: Callable[[], bool], alive: Callable[[], bool] = lambda: T
         assert alive(), "the process ended before it happened"
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.001)
+
+
+def broken_off(unbroken: Path, run: Path) -> Path:
+    "A copy of the unbroken run that was killed after step 47, before its last save."
+    shutil.copytree(unbroken, run)
+    for name in ("params.yaml", "result.json"):
+        (run / name).unlink()
+    for name in ("model", "backbone", "checkpoints/step-00000048"):
+        shutil.rmtree(run / name)
+    return run
 
 
 # Comparing
