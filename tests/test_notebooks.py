@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 from nbdev.config import get_config
@@ -17,10 +18,13 @@ from langsamp.udhr import udhr_corpus
 
 NOTEBOOKS = sorted(p for p in (tiny.ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 EXAMPLES = [
-    p for p in NOTEBOOKS if p.parent.name == "library" or p.name in ("index.ipynb", "encoders.ipynb", "results.ipynb")
+    p
+    for p in NOTEBOOKS
+    if p.parent.name == "library"
+    or p.name in ("index.ipynb", "encoders.ipynb", "scaling.ipynb", "results.ipynb", "reliability.ipynb")
 ]
 RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "05_reproduce", "figures/pretraining"}
-RUNNERS |= {"tutorials/own_text", "tutorials/encoding"}
+RUNNERS |= {"06_benchmark", "tutorials/own_text", "tutorials/encoding"}
 ELSEWHERE = {"main_results": "comparison", "ablation": "comparison", "neutrality": "neutrality"}
 ELSEWHERE |= dict.fromkeys(("vector_map", "vector_similarity", "resource_levels"), "vectors")
 
@@ -99,6 +103,20 @@ def test_a_reproduction_goes_from_a_preset_to_every_figure(tmp_path):
     before = {path: path.read_bytes() for end in ("*.safetensors", "rows.jsonl") for path in tmp_path.rglob(end)}
     tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *asked)
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_the_benchmark_measures_every_stage(tmp_path):
+    "In its smallest form; the same command again measures nothing, and gives the same rows."
+    asked = ["-f", "params/benchmarks/quick.yaml"]
+    tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *asked)
+    folder = tmp_path / "benchmarks/quick"
+    rows = pd.read_csv(folder / "rows.csv", keep_default_na=False)
+    assert {*rows.what} == {"training", "overhead", "loss", "encode"} and rows.value.gt(0).all()
+    ends = [f"{name}.{end}" for name in ("ratios", "standing", "losses", "encoding") for end in ("png", "csv", "json")]
+    assert [name for name in ends if not (folder / name).exists()] == []
+    before = (folder / "rows.csv").read_bytes()
+    printed = tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *asked)
+    assert printed.count("kept") == 4 and (folder / "rows.csv").read_bytes() == before
 
 
 # The stages before a run

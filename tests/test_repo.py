@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from langsamp import analysis_params, params
+from langsamp import analysis_params, benchmark_params, params
 from langsamp.params import PretrainParams
 from langsamp.strict import from_notebook, read_yaml
 
@@ -23,21 +23,24 @@ RUNNERS = [
     for p in NOTEBOOKS
     if p.parent.name in ("figures", "tutorials") or re.match(r"\d", p.name) and p.parent.name == "nbs"
 ]
-PARAMS = sorted((ROOT / "params").rglob("*.yaml"))
+CLUSTER = sorted((ROOT / "params/cluster").iterdir())  # For accelerate and Slurm, not for a notebook
+PARAMS = sorted(set((ROOT / "params").rglob("*.yaml")) - set(CLUSTER))
 MODULES = sorted(p for p in (ROOT / "langsamp").glob("*.py") if not p.stem.startswith("_"))
 # Data flows to the right: a module imports only those before it.
-ORDER = """core strict params analysis_params codes scripts corpus udhr mediawiki hub corpora tokenizer pieces
-    vocabulary blocks sampling batches unigrams backbones model packed e5small rows starts runs progress
-    checkpoints training preparation pretraining planning encoder encoders sentences fill_mask retrieval homes
-    benchmarks grams overlap paper_lists bible parallel examples label_files labelled tag_scores probes
-    task_models finetuning results evaluation figures comparison tables table_figures neutrality
-    neutrality_figures vectors relatives vector_maps resources reproduction""".split()
+ORDER = """core strict params analysis_params benchmark_params codes scripts corpus udhr mediawiki hub corpora
+    tokenizer pieces vocabulary workers blocks sampling packing batches unigrams packed backbones linear_loss fused_ends dropout blocked varlen model e5small rows starts runs
+    progress checkpoints machines feeding training preparation shard_tasks pretraining planning projection encoder encoders sentences
+    fill_mask retrieval homes benchmarks grams overlap paper_lists bible parallel examples label_files labelled
+    tag_scores probes task_models finetuning results evaluation figures comparison tables table_figures neutrality
+    neutrality_figures vectors relatives vector_maps resources reproduction synthetic corpus_speed turns rivals
+    contestants races speed speed_tables speed_figures""".split()
 STAGES = {
     "corpora": ("01_corpus.ipynb", params.CorpusBuildParams),
     "starts": ("02_start.ipynb", params.StartParams),
     "params": ("03_pretrain.ipynb", PretrainParams),
     "evaluations": ("04_evaluate.ipynb", analysis_params.EvaluationParams),
     "reproductions": ("05_reproduce.ipynb", analysis_params.ReproductionParams),
+    "benchmarks": ("06_benchmark.ipynb", benchmark_params.BenchmarkParams),
 }
 FIGURES = {
     "pretraining": params.PretrainingFigureParams,
@@ -120,7 +123,7 @@ def fits(value, kind: str) -> bool:
     if outer == "list":
         return isinstance(value, list) and all(fits(v, inner) for v in value)
     if outer == "dict":
-        return isinstance(value, dict) and all(fits(v, inner.split(", ")[1]) for v in value.values())
+        return isinstance(value, dict) and (not inner or all(fits(v, inner.split(", ")[1]) for v in value.values()))
     return type(value).__name__ == outer or (outer == "float" and type(value) is int)
 
 
@@ -155,7 +158,7 @@ def test_parameter_file_is_without_conflicts(path):
     assert not name or getattr(made, name) == path.stem
 
 
-@pytest.mark.parametrize("path", PARAMS, ids=short)
+@pytest.mark.parametrize("path", [*PARAMS, *CLUSTER], ids=short)
 def test_parameter_file_says_how_to_run_it(path):
     header = re.match(r"(?:#.*\n)+", path.read_text())
     assert header, "starts with a comment"
