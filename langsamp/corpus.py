@@ -88,7 +88,11 @@ def clean_line(
 class Seen:
     "A set of texts that grows on the disk and not in memory."
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        room: int = 2**15,  # Hashes that stay in memory
+    ) -> None:
+        self.first, self.room = set[bytes](), room
         self.table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self.table.execute("PRAGMA journal_mode = OFF")
         self.table.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY) WITHOUT ROWID")
@@ -100,6 +104,10 @@ class Seen:
     ) -> bool:
         "Whether `text` is new; afterwards it is not."
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if key in self.first or len(self.first) < self.room:
+            known = key in self.first
+            self.first.add(key)
+            return not known
         return self.table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
 
 # %% ../nbs/library/03_corpus.ipynb #882831fc

@@ -48,11 +48,28 @@ def _accepted(script: str) -> tuple[str, ...]:
     mixed = {"Jpan": ("Hani", "Hira", "Kana"), "Hang": ("Hang", "Hani"), "Hani": ("Hani", "Bopo")}
     return mixed.get(script, (script,))
 
-# %% ../nbs/library/02a_scripts.ipynb #0c1fba54
+# %% ../nbs/library/02a_scripts.ipynb #e38e7707
+class _Votes(dict[str, int]):
+    "Characters, each with 1 for a script, -1 against it, or 0."
+
+    def __init__(self, accepted: tuple[str, ...]) -> None:
+        self.accepted = accepted
+
+    def __missing__(self, character: str) -> int:
+        found = _script_of(character)
+        self[character] = vote = bool(found) * (1 if found in self.accepted else -1)
+        return vote
+
+# %% ../nbs/library/02a_scripts.ipynb #0083b81c
+@cache
+def _votes(script: str) -> _Votes:
+    "The votes on one script, which all its lines share."
+    return _Votes(_accepted(script))
+
+# %% ../nbs/library/02a_scripts.ipynb #ede02262
 def fits_script(
     line: str,  # One sentence or document
     script: str,  # ISO 15924 code named for it
 ) -> bool:  # True for a line without any letter
     "Whether at least half of a line's characters are in the script named for it."
-    counts = script_counts(line)
-    return 2 * sum(counts[part] for part in _accepted(script)) >= counts.total()
+    return sum(map(_votes(script).__getitem__, line)) >= 0

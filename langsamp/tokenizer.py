@@ -11,13 +11,14 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from .core import UserError, manifest_of, sealed_folder
+from .core import UserError, manifest_of, sealed_folder, sha256
 from .corpus import Ledger, Source, clean_lines, uniform
 
 # %% ../nbs/library/05_tokenizer.ipynb #2486d5ad
@@ -141,12 +142,26 @@ def _facts(tokenizer: Any) -> dict[str, Any]:
         "specials": sorted(set(tokenizer.all_special_ids)),
     }
 
-# %% ../nbs/library/05_tokenizer.ipynb #f22fcb39
+# %% ../nbs/library/05_tokenizer.ipynb #488da13d
+def _source(
+    folder: Path,  # A folder with a tokenizer, or a name on the hub
+) -> str:  # Empty for a name
+    "A hash of the files that a tokenizer may be made of."
+    files = (
+        sorted(path for end in ("*.json", "*.model", "*.txt") for path in folder.glob(end)) if folder.is_dir() else []
+    )
+    return hashlib.sha256(json.dumps([(f.name, sha256(f)) for f in files]).encode()).hexdigest() if files else ""
+
+# %% ../nbs/library/05_tokenizer.ipynb #6eecbea3
 def pretrained_tokenizer(
     name: str,  # A Hugging Face name, or a folder
     home: Path,  # Where tokenizers are kept
 ) -> Path:  # Its folder, sealed under a name made of its content
     "A fast tokenizer by name or folder. One that cannot be had, or has no fast form, is a `UserError`."
+    source = _source(Path(name))
+    for folder in home.glob(f"{Path(name).name}-*") if source else ():
+        if (manifest_of(folder) or {}).get("source") == source:
+            return folder
     from transformers import AutoTokenizer
 
     try:
@@ -158,28 +173,48 @@ def pretrained_tokenizer(
     content = tokenizer.backend_tokenizer.to_str().encode()
     folder = home / f"{Path(name).name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not manifest_of(folder):
-        with sealed_folder(folder, **_facts(tokenizer)) as part:
+        with sealed_folder(folder, source=source, **_facts(tokenizer)) as part:
             tokenizer.save_pretrained(part)
     return folder
 
 # %% ../nbs/library/05_tokenizer.ipynb #b43b1e8d
+def _plain(folder: Path) -> Tokenizer:
+    "A tokenizer for which all text is text, of any length."
+    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.encode_special_tokens = True
+    fast.no_padding()
+    fast.no_truncation()
+    return fast
+
+# %% ../nbs/library/05_tokenizer.ipynb #16afcd14
+def _unsmuggled(encoder: Any, encodings: Sequence[Any]) -> np.ndarray:
+    "The ids of all texts in a row, special tokens only where the tokenizer set them."
+    ids = [encoding.ids for encoding in encodings]
+    ids_N = np.fromiter(chain.from_iterable(ids), "<u4", sum(map(len, ids)))
+    special_N = encoder.special[ids_N]
+    if special_N.sum() > len(encodings) * encoder.fast.num_special_tokens_to_add(is_pair=False):
+        framed_N = np.fromiter(chain.from_iterable(e.special_tokens_mask for e in encodings), bool, len(ids_N))
+        ids_N[special_N & ~framed_N] = encoder.facts["unk"]
+    return ids_N
+
+# %% ../nbs/library/05_tokenizer.ipynb #e4745f25
 class Encoder:
     "A tokenizer folder for corpora: special tokens that are written in the text become `<unk>`."
 
     def __init__(self, folder: Path | str) -> None:
         self.facts = manifest_of(folder) or {}
-        self.fast = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        self.fast.encode_special_tokens = True
-        self.fast.no_padding()
-        self.fast.no_truncation()
+        if "specials" not in self.facts:
+            raise UserError(f"no prepared tokenizer in {folder}: make one with pretrained_tokenizer")
+        self.special = np.zeros(self.facts["vocabulary_size"], bool)
+        self.special[[number for number in self.facts["specials"] if number != self.facts["unk"]]] = True
+        self.fast = _plain(Path(folder))
+
+    def flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        "All ids in a row [N], uint32, with the tokenizer's own `<s>` and `</s>`; where each text ends [T], uint64."
+        encodings = self.fast.encode_batch_fast(texts)
+        return _unsmuggled(self, encodings), np.cumsum([len(one) for one in encodings], dtype="<u8")
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        "The ids of each text, with the tokenizer's own `<s>` and `</s>` around it."
-        return [self._ids(encoding) for encoding in self.fast.encode_batch_fast(texts)]
-
-    def _ids(self, encoding: Any) -> np.ndarray:
-        ids_L = np.asarray(encoding.ids, "<u4")
-        smuggled_L = np.isin(ids_L, self.facts["specials"]) & (np.asarray(encoding.special_tokens_mask) == 0)
-        if smuggled_L.any():
-            ids_L[smuggled_L] = self.facts["unk"]
-        return ids_L
+        "The ids of each text."
+        ids_N, ends_T = self.flat(texts)
+        return np.split(ids_N, ends_T[:-1].astype(np.int64)) if texts else []

@@ -1,0 +1,118 @@
+"Tasks of an array write what one pass would, whatever becomes of them."
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from langsamp.core import UserError, sha256
+from langsamp.corpora import find_corpus
+from langsamp.corpus import Source
+from langsamp.preparation import prepare, tokenizer_of
+from langsamp.shard_tasks import datatrove_step, main, tasks
+
+CODES = {"eng_Latn": 16_000, "rus_Cyrl": 12_000, "hin_Deva": 4000, "deu_Latn": 500}
+
+
+def sums(outputs: Path) -> dict[str, str]:
+    "Every file of every shard; locks hold nothing."
+    home = outputs / "data/shards"
+    return {
+        str(f.relative_to(home)): sha256(f)
+        for f in sorted(home.rglob("*"))
+        if f.is_file() and f.parent.name != ".locks"
+    }
+
+
+@pytest.fixture(scope="module")
+def array(tmp_path_factory):
+    "A params file of four languages, and the shards of an undisturbed pass."
+    folder = tmp_path_factory.mktemp("array")
+    (folder / "text").mkdir()
+    for code, lines in CODES.items():
+        text = tiny.sentences(code if code in tiny.ALPHABETS else "eng_Latn", lines, seed=lines)
+        (folder / "text" / f"{code}.txt").write_text("\n".join(text) + "\n")
+    p = tiny.params_of(folder / "text")
+    tiny.write_params(folder / "p.yaml", p)
+    prepare(p, folder / "whole")
+    return p, folder / "p.yaml", sums(folder / "whole")
+
+
+def task(params: Path, outputs: Path, number: int, of: int) -> subprocess.Popen:
+    "A task as a process of its own, as Slurm would start it."
+    command = [sys.executable, "-m", "langsamp.shard_tasks", str(params), "--task", str(number), "--of", str(of)]
+    return subprocess.Popen(
+        [*command, "--outputs", str(outputs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7])
+def test_every_language_has_one_task(tmp_path, of):
+    "Also where there are more tasks than languages; no task has much more than its share."
+    sizes = {f"{a}{b}_Latn": 1 + 37 * n % 91 for n, (a, b) in enumerate((a, b) for a in ("ab", "cd") for b in "efghij")}
+    sources = {}
+    for code, size in sizes.items():
+        (tmp_path / code).write_bytes(b"x" * size)
+        sources[code] = [Source(code, tmp_path / code)]
+    shares = tasks(sources, of)
+    assert len(shares) == of and sorted(sum(shares, [])) == sorted(sizes)
+    loads = [sum(sizes[code] for code in share) for share in shares]
+    assert max(loads) <= sum(sizes.values()) / of + max(sizes.values())
+
+
+def test_tasks_at_the_same_time(array, tmp_path):
+    "Two tasks of one corpus, each of them started twice, in any order of events."
+    _, params, whole = array
+    running = [task(params, tmp_path, number % 2, 2) for number in range(4)]
+    assert [process.communicate()[1] for process in running] == [""] * 4
+    assert sums(tmp_path) == whole
+
+
+def test_a_run_beside_a_task(array, tmp_path):
+    "A training that prepares the same corpus meanwhile neither sweeps away what the task writes nor writes it again."
+    p, params, whole = array
+    running = task(params, tmp_path, 0, 2)
+    tiny.wait_for(lambda: any(tmp_path.glob("data/shards/.part-*")), lambda: running.poll() is None)
+    prepare(p, tmp_path)
+    assert running.communicate()[1] == "" and sums(tmp_path) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", range(3))
+def test_tasks_killed_at_random(array, tmp_path, turn):
+    "Four tasks, two at a time, each killed and started again until it ends: byte for byte an undisturbed pass."
+    p, params, whole = array
+    random, waiting, kills = np.random.default_rng(), list(range(4)), 0
+    tokenizer_of(p, find_corpus(p.corpus, p.languages, tmp_path)[0], tmp_path)
+    while waiting:
+        pair = [(number, task(params, tmp_path, number, 4)) for number in waiting[:2]]
+        time.sleep(random.uniform(1.5, 6))
+        for number, process in pair:
+            if kills < 12 and process.poll() is None:
+                process.kill()
+                kills += 1
+            process.communicate()
+            if process.returncode == 0:
+                waiting.remove(number)
+        random.shuffle(waiting)
+    assert sums(tmp_path) == whole, kills
+
+
+def test_a_task_that_is_none(array, tmp_path, capsys):
+    "Counted from 1, as arrays often are: told, before anything is written."
+    _, params, _ = array
+    assert main([str(params), "--task", "2", "--of", "2", "--outputs", str(tmp_path)]) == 2
+    assert "from 0 to 1; mend --task or --of" in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+def test_scheduler_that_is_not_installed(array, tmp_path, monkeypatch):
+    "The message says what to install."
+    monkeypatch.setitem(sys.modules, "datatrove.pipeline.base", None)
+    with pytest.raises(
+        UserError, match="needs `datatrove.pipeline.base`, which is not installed: pip install datatrove"
+    ):
+        datatrove_step(array[0], tmp_path)
