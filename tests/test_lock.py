@@ -52,5 +52,5 @@ def test_runs_beside_each_other_share_the_text(corpus, tmp_path):
         tiny.write_params(tmp_path / f"{name}.yaml", tiny.params_of(corpus, run_name=name, steps=6))
     processes = [tiny.fork(tmp_path / f"{name}.yaml", tmp_path) for name in ("one", "two")]
     assert [tiny.exit_code(process) for process in processes] == [0, 0]
-    assert len(list((tmp_path / "data/shards").iterdir())) == len(tiny.ALPHABETS)
+    assert len(list((tmp_path / "data/shards").glob("*_*"))) == len(tiny.ALPHABETS)
     assert tiny.fingerprint(tmp_path / "one") == tiny.fingerprint(tmp_path / "two")

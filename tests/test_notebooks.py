@@ -105,6 +105,7 @@ def test_a_reproduction_goes_from_a_preset_to_every_figure(tmp_path):
     assert before == {path: path.read_bytes() for path in before}
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_every_stage(tmp_path):
     "In its smallest form; the same command again measures nothing, and gives the same rows."
     asked = ["-f", "params/benchmarks/quick.yaml"]
