@@ -21,11 +21,13 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        threshold = round(p * 2**16)
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        keep = (draws.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - 2**15).view(torch.uint8)
+        threshold = min(round(p * 2**16), 2**16 - 1)
+        keep = torch.empty(x.shape, dtype=torch.uint8)
+        for part in keep.view(-1).split(2**20):
+            draws = torch.empty(-(-len(part) // 4), dtype=torch.int64).random_(-(2**63), None)
+            torch.ge(draws.view(torch.int16)[: len(part)], threshold - 2**15, out=part.view(torch.bool))
         ctx.save_for_backward(keep)
-        ctx.scale = 2**16 / max(1, 2**16 - threshold)
+        ctx.scale = 2**16 / (2**16 - threshold)
         return (x * keep).mul_(ctx.scale)
 
     @staticmethod

@@ -63,6 +63,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return x_KH.to(ctx.kept), weight_VH, bias_V, None, None, None, None
 
 # %% ../nbs/library/07d_linear_loss.ipynb #b494db4c
+def _add_product(total_VH: Tensor, gradient_CV: Tensor, x_CH: Tensor, first: bool) -> None:
+    "Add to a sum over rows; what stood in it before the first ones is not read."
+    if total_VH.dtype == x_CH.dtype:
+        total_VH.addmm_(gradient_CV.T, x_CH, beta=0 if first else 1)
+    elif first:
+        total_VH.copy_(gradient_CV.T @ x_CH)
+    else:
+        total_VH.add_(gradient_CV.T @ x_CH)
+
+# %% ../nbs/library/07d_linear_loss.ipynb #a38e2ef0
 def _sums(
     x_KH: Tensor,  # What the linear layer reads
     weight_VH: Tensor,  # A row a piece
@@ -70,22 +80,28 @@ def _sums(
     labels_K: Tensor,  # The true pieces
     scale: Tensor,  # What a token weighs
     train: bool,  # Whether gradients are wanted
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:  # The loss; gradients of input, matrix and bias
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:  # The loss; gradients of input, matrix and bias, if they are wanted
     "Go through the rows, and add up."
-    kind, exact = _precision(x_KH, weight_VH), scale.dtype
-    x_KH, matrix_VH, rows = x_KH.to(kind), weight_VH.to(kind), max(1, NUMBERS_AT_ONCE // len(weight_VH))
-    loss, of_bias = scale.new_zeros(()), scale.new_zeros(len(weight_VH))
-    of_x, of_weight = x_KH.new_empty(x_KH.shape, dtype=exact), torch.zeros_like(weight_VH) if train else None
-    for some, x_CH, labels_C in zip(of_x.split(rows), x_KH.split(rows), labels_K.split(rows)):
-        logits_CV = torch.mm(x_CH, matrix_VH.T) if bias_V is None else torch.addmm(bias_V.to(kind), x_CH, matrix_VH.T)
-        gradient_CV = logits_CV.to(exact)
-        loss += _to_gradient(gradient_CV, labels_C, scale)
-        if of_weight is not None:
+    kind, exact, rows = _precision(x_KH, weight_VH), scale.dtype, max(1, NUMBERS_AT_ONCE // len(weight_VH))
+    loss, of_x, of_bias = scale.new_zeros(()), torch.zeros_like(x_KH, dtype=exact), scale.new_zeros(len(weight_VH))
+    x_KH, matrix_VH, shift_V = (
+        x_KH.to(kind),
+        weight_VH.to(kind),
+        (of_bias.clone() if bias_V is None else bias_V).to(kind),
+    )
+    of_weight = weight_VH.new_empty(weight_VH.shape if train else 0)
+    if not len(x_KH):
+        of_weight.zero_()
+    for begin in range(0, len(x_KH), rows):
+        x_CH = x_KH[begin : begin + rows]
+        gradient_CV = torch.addmm(shift_V, x_CH, matrix_VH.T).to(exact)
+        loss += _to_gradient(gradient_CV, labels_K[begin : begin + rows], scale)
+        if train:
             of_bias += gradient_CV.sum(0)
             narrow_CV = gradient_CV.to(kind)
-            some.copy_(narrow_CV @ matrix_VH)
-            of_weight.addmm_(narrow_CV.T, x_CH) if kind == exact else of_weight.add_(narrow_CV.T @ x_CH)
-    return loss, (of_x, of_weight, of_bias) if of_weight is not None else None
+            of_x[begin : begin + rows] = narrow_CV @ matrix_VH
+            _add_product(of_weight, narrow_CV, x_CH, begin == 0)
+    return loss, (of_x, of_weight, of_bias)
 
 # %% ../nbs/library/07d_linear_loss.ipynb #ec32cec7
 class SharedGradient:
