@@ -45,9 +45,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *rest: Any) -> Tensor:
         labels_K, scale, shared, train = rest
-        exact = torch.promote_types(weight_VH.dtype, torch.float32)
+        scale, kind = scale.to(torch.promote_types(weight_VH.dtype, torch.float32)), _precision(x_KH, weight_VH)
+        shift_V = (weight_VH.new_zeros(len(weight_VH)) if bias_V is None else bias_V).to(kind)
         with torch.autocast(x_KH.device.type, enabled=False):
-            loss, ctx.gradients = _sums(x_KH, weight_VH, bias_V, labels_K, scale.to(exact), train)
+            loss, ctx.gradients = _sums(x_KH.to(kind), weight_VH, shift_V, labels_K, scale, train)
         ctx.shared, ctx.kept = shared, x_KH.dtype
         return loss
 
@@ -74,32 +75,24 @@ def _add_product(total_VH: Tensor, gradient_CV: Tensor, x_CH: Tensor, first: boo
 
 # %% ../nbs/library/07d_linear_loss.ipynb #a38e2ef0
 def _sums(
-    x_KH: Tensor,  # What the linear layer reads
+    x_KH: Tensor,  # What the linear layer reads, in the precision of the products
     weight_VH: Tensor,  # A row a piece
-    bias_V: Tensor | None,  # Added to the logits
+    shift_V: Tensor,  # Added to the logits
     labels_K: Tensor,  # The true pieces
     scale: Tensor,  # What a token weighs
     train: bool,  # Whether gradients are wanted
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:  # The loss; gradients of input, matrix and bias, if they are wanted
     "Go through the rows, and add up."
-    kind, exact, rows = _precision(x_KH, weight_VH), scale.dtype, max(1, NUMBERS_AT_ONCE // len(weight_VH))
-    loss, of_x, of_bias = scale.new_zeros(()), torch.zeros_like(x_KH, dtype=exact), scale.new_zeros(len(weight_VH))
-    x_KH, matrix_VH, shift_V = (
-        x_KH.to(kind),
-        weight_VH.to(kind),
-        (of_bias.clone() if bias_V is None else bias_V).to(kind),
-    )
-    of_weight = weight_VH.new_empty(weight_VH.shape if train else 0)
-    if not len(x_KH):
-        of_weight.zero_()
+    matrix_VH, rows = weight_VH.to(x_KH.dtype), max(1, NUMBERS_AT_ONCE // len(weight_VH))
+    loss, of_x, of_bias = scale.new_zeros(()), scale.new_empty(x_KH.shape), scale.new_zeros(len(weight_VH))
+    of_weight = (weight_VH.new_empty if len(x_KH) else weight_VH.new_zeros)(weight_VH.shape if train else 0)
     for begin in range(0, len(x_KH), rows):
         x_CH = x_KH[begin : begin + rows]
-        gradient_CV = torch.addmm(shift_V, x_CH, matrix_VH.T).to(exact)
+        gradient_CV = torch.addmm(shift_V, x_CH, matrix_VH.T).to(scale.dtype)
         loss += _to_gradient(gradient_CV, labels_K[begin : begin + rows], scale)
         if train:
             of_bias += gradient_CV.sum(0)
-            narrow_CV = gradient_CV.to(kind)
-            of_x[begin : begin + rows] = narrow_CV @ matrix_VH
+            of_x[begin : begin + rows] = (narrow_CV := gradient_CV.to(x_KH.dtype)) @ matrix_VH
             _add_product(of_weight, narrow_CV, x_CH, begin == 0)
     return loss, (of_x, of_weight, of_bias)
 

@@ -84,7 +84,7 @@ def test_under_autocast_the_loss_is_as_near_to_the_exact_one_as_the_plain_head(m
     with torch.autocast("cpu", torch.bfloat16):
         plain = gradients(linear, F.cross_entropy(linear(x_KH).float(), labels_K))
         fused = gradients(linear, LinearLoss(linear, labels_K)(x_KH))
-    assert furthest(fused, exact) < 1.5 * furthest(plain, exact) + 1e-3
+    assert 1e-4 < furthest(fused, exact) < 1.5 * furthest(plain, exact) + 1e-3, "in bf16, and no worse for it"
 
 
 MEMORY = """
