@@ -1,5 +1,6 @@
 "A full disk, a killed worker, too little memory, flipped bits: a clear message, and the same end."
 
+import itertools
 import json
 import math
 import os
@@ -10,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,33 +134,31 @@ def test_read_only_outputs(corpus, tmp_path, capsys):
 # R1, R5, R7, R13: broken off and continued
 
 
-def small_run(folder: Path, p: TrainingParams, reads: int = 0, epoch: int = 3) -> dict:
-    "Train in this process, over an epoch of so many steps; with SIGTERM at the nth batch, if asked for."
+def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) -> dict:
+    "Train in this process, over an epoch of so many steps; with SIGTERM in the nth step of this session, if asked for."
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, type_vocab_size=1, **size)
     model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "both", seed=3)
     data = tiny.synthetic_data(folder.parent / "data", {"eng_Latn": 16 * 8 * epoch - 16, "rus_Cyrl": 16})
-    if reads:
-        data = replace(data, train=Stopping(data.train, reads))
-    try:
-        training.train(model, data, p, folder)
-    except SystemExit as told:
-        assert told.code == 143
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_step", told_in(stop))
+        try:
+            training.train(model, data, p, folder)
+        except SystemExit as told:
+            assert told.code == 143
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 
-class Stopping(training.Blocks):
-    "Blocks that send SIGTERM to their reader once."
+def told_in(nth: int) -> Callable:
+    "A training step that is sent SIGTERM the nth time that it is made."
+    calls, step = itertools.count(1), training.train_step
 
-    def __init__(self, blocks, reads: int) -> None:
-        vars(self).update(vars(blocks))
-        self.reads = reads
-
-    def __getitem__(self, blocks_B):
-        self.reads -= 1
-        if self.reads == 0:
+    def told(*arguments) -> dict:
+        if next(calls) == nth:
             signal.raise_signal(signal.SIGTERM)
-        return super().__getitem__(blocks_B)
+        return step(*arguments)
+
+    return told
 
 
 def test_resumed_twice_at_every_step(tmp_path):
@@ -168,9 +167,9 @@ def test_resumed_twice_at_every_step(tmp_path):
     whole = small_run(tmp_path / "whole", p)
     for step in range(1, 9):
         run = tmp_path / f"stopped-{step}"
-        small_run(run, p, reads=step)
+        small_run(run, p, stop=step)
         assert tiny.steps_of(run) == step
-        small_run(run, p, reads=1)
+        small_run(run, p, stop=1)
         again = small_run(run, p)
         assert [name for name in whole if not whole[name].equal(again[name])] == [], f"stopped after step {step}"
         assert tiny.metrics_of(run)[-1] == tiny.metrics_of(tmp_path / "whole")[-1]
