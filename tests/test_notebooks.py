@@ -21,7 +21,8 @@ EXAMPLES = [
     p
     for p in NOTEBOOKS
     if p.parent.name == "library"
-    or p.name in ("index.ipynb", "encoders.ipynb", "scaling.ipynb", "results.ipynb", "reliability.ipynb")
+    or p.name
+    in ("index.ipynb", "encoders.ipynb", "scaling.ipynb", "results.ipynb", "reliability.ipynb", "benchmarks.ipynb")
 ]
 RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "05_reproduce", "figures/pretraining"}
 RUNNERS |= {"06_benchmark", "tutorials/own_text", "tutorials/encoding"}
