@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
+from accelerate.state import AcceleratorState
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
@@ -45,6 +46,7 @@ def test_every_notebook_is_run_by_a_test():
 def test_examples_hold(path, monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
     monkeypatch.setenv("IN_TEST", "1")  # nbdev sets it and leaves it set
+    AcceleratorState._reset_state(reset_partial_state=True)  # A page that launches processes must be the first to ask
     passed, _ = run_notebook(path, skip_flags=get_config().tst_flags.split())
     assert passed, "the failing cell stands in the captured stderr"
 
