@@ -90,7 +90,7 @@ class Seen:
 
     def __init__(
         self,
-        room: int = 2**15,  # Hashes that stay in memory
+        room: int = 2**13,  # Hashes that stay in memory
     ) -> None:
         self.first, self.room = set[bytes](), room
         self.table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
