@@ -45,11 +45,17 @@ def dropout(
 
 # %% ../nbs/library/07f_dropout.ipynb #3d8dcebf
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scale: float | None) -> Tensor:
-    "Attention with dropout, in the plain way."
+    "Attention in the plain way, with dropout or without."
     scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
+    scores = scores if mask is None else scores.add_(mask)
     return dropout(scores.softmax(-1), p) @ v
+
+# %% ../nbs/library/07f_dropout.ipynb #faa92a91
+def _plain_is_faster(q: Tensor) -> bool:
+    "Whether training without dropout is faster in the plain way."
+    return torch.is_grad_enabled() and q.requires_grad and (q.dtype == torch.bfloat16 or q.shape[-2] <= 128)
 
 # %% ../nbs/library/07f_dropout.ipynb #5afc0c0b
 _DROPOUT = {"p": 0.5, "training": True, "inplace": False}
@@ -63,7 +69,7 @@ def _told(defaults: dict[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> l
 
 # %% ../nbs/library/07f_dropout.ipynb #5a9b1da5
 class FastDropout(TorchFunctionMode):
-    "While it lasts, dropout in training is ours wherever tensors lie on a processor."
+    "While it lasts, dropout and short attention in training are ours wherever tensors lie on a processor."
 
     def __torch_function__(
         self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -75,6 +81,6 @@ class FastDropout(TorchFunctionMode):
                 return dropout(args[0], p)
         if func is F.scaled_dot_product_attention and len(args) >= 3 and args[0].device.type == "cpu":
             mask, p, causal, scale, grouped = _told(_ATTENTION, args[3:], kwargs)
-            if p and not causal and not grouped:
+            if (p or _plain_is_faster(args[0])) and not causal and not grouped:
                 return _attention(*args[:3], mask, p, scale)
         return func(*args, **kwargs)

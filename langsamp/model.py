@@ -25,6 +25,7 @@ from .backbones import between, check_backbone, load_backbone, stock_encoder
 from .codes import parse_code
 from .core import UserError, did_you_mean
 from .fused_ends import ends_in_linear, with_loss
+from .last_block import last_block, only_at
 
 # %% ../nbs/library/08_model.ipynb #fd3f1156
 ARMS = {"none": (), "language": ("language",), "script": ("script",), "both": ("language", "script")}
@@ -111,7 +112,7 @@ def add_vectors(
 
 # %% ../nbs/library/08_model.ipynb #898dd71c
 def _tell(
-    h_BLH: Tensor,  # The encoder's output
+    h_BLH: Tensor,  # The encoder's output, or `[1, K, H]`, that of the masked tokens
     at_K: Tensor | None,  # Where the masked tokens stand; all are meant if not given
     row_K: Tensor | None,  # Their sequences
     tables: Iterable[tuple[nn.Embedding | None, Tensor | None]],  # As for `add_vectors`
@@ -119,7 +120,9 @@ def _tell(
     "What the head shall read: masked tokens only where some are asked for, with their vectors."
     if at_K is None or row_K is None:
         return add_vectors(h_BLH, torch.arange(len(h_BLH), device=h_BLH.device)[:, None], tables)
-    return add_vectors(h_BLH.flatten(0, 1).index_select(0, at_K), row_K, tables)[None]
+    gathered = h_BLH.shape[:2] == (1, len(at_K))
+    h_KH = h_BLH[0] if gathered else h_BLH.flatten(0, 1).index_select(0, at_K)
+    return add_vectors(h_KH, row_K, tables)[None]
 
 # %% ../nbs/library/08_model.ipynb #21059bd9
 def summed_loss(
@@ -157,10 +160,10 @@ class LangSAMPPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.mlm = AutoModelForMaskedLM.from_config(config.backbone_config) if mlm is None else mlm
         check_backbone(self.mlm)
-        config.backbone_config, self.fuses = self.mlm.config, ends_in_linear(self.mlm)
-        used, width = ARMS[config.arm], config.backbone_config.hidden_size
-        self.language_vectors = nn.Embedding(len(config.languages), width) if "language" in used else None
-        self.script_vectors = nn.Embedding(len(config.scripts), width) if "script" in used else None
+        self.fuses, self.last_block = ends_in_linear(self.mlm), last_block(self.mlm)
+        used, config.backbone_config = ARMS[config.arm], (stock := self.mlm.config)
+        self.language_vectors = nn.Embedding(len(config.languages), stock.hidden_size) if "language" in used else None
+        self.script_vectors = nn.Embedding(len(config.scripts), stock.hidden_size) if "script" in used else None
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -184,6 +187,19 @@ def _check_ids(
                 "pass an id for each sequence (langsamp.model.ids_of), or call model.eval() to measure without"
             )
 
+# %% ../nbs/library/08_model.ipynb #2d1fac59
+def _asked(
+    mlm: PreTrainedModel,  # The stock model
+    path: str,  # Of its last block, from `last_block`
+    at_K: Tensor | None,  # Where the masked tokens stand; all are meant if not given
+    more: dict[str, Any],  # What the encoder is told beside tokens and mask
+) -> PreTrainedModel:
+    "The stock model, or its twin that computes the last block for masked tokens only."
+    everywhere = more.keys() - {"position_ids"} or mlm.base_model._compiled_call_impl is not None
+    if at_K is None or not len(at_K) or not path or everywhere:
+        return mlm
+    return only_at(mlm, path, at_K)
+
 # %% ../nbs/library/08_model.ipynb #11cbec9c
 class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
     "A masked language model whose head is told the language and the script (paper 1.1)."
@@ -203,7 +219,7 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         tables = ((self.language_vectors, language_ids), (self.script_vectors, script_ids))
         at_K, labels_K, row_K = (None, None, None) if labels is None else at_masked(labels)
         mlm = with_loss(self.mlm, labels_K, num_items_in_batch) if self.fuses and labels_K is not None else self.mlm
-        told = between(mlm, lambda h_BLH: _tell(h_BLH, at_K, row_K, tables))
+        told = between(_asked(mlm, self.last_block, at_K, kwargs), lambda h_BLH: _tell(h_BLH, at_K, row_K, tables))
         out = told(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         if labels_K is None:
             return MaskedLMOutput(logits=out.logits, hidden_states=out.hidden_states)

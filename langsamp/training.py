@@ -24,7 +24,7 @@ from .batches import Batch, Pieces, blocks_of_step, by_shard, make_batch, valida
 from .blocks import Blocks
 from .checkpoints import load_checkpoint, newest_whole, save_checkpoint
 from .core import UserError
-from .feeding import Ahead, dropout_of, inputs_of
+from .feeding import Ahead, dropout_of, inputs_of, row_gradients
 from .machines import machines, share_out
 from .model import LangSAMPForMaskedLM, ids_of
 from .packing import Rows
@@ -108,6 +108,7 @@ class Trainee:
         self.inputs = inputs_of(model, isinstance(data.train, Rows), self.accelerator)
         self.dropout = dropout_of(model, p.compile, self.accelerator)
         self.model, self.optimizer = _placed(self.accelerator, model, p)
+        self.rows = row_gradients(model, self.accelerator)
         self.ahead = Ahead(lambda step, batch_size: _batch_of(self, step))
         self.state: dict[str, Any] = {"step": 0, "tokens": 0, "validation_loss": None}
         self.state |= {"best_loss": None, "best_step": 0, "waited": 0}
@@ -152,6 +153,7 @@ def train_step(t: Trainee, step: int) -> dict[str, float]:
         group["lr"] = learning_rate_at(step, t.p)
     t.optimizer.step()
     t.optimizer.zero_grad()
+    t.rows.clear()
     return {"loss": loss, "gradient_norm": norm, "masked": masked, "tokens": tokens}
 
 # %% ../nbs/library/12_training.ipynb #eb765fae

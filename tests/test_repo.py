@@ -29,7 +29,7 @@ MODULES = sorted(p for p in (ROOT / "langsamp").glob("*.py") if not p.stem.start
 # Data flows to the right: a module imports only those before it.
 ORDER = """core strict params analysis_params benchmark_params codes scripts corpus udhr mediawiki hub corpora tokenizer
     pieces vocabulary workers blocks sampling packing batches unigrams packed backbones linear_loss fused_ends
-    dropout blocked varlen model e5small rows starts runs progress checkpoints machines feeding training
+    dropout blocked varlen last_block model e5small rows starts runs progress checkpoints machines feeding training
     preparation shard_tasks pretraining planning projection encoder encoders sentences fill_mask retrieval
     homes benchmarks grams overlap paper_lists bible parallel examples label_files labelled tag_scores probes
     task_models finetuning results evaluation figures comparison tables table_figures neutrality

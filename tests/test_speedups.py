@@ -1,8 +1,9 @@
-"What makes training fast changes nothing but the time: fused ends, dropout from fewer bits, packed rows."
+"What makes training fast changes nothing but the time: fused ends, a spared last block, dropout, packed rows."
 
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,17 @@ import tiny
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
 
 from langsamp import linear_loss, packing
 from langsamp.blocked import blocked, first_place
 from langsamp.blocks import Blocks, write_shards
 from langsamp.corpora import find_corpus
+from langsamp.dropout import FastDropout
 from langsamp.fused_ends import ends_in_linear, with_loss
 from langsamp.linear_loss import LinearLoss
-from langsamp.model import from_backbone
+from langsamp.model import LangSAMPForMaskedLM, from_backbone
 from langsamp.packing import Rows, pack_shard
 from langsamp.tokenizer import trained_tokenizer
 
@@ -54,6 +57,61 @@ def test_a_fused_end_gives_the_loss_and_gradients_of_the_stock_model(family):
     fused = with_loss(mlm, labels_K)(tokens).logits
     assert abs(fused.item() - plain.item()) < 1e-5
     assert furthest(gradients(mlm, fused), gradients(mlm, plain)) < 1e-5
+
+
+SPARING = {"XLM-R", "BERT", "RoBERTa", "CamemBERT", "ELECTRA"}
+
+
+def trained_model(family: str) -> LangSAMPForMaskedLM:
+    "A tiny model of a family, without dropout."
+    kind, differing, _ = test_encoders.FAMILIES[family]
+    config = AutoConfig.for_model(kind, **test_encoders.TINY | differing)
+    return from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], dropout=0.0).train()
+
+
+@test_encoders.every
+def test_encoders_of_berts_shape_spare_their_last_block(family):
+    "And no others: they are computed whole."
+    assert bool(trained_model(family).last_block) == (family in SPARING)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("family", sorted(SPARING))
+def test_a_last_block_for_masked_tokens_only_gives_the_loss_and_gradients_of_the_whole(family, apart):
+    "To 1e-5 in every weight."
+    model = trained_model(family)
+    path, tokens = model.last_block, torch.randint(5, 256, (4, 16), generator=torch.Generator().manual_seed(0))
+    labels = torch.where(torch.arange(64).view(4, 16) % 7 == 3, tokens, -100)
+    labels[1] = -100  # A row of which nothing is asked
+    told = {"attention_mask": torch.ones_like(tokens)}
+    if apart:
+        told = blocked(torch.tensor([[1] * 5 + [2] * 8 + [0] * 3]).expand(4, -1), first_place(model.mlm))
+    ids = {"language_ids": torch.tensor([0, 1, 1, 0]), "script_ids": torch.tensor([1, 0, 0, 1])}
+    found = {}
+    for model.last_block in ("", path):
+        with FlopCounterMode(display=False) as counted:
+            loss = model(tokens, labels=labels, **told, **ids).loss
+        found[bool(model.last_block)] = loss.item(), gradients(model, loss), counted.get_total_flops()
+    assert found[True][2] < found[False][2]
+    assert abs(found[True][0] - found[False][0]) < 1e-5
+    assert furthest(found[True][1], found[False][1]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [16, 200])
+def test_attention_without_dropout_is_pytorchs_own(dtype, length):
+    "Whichever way is faster, outputs and gradients agree within the precision."
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, length, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+    mask = (torch.arange(length) // 9)[:, None] == torch.arange(length) // 9
+    found = {}
+    for name, mode in (("stock", nullcontext()), ("ours", FastDropout())):
+        with mode:
+            out = F.scaled_dot_product_attention(*inputs, mask[None, None])
+        found[name] = [out, *torch.autograd.grad(out.float().pow(2).sum(), inputs)]
+    near = 1e-5 if dtype == torch.float32 else 3e-2
+    for ours, stock in zip(found["ours"], found["stock"]):
+        assert ours.dtype == dtype and (ours - stock).abs().max() < near * stock.abs().max()
 
 
 @pytest.mark.parametrize("bias", [True, False])
