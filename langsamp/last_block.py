@@ -6,7 +6,6 @@
 __all__ = ['only_at', 'last_block']
 
 # %% ../nbs/library/07i_last_block.ipynb #2e0c3aeb
-import copy
 from functools import partial
 from typing import Any
 
@@ -66,8 +65,9 @@ def only_at(
     at_K: Tensor,  # Places in the flattened batch that its head will read, one at least
 ) -> PreTrainedModel:  # A twin whose encoder answers `[1, K, H]`
     "A stock model that computes its last block at some places only."
-    twin: Any = copy.copy(block := mlm.get_submodule(path))
-    twin.forward = partial(_forward, block, at_K)
+    block = mlm.get_submodule(path)
+    twin = object.__new__(type(block))  # FSDP2's class makes something else of a copy
+    vars(twin).update(vars(block), forward=partial(_forward, block, at_K))
     return replaced(mlm, path, twin)
 
 # %% ../nbs/library/07i_last_block.ipynb #4fcf3ead
