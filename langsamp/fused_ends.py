@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .backbones import replaced
-from .linear_loss import LinearLoss, SharedEmbedding, SharedGradient
+from .linear_loss import LinearLoss, Room, SharedEmbedding, SharedGradient
 
 # %% ../nbs/library/07e_fused_ends.ipynb #2ce6a764
 class _Fixed(nn.Module):
@@ -61,12 +61,13 @@ def with_loss(
     mlm: PreTrainedModel,  # One that `ends_in_linear`, left as it is
     labels_K: Tensor,  # The true piece at each position that its head will read
     items: Tensor | int | None = None,  # What the summed loss is divided by; `K` if not given
+    room: Room | None = None,  # For large arrays, kept from call to call
 ) -> PreTrainedModel:  # A twin whose `logits` are the loss, a scalar
     "A stock model that ends in its loss."
     decoder: Any = mlm.get_output_embeddings()
     words: Any = mlm.get_input_embeddings()
     shared = SharedGradient()
-    twin = replaced(mlm, _path(mlm, decoder), LinearLoss(decoder, labels_K, items, shared))
+    twin = replaced(mlm, _path(mlm, decoder), LinearLoss(decoder, labels_K, items, shared, room))
     if _shares(words, decoder) and mlm.base_model._compiled_call_impl is None:
         twin = replaced(twin, _path(mlm, words), SharedEmbedding(words, shared))
     return twin

@@ -49,12 +49,12 @@ def _forward(
     places_BM, back_K = _rectangle(at_K, rows, length)
     flat_N = (places_BM + torch.arange(rows, device=at_K.device)[:, None] * length).flatten()
     asked_BMH = h_BLH.flatten(0, 1).index_select(0, flat_N).view(rows, -1, width)
-    read = ((attention.query, asked_BMH), (attention.key, h_BLH), (attention.value, h_BLH))
-    heads = [part(h).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2) for part, h in read]
-    dropped = attention.dropout.p if block.training else 0.0
-    seen = F.scaled_dot_product_attention(
-        *heads, _of_queries(attention_mask, places_BM), dropped, scale=attention.scaling
-    )
+    query, key, value = [
+        part(h).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+        for part, h in ((attention.query, asked_BMH), (attention.key, h_BLH), (attention.value, h_BLH))
+    ]
+    dropped, mask = attention.dropout.p if block.training else 0.0, _of_queries(attention_mask, places_BM)
+    seen = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropped, scale=attention.scaling)
     seen_1KH, own_1KH = [x.reshape(-1, width).index_select(0, back_K)[None] for x in (seen.transpose(1, 2), asked_BMH)]
     return block.feed_forward_chunk(block.attention.output(seen_1KH, own_1KH))
 

@@ -26,6 +26,7 @@ from .codes import parse_code
 from .core import UserError, did_you_mean
 from .fused_ends import ends_in_linear, with_loss
 from .last_block import last_block, only_at
+from .linear_loss import Room
 
 # %% ../nbs/library/08_model.ipynb #fd3f1156
 ARMS = {"none": (), "language": ("language",), "script": ("script",), "both": ("language", "script")}
@@ -160,7 +161,7 @@ class LangSAMPPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.mlm = AutoModelForMaskedLM.from_config(config.backbone_config) if mlm is None else mlm
         check_backbone(self.mlm)
-        self.fuses, self.last_block = ends_in_linear(self.mlm), last_block(self.mlm)
+        self.fuses, self.last_block, self.room = ends_in_linear(self.mlm), last_block(self.mlm), Room()
         used, config.backbone_config = ARMS[config.arm], (stock := self.mlm.config)
         self.language_vectors = nn.Embedding(len(config.languages), stock.hidden_size) if "language" in used else None
         self.script_vectors = nn.Embedding(len(config.scripts), stock.hidden_size) if "script" in used else None
@@ -216,14 +217,14 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         **kwargs: Any,  # For the encoder: `output_hidden_states`, …
     ) -> MaskedLMOutput:  # `loss` with labels, full `logits` without
         _check_ids(self, labels, language=language_ids, script=script_ids)
-        tables = ((self.language_vectors, language_ids), (self.script_vectors, script_ids))
+        tables, items = ((self.language_vectors, language_ids), (self.script_vectors, script_ids)), num_items_in_batch
         at_K, labels_K, row_K = (None, None, None) if labels is None else at_masked(labels)
-        mlm = with_loss(self.mlm, labels_K, num_items_in_batch) if self.fuses and labels_K is not None else self.mlm
+        mlm = self.mlm if labels_K is None or not self.fuses else with_loss(self.mlm, labels_K, items, self.room)
         told = between(_asked(mlm, self.last_block, at_K, kwargs), lambda h_BLH: _tell(h_BLH, at_K, row_K, tables))
         out = told(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         if labels_K is None:
             return MaskedLMOutput(logits=out.logits, hidden_states=out.hidden_states)
-        loss = out.logits if mlm is not self.mlm else summed_loss(out.logits[0], labels_K, num_items_in_batch)
+        loss = out.logits if mlm is not self.mlm else summed_loss(out.logits[0], labels_K, items)
         return MaskedLMOutput(loss=loss, hidden_states=out.hidden_states)
 
 # %% ../nbs/library/08_model.ipynb #36c55f59

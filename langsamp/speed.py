@@ -46,7 +46,7 @@ def some_files(
     by_size = sorted(text.glob("*.txt"), key=lambda path: (path.stat().st_size, path.name))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for number in range(min(count, len(by_size))):
+    for number in range(count := min(count, len(by_size))):
         shutil.copy(by_size[number * len(by_size) // count], folder)
     return folder
 

@@ -24,7 +24,7 @@ from .batches import Batch, Pieces, blocks_of_step, by_shard, make_batch, valida
 from .blocks import Blocks
 from .checkpoints import load_checkpoint, newest_whole, save_checkpoint
 from .core import UserError
-from .feeding import Ahead, dropout_of, inputs_of, row_gradients
+from .feeding import Ahead, dropout_of, inputs_of, keep_gradients
 from .machines import machines, share_out
 from .model import LangSAMPForMaskedLM, ids_of
 from .packing import Rows
@@ -108,7 +108,7 @@ class Trainee:
         self.inputs = inputs_of(model, isinstance(data.train, Rows), self.accelerator)
         self.dropout = dropout_of(model, p.compile, self.accelerator)
         self.model, self.optimizer = _placed(self.accelerator, model, p)
-        self.rows = row_gradients(model, self.accelerator)
+        self.keeps = keep_gradients(model, self.accelerator)
         self.ahead = Ahead(lambda step, batch_size: _batch_of(self, step))
         self.state: dict[str, Any] = {"step": 0, "tokens": 0, "validation_loss": None}
         self.state |= {"best_loss": None, "best_step": 0, "waited": 0}
@@ -133,6 +133,14 @@ def batch_loss(
     told = t.inputs(on_device.pop("segments"))
     return model(**on_device, **told, num_items_in_batch=None if items is None else torch.tensor(items)).loss
 
+# %% ../nbs/library/12_training.ipynb #70689b5e
+def _learn_from(t: Trainee, part: Batch, items: float) -> torch.Tensor:
+    "Add the gradients of a micro-batch; its loss, which keeps none of what it was made from."
+    with t.dropout:
+        loss = batch_loss(t, t.model, part, items)
+    t.accelerator.backward(loss)
+    return loss.detach()
+
 # %% ../nbs/library/12_training.ipynb #71bc24d5
 def train_step(t: Trainee, step: int) -> dict[str, float]:
     "One update; the batch, its masks and the dropout follow from seed and step. A non-finite loss stops before it."
@@ -142,9 +150,7 @@ def train_step(t: Trainee, step: int) -> dict[str, float]:
     losses, parts = [], list(batch.split(t.p.micro_batch_size))
     for part in parts:
         with nullcontext() if part is parts[-1] else t.accelerator.no_sync(t.model):
-            with t.dropout:
-                losses.append(batch_loss(t, t.model, part, max(1.0, masked) / t.world))
-            t.accelerator.backward(losses[-1])
+            losses.append(_learn_from(t, part, max(1.0, masked) / t.world))
     (loss,) = t.total(sum(loss.item() for loss in losses) / t.world)
     norm = float(t.accelerator.clip_grad_norm_(t.model.parameters(), 1.0))
     if not math.isfinite(loss + norm):
@@ -152,8 +158,7 @@ def train_step(t: Trainee, step: int) -> dict[str, float]:
     for group in t.optimizer.param_groups:
         group["lr"] = learning_rate_at(step, t.p)
     t.optimizer.step()
-    t.optimizer.zero_grad()
-    t.rows.clear()
+    t.optimizer.zero_grad(set_to_none=not t.keeps)
     return {"loss": loss, "gradient_norm": norm, "masked": masked, "tokens": tokens}
 
 # %% ../nbs/library/12_training.ipynb #eb765fae

@@ -16,15 +16,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
 
-from langsamp import linear_loss, packing
+from langsamp import linear_loss, packing, training
 from langsamp.blocked import blocked, first_place
 from langsamp.blocks import Blocks, write_shards
 from langsamp.corpora import find_corpus
 from langsamp.dropout import FastDropout
+from langsamp.feeding import keep_gradients
 from langsamp.fused_ends import ends_in_linear, with_loss
 from langsamp.linear_loss import LinearLoss
 from langsamp.model import LangSAMPForMaskedLM, from_backbone
 from langsamp.packing import Rows, pack_shard
+from langsamp.params import TrainingParams
 from langsamp.tokenizer import trained_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -112,6 +114,24 @@ def test_attention_without_dropout_is_pytorchs_own(dtype, length):
     near = 1e-5 if dtype == torch.float32 else 3e-2
     for ours, stock in zip(found["ours"], found["stock"]):
         assert ours.dtype == dtype and (ours - stock).abs().max() < near * stock.abs().max()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_that_stay_are_those_that_are_made_anew(monkeypatch, tmp_path, precision):
+    "Three steps of two micro-batches end at the same weights, and no gradient moves in memory."
+    p = TrainingParams(steps=3, batch_size=8, micro_batch_size=4, warmup_steps=1, precision=precision)
+    weights, moved = [], []
+    for keeps in (True, False):
+        monkeypatch.setattr(training, "keep_gradients", keep_gradients if keeps else lambda *_: False)
+        model = from_backbone(TINY, ["eng", "rus"], ["Cyrl", "Latn"], dropout=0.0)
+        t, places = training.Trainee(model.train(), tiny.synthetic_data(tmp_path), p), []
+        for step in range(3):
+            training.train_step(t, step)
+            places.append([None if w.grad is None else w.grad.data_ptr() for w in model.parameters()])
+        weights.append([weight.detach() for weight in model.parameters()])
+        moved.append(places[1] != places[2] or None in places[2])
+    assert moved == [False, True]
+    assert max((a - b).abs().max().item() for a, b in zip(*weights)) < 1e-5
 
 
 @pytest.mark.parametrize("bias", [True, False])
