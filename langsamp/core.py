@@ -180,7 +180,7 @@ def damage(
 # %% ../nbs/library/00_core.ipynb #6bad6344
 @contextmanager
 def sealed_folder(
-    path: Path | str,  # Where the folder shall appear; one already there is replaced
+    path: Path | str,  # Where the folder shall appear; another one already there is replaced
     needed: int = 0,  # Bytes that will be written, where they are known: for the message of a full disk
     /,
     **facts: Any,  # Kept in the manifest
@@ -194,8 +194,9 @@ def sealed_folder(
             part.mkdir(parents=True)
             yield part
             seal(part, **facts)
-            shutil.rmtree(path, ignore_errors=True)
-            part.rename(path)
-            _flush(path.parent)
+            if manifest_of(path) != manifest_of(part) or damage(path):
+                shutil.rmtree(path, ignore_errors=True)
+                part.rename(path)
+                _flush(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
