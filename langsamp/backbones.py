@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['replaced', 'between', 'stock_encoder', 'check_backbone', 'set_dropout', 'refuse_pickles', 'load_backbone',
-           'longest_block']
+           'first_place', 'longest_block']
 
 # %% ../nbs/library/07c_backbones.ipynb #c3bae3bb
 import copy
@@ -209,6 +209,15 @@ def load_backbone(
     _check_whole(start, mlm, report["missing_keys"], new_head)
     return mlm
 
+# %% ../nbs/library/07c_backbones.ipynb #96ce8148
+def first_place(
+    mlm: PreTrainedModel,  # A stock model
+) -> int:
+    "The place of a sentence's first token."
+    tables = (module for name, module in mlm.named_modules() if name.endswith("position_embeddings"))
+    padding = [row for table in tables if (row := getattr(table, "padding_idx", None)) is not None]
+    return max((row + 1 for row in padding), default=0)
+
 # %% ../nbs/library/07c_backbones.ipynb #4741bc2a
 def longest_block(
     start: PreTrainedConfig | PreTrainedModel,  # A stock configuration or model
@@ -217,6 +226,4 @@ def longest_block(
     if isinstance(start, PreTrainedConfig):
         with torch.device("meta"):
             start = AutoModel.from_config(copy.deepcopy(start))
-    tables = [module for name, module in start.named_modules() if name.endswith("position_embeddings")]
-    padding = [row for table in tables if (row := getattr(table, "padding_idx", None)) is not None]
-    return getattr(start.config, "max_position_embeddings", sys.maxsize) - max((row + 1 for row in padding), default=0)
+    return getattr(start.config, "max_position_embeddings", sys.maxsize) - first_place(start)

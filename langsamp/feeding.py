@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .blocked import blocked, check_blocked, first_place
+from .backbones import first_place
+from .blocked import blocked, check_blocked
 from .dropout import FastDropout
 from .model import LangSAMPForMaskedLM
 from .varlen import use_varlen, within_borders

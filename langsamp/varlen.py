@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
-from .blocked import blocked, first_place
+from .backbones import first_place
+from .blocked import blocked
 
 # %% ../nbs/library/07h_varlen.ipynb #0b32905b
 def borders(

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
 
 from langsamp import linear_loss, packing, training
-from langsamp.blocked import blocked, first_place
+from langsamp.backbones import first_place
+from langsamp.blocked import blocked
 from langsamp.blocks import Blocks, write_shards
 from langsamp.corpora import find_corpus
 from langsamp.dropout import FastDropout
@@ -77,16 +78,18 @@ def test_encoders_of_berts_shape_spare_their_last_block(family):
     assert bool(trained_model(family).last_block) == (family in SPARING)
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("seen", ["all", "no padding", "own sentence"])
 @pytest.mark.parametrize("family", sorted(SPARING))
-def test_a_last_block_for_masked_tokens_only_gives_the_loss_and_gradients_of_the_whole(family, apart):
+def test_a_last_block_for_masked_tokens_only_gives_the_loss_and_gradients_of_the_whole(family, seen):
     "To 1e-5 in every weight."
     model = trained_model(family)
     path, tokens = model.last_block, torch.randint(5, 256, (4, 16), generator=torch.Generator().manual_seed(0))
     labels = torch.where(torch.arange(64).view(4, 16) % 7 == 3, tokens, -100)
     labels[1] = -100  # A row of which nothing is asked
     told = {"attention_mask": torch.ones_like(tokens)}
-    if apart:
+    if seen == "no padding":
+        told["attention_mask"][:2, 11:] = 0
+    if seen == "own sentence":
         told = blocked(torch.tensor([[1] * 5 + [2] * 8 + [0] * 3]).expand(4, -1), first_place(model.mlm))
     ids = {"language_ids": torch.tensor([0, 1, 1, 0]), "script_ids": torch.tensor([1, 0, 0, 1])}
     found = {}
