@@ -48,9 +48,10 @@ def _points(axes: Any, table: pd.DataFrame, rivals: Sequence[str]) -> None:
 
 # %% ../nbs/library/20g_speed_figures.ipynb #d341dfbe
 def _ticks(table: pd.DataFrame) -> list[float]:
-    "Round ratios from the smallest that is drawn to the largest, and one."
+    "Round ratios from the smallest that is drawn to the largest, and one; powers of two where there are many."
     low, high = min(1, table.low.min()), max(1, table.high.max())
-    return [tick for tick in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 12, 20, 30) if 0.7 * low <= tick <= 1.2 * high]
+    near = [tick for tick in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8) if 0.7 * low <= tick <= 1.2 * high]
+    return near if high < 8 else [2.0**n for n in range(-2, 7) if 0.7 * low <= 2.0**n <= 1.2 * high]
 
 # %% ../nbs/library/20g_speed_figures.ipynb #1b115eba
 def ratio_figure(
