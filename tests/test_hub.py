@@ -194,12 +194,18 @@ def test_what_is_missing_or_foreign_is_named(glot, tmp_path):
     sources, complaints = hub_sources(str(glot), ["cmn_Hans", "wol_Latn", "fra_Latn", "tel_Telu"], tmp_path)
     assert [source.path.parent.name for source in sources.pop("cmn_Hani")] == ["cmn_Hani", "cmn_Hans"]
     assert list(sources) == ["wol_Latn"] and sources["wol_Latn"][0].split == ""
-    for part in ("`en_Latn` is not", "`notes` is not", "has no fra_Latn", "no rows for tel_Telu"):
+    for part in (
+        "`en_Latn` is not",
+        "`notes` is not",
+        "has no fra_Latn",
+        "no file for tel_Telu",
+        "and cmn_Hans are both",
+    ):
         assert any(part in complaint for complaint in complaints), f"nobody complains that {part}"
-    assert len(complaints) == 4
+    assert len(complaints) == 5
     with pytest.raises(UserError, match="has no fra_Latn"):
         hub_sources(str(glot), ["fra_Latn"], tmp_path)
-    with pytest.raises(UserError, match="no rows for tel_Telu"):
+    with pytest.raises(UserError, match="no file for tel_Telu"):
         hub_sources(str(glot), ["tel_Telu"], tmp_path)
 
 
@@ -339,7 +345,7 @@ def ask(name: str, folder: Path, **environment: str):
 def test_the_hub_gives_what_a_clone_gives(glot, endpoint, tmp_path):
     sources, complaints = ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT=endpoint)
     clone, complaints_of_clone = hub_sources(str(glot), [], tmp_path / "clone", 4)
-    assert complaints == ["cis-lmu/Glot500 has no rows for tel_Telu"] and len(complaints_of_clone) == 1
+    assert complaints == ["cis-lmu/Glot500 has no file for tel_Telu"] and len(complaints_of_clone) == 1
     assert list(sources) == list(clone) == ["eng_Latn", "wol_Latn"]
     for code, paths in sources.items():
         parts = [source.path.read_bytes() for source in clone[code]]
