@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ import pandas as pd
 from filelock import FileLock
 
 from .core import UserError, damage, read_json, sealed_folder, sha256, write_json, writing
-from .corpus import Ledger, Source, clean_lines
+from .corpus import Ledger, Source, clean_lines, refuse_bad
 from .tokenizer import Encoder
 from .workers import workers
 
@@ -46,8 +46,8 @@ def source_hash(
 class _Split:
     "The open files of one split, and what was written to them."
 
-    def __init__(self, folder: Path, split: str, encoder: Encoder) -> None:
-        self.tokens, self.ends = open(folder / f"{split}.tokens", "wb"), open(folder / f"{split}.ends", "wb")
+    def __init__(self, folder: Path, split: str, encoder: Encoder, stack: ExitStack) -> None:
+        self.tokens, self.ends = (stack.enter_context(open(folder / f"{split}.{w}", "wb")) for w in ("tokens", "ends"))
         self.encoder = encoder
         self.facts = {"lines": 0, "tokens": 0, "unknown": 0, "characters": 0}
 
@@ -138,11 +138,12 @@ def write_shard(
 ) -> Path:  # The shard
     "Write one shard, or find it written. Memory does not grow with the text."
     shard = shard_path(code, sources, tokenizer, home)
-    if not damage(shard, sums=False):
-        return shard
-    with _turn(code, home):
-        if damage(shard, sums=False):  # Nobody wrote it in the meantime
-            _fill(shard, code, sources, tokenizer, stop)
+    if damage(shard, sums=False):
+        with _turn(code, home):
+            if damage(shard, sums=False):  # Nobody wrote it in the meantime
+                _fill(shard, code, sources, tokenizer, stop)
+    if stop:
+        refuse_bad(read_json(shard / "ledger.json"))
     return shard
 
 # %% ../nbs/library/06_blocks.ipynb #d723d9dc
@@ -150,12 +151,10 @@ def _fill(shard: Path, code: str, sources: Sequence[Source], tokenizer: Path, st
     "Write the files of a shard."
     with sealed_folder(shard) as part:
         ledger, encoder = Ledger(code), _encoder(tokenizer, _content(tokenizer))
-        splits = {split: _Split(part, split, encoder) for split in ("train", "validation")}
-        for split, texts in _batches(clean_lines(sources, ledger, stop)):
-            splits[split].write(texts)
-        for split in splits.values():
-            split.tokens.close()
-            split.ends.close()
+        with ExitStack() as stack:
+            splits = {split: _Split(part, split, encoder, stack) for split in ("train", "validation")}
+            for split, texts in _batches(clean_lines(sources, ledger, stop)):
+                splits[split].write(texts)
         write_json(part / "ledger.json", {**asdict(ledger), "splits": {k: v.facts for k, v in splits.items()}})
 
 # %% ../nbs/library/06_blocks.ipynb #b8cd5041
@@ -176,8 +175,10 @@ def write_shards(
         for code in missing:
             write(code, sources[code])
         _encoder.cache_clear()
-        return list(shards.values())
-    _write_beside(write, {code: sources[code] for code in missing}, processes, home)
+    else:
+        _write_beside(write, {code: sources[code] for code in missing}, processes, home)
+    for shard in shards.values() if stop else ():
+        refuse_bad(read_json(shard / "ledger.json"))
     return list(shards.values())
 
 # %% ../nbs/library/06_blocks.ipynb #edadb3bf

@@ -169,6 +169,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
         "seed": p.seed,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "data": corpus.identity,
+        "warnings": corpus.report["warnings"],
         "seconds_of_last_session": round(time.monotonic() - begun, 1),
         **state,
     }

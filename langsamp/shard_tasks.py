@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from .blocks import write_shards
 from .core import UserError, outputs_folder
-from .corpora import find_corpus
+from .corpora import open_corpus
 from .corpus import Source
 from .params import PretrainParams
 from .preparation import tokenizer_of
@@ -49,7 +49,7 @@ def run_task(
     "Write the shards of one task, or find them written."
     if not 0 <= task < of:
         raise UserError(f"task {task} of {of}: tasks are counted from 0 to {of - 1}; mend --task or --of")
-    sources, _ = find_corpus(p.corpus, p.languages, outputs)
+    sources, _ = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
     home = outputs / "data"
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):

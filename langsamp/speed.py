@@ -27,7 +27,7 @@ from langsamp.benchmark_params import (
     RaceParams,
 )
 from .blocks import content_hash, source_hash
-from .corpora import find_corpus
+from .corpora import open_corpus
 from .e5small import xlmr_tokenizer
 from .mediawiki import mediawiki_corpus
 from .races import COLUMNS, encoding_race, loss_race, overhead_race, training_race
@@ -87,7 +87,7 @@ def benchmark(
 ) -> pd.DataFrame:  # All rows, as in rows.csv
     "Run all stages. Called again it continues with those that are not there."
     folder = outputs / "benchmarks" / p.name
-    sources, _ = find_corpus(p.corpus, p.languages, outputs)
+    sources, _ = open_corpus(p.corpus, p.languages, outputs)
     text = content_hash({code: source_hash(files) for code, files in sources.items()})
     with locked(folder):
         same_params(folder, asdict(p))

@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 from .backbones import load_backbone
 from .blocks import content_hash, source_hash
 from .core import UserError, damage, read_json, sealed_folder, sha256, write_json
-from .corpora import find_corpus
+from .corpora import open_corpus
 from .corpus import Source
 from .e5small import e5_small
 from .params import StartParams
@@ -103,7 +103,7 @@ def make_start(
 ) -> Path:  # Its folder: a stock checkpoint and its tokenizer
     "Fit a backbone's vocabulary to a corpus."
     folder, home = outputs / "starts" / p.name, outputs / "data" / "tokenizers"
-    sources = find_corpus(p.corpus, p.languages, outputs)[0] if p.corpus else {}
+    sources = open_corpus(p.corpus, p.languages, outputs)[0] if p.corpus else {}
     text = content_hash({code: source_hash(files) for code, files in sources.items()})
     backbone = find_backbone(p.backbone, outputs)
     facts = {"parameters": asdict(p), "text": text, "weights": weight_sums(backbone)}

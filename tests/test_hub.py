@@ -25,8 +25,9 @@ from datasets.table import CastError
 from langsamp import hub
 from langsamp.blocks import write_shard
 from langsamp.core import UserError, damage, manifest_of
-from langsamp.corpus import find_sources, raw_lines
+from langsamp.corpus import find_sources
 from langsamp.hub import hub_sources, keep_text, read_texts
+from langsamp.lines import raw_lines
 from langsamp.tokenizer import trained_tokenizer
 
 TEXTS = [

@@ -1,34 +1,35 @@
 "Corpora that others made: what is read, joined, left out, and how that is said; and nothing half written stays."
 
-import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import tiny
 
-from langsamp.core import damage, sealed_folder, write_json
+from langsamp.core import UserError, damage, read_json, sealed_folder
+from langsamp.corpora import find_corpus, open_corpus, write_corpus
+from langsamp.corpus import Ledger, Note, clean_lines, find_sources
+from langsamp.lines import Seen
 from langsamp.preparation import prepare
+from langsamp.pretraining import main, pretrain
+from langsamp.shard_tasks import run_task
 
 # Scraps
 
-
-def killed(function, *arguments) -> None:
-    "Let a process of its own run into its death."
-    process = tiny.FORK.Process(target=function, args=arguments)
-    process.start()
-    assert tiny.exit_code(process) == -signal.SIGKILL
-
-
-def die_while_sealing(path: Path) -> None:
-    with sealed_folder(path) as part:
-        (part / "half").write_text("a")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def die_while_writing_json(path: Path) -> None:
-    os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-    Path.replace = os.replace
-    write_json(path, {"a": 1})
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from langsamp.core import sealed_folder, write_json
+end = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+folder, Path.replace = Path(sys.argv[1]), end
+{}
+"""
+DEATHS = [
+    "with sealed_folder(folder / 'one') as part: (part / 'half').touch(), end()",
+    "write_json(folder / 'a.json', 1)",
+]
 
 
 def scraps(folder: Path) -> list[str]:
@@ -37,8 +38,9 @@ def scraps(folder: Path) -> list[str]:
 
 def test_what_a_killed_process_left_goes_with_the_next_folder(tmp_path):
     "Also where the next one has another name, as with a tokenizer of other text."
-    killed(die_while_sealing, tmp_path / "one")
-    killed(die_while_writing_json, tmp_path / "a.json")
+    for death in DEATHS:
+        done = subprocess.run([sys.executable, "-c", KILLED.format(death), tmp_path])
+        assert done.returncode == -signal.SIGKILL
     assert len(scraps(tmp_path)) == 2, "nothing was left to sweep"
     with sealed_folder(tmp_path / "two") as part:
         (part / "whole").write_text("a")
@@ -63,3 +65,149 @@ def test_a_run_that_needs_nothing_sweeps_too(outputs, corpus):
         (outputs / place / ".part-killed-0-1").mkdir(parents=True)
     prepare(p, outputs)
     assert scraps(outputs) == []
+
+
+# What is read
+
+
+def folder_of(folder: Path, **files: str) -> Path:
+    "A corpus folder; `__` in a name stands for `/`."
+    for name, text in files.items():
+        tiny.write(folder / f"{name.replace('__', '/')}.txt", text)
+    return folder
+
+
+def read(sources) -> dict[str, list[str]]:
+    return {code: [text for _, text in clean_lines(files, Ledger(code))] for code, files in sources.items()}
+
+
+FOREIGN = ["test", "Validation", "dev", "validation/old", "train/part", "TRAIN", "eng_Latn"]
+
+
+@pytest.mark.parametrize("other", FOREIGN)
+def test_only_the_documented_layout_is_read(tmp_path, other):
+    "Anything else is a complaint, with the folder that was meant; nothing in it is trained on."
+    folder_of(tmp_path, train__eng_Latn="one\n", validation__eng_Latn="two\n", rus_Cyrl="один\n")
+    tiny.write(tmp_path / other / "eng_Latn.txt", "a test sentence\n")
+    tiny.write(tmp_path / other / "fra_Latn.txt", "une phrase\n")
+    sources, (complaint,) = find_sources(tmp_path)
+    assert read(sources) == {"eng_Latn": ["one", "two"], "rus_Cyrl": ["один"]}
+    assert complaint.startswith(f"{tmp_path / other}: not read")
+    assert not isinstance(complaint, Note)
+    if other in ("Validation", "TRAIN"):
+        assert f"did you mean `{other.lower()}`" in complaint
+
+
+def test_a_folder_of_nothing_but_foreign_folders_says_so(tmp_path):
+    folder_of(tmp_path, test__eng_Latn="one\n")
+    with pytest.raises(UserError, match="named like(.|\n)*test: not read"):
+        find_sources(tmp_path)
+
+
+def test_two_names_of_one_language_script_are_joined_and_said(tmp_path):
+    "As in a dataset; the note is no reason to stop."
+    for half in ("", "train/"):
+        tiny.write(tmp_path / f"{half}zho_Hans.txt", f"简体{half}\n")
+        tiny.write(tmp_path / f"{half}zho_Hant.txt.gz", "")
+        tiny.write(tmp_path / f"{half}zho_Hani.txt", f"漢字{half}\n")
+    sources, notes = find_sources(tmp_path)
+    assert read(sources) == {"zho_Hani": ["漢字", "简体"]}, "text was lost"
+    assert len(notes) == 1 and "zho_Hani and zho_Hans and zho_Hant are one language-script" in notes[0]
+    assert open_corpus(str(tmp_path), stop=True)[0] == sources
+
+
+def test_a_name_twice_is_still_refused(tmp_path):
+    "A file and its packed copy are one text, and which is the newer nobody knows."
+    for name in ("eng_Latn.txt", "eng_Latn.txt.gz"):
+        tiny.write(tmp_path / name, "one\n")
+    with pytest.raises(UserError, match="are both eng_Latn: join them into one file, or remove one"):
+        find_sources(tmp_path)
+
+
+# What is said
+
+
+@pytest.fixture
+def noisy(corpus, tmp_path) -> Path:
+    "A good corpus, and beside it what people take for one: four complaints."
+    folder = tiny.write_corpus(tmp_path / "noisy")
+    for name in ("de_Latn", "DEU_Latn", "de-DE"):
+        tiny.write(folder / "train" / f"{name}.txt", "Alle Menschen sind frei geboren.\n")
+    tiny.write(folder / "train/deu_Latn.txt/eng_Latn.txt", "All human beings are born free.\n")
+    (folder / "validation/rus_Cyrl.txt").unlink()
+    return folder
+
+
+LOST = ["de_Latn.txt", "DEU_Latn.txt", "de-DE.txt", "deu_Latn.txt: not read"]
+
+
+def test_the_command_line_says_what_it_leaves_out(noisy, tmp_path, capfd):
+    "At the start and in the result; and which languages no validation loss tells of."
+    p = tiny.params_of(noisy, run_name="run", steps=2, warmup_steps=0, save_every=2)
+    assert main([str(tiny.write_params(tmp_path / "p.yaml", p)), str(tmp_path)]) == 0
+    before, begun, after = capfd.readouterr().out.partition("step      1")
+    kept = read_json(tmp_path / "run/result.json")["warnings"]
+    for part in [*LOST, "1 of 3 language-scripts have no held-out text"]:
+        assert part in before, f"not said at the start: {part}"
+        assert part in after, f"not said in the summary: {part}"
+        assert any(part in line for line in kept), f"not kept: {part}"
+    assert pretrain(p, tmp_path)["warnings"] == kept, "a finished run says something else"
+    again = capfd.readouterr().out
+    assert [part for part in LOST if part not in again] == []
+
+
+def test_tasks_and_stop_say_it_too(noisy, tmp_path, capsys):
+    run_task(tiny.params_of(noisy), tmp_path, 0, 1)
+    said = capsys.readouterr().out
+    assert [part for part in LOST if part not in said] == []
+    for stage in (lambda p: run_task(p, tmp_path, 0, 1), lambda p: prepare(p, tmp_path)):
+        with pytest.raises(UserError, match="set on_bad_line to skip"):
+            stage(tiny.params_of(noisy, on_bad_line="stop"))
+
+
+def test_many_complaints_are_five_and_a_number(tmp_path, capsys):
+    folder_of(tmp_path, eng_Latn="one\n", **{f"x{n}": "one\n" for n in range(40)})
+    assert len(open_corpus(str(tmp_path))[1]) == 40
+    assert len(lines := capsys.readouterr().out.splitlines()) == 6 and "and 35 more" in lines[-1]
+
+
+# The policy is not cached
+
+
+def test_skipped_lines_stop_a_later_run(tmp_path):
+    "`on_bad_line: stop` after `skip` on the same text, whoever wrote the shards."
+    folder = tiny.write_corpus(tmp_path / "corpus")
+    with open(folder / "train/eng_Latn.txt", "ab") as file:
+        file.write(b"caf\xe9\n\nna\xefve\n")
+    prepare(tiny.params_of(folder), tmp_path)
+    for again in (lambda p: prepare(p, tmp_path), lambda p: run_task(p, tmp_path, 0, 1)):
+        with pytest.raises(UserError, match=r"eng_Latn.txt:61: not UTF-8 \(2 such lines\); mend the line, or set"):
+            again(tiny.params_of(folder, on_bad_line="stop"))
+    assert prepare(tiny.params_of(folder), tmp_path).report["ledgers"][0]["dropped"] == {"not UTF-8": 2, "blank": 1}
+
+
+def test_what_a_made_corpus_left_out_is_repeated_and_stops(tmp_path):
+    "Bad lines and foreign files of its sources; what a rule left out is no fault."
+    folder = folder_of(tmp_path / "corpus", eng_Latn="one\none\nтри\nfour\n", rus_Cyrl="один\n", readme="")
+    sources, complaints = find_sources(folder)
+    rule = [lambda code, split, text: "evaluation text" * (text == "four")]
+    write_corpus(sources, tmp_path / "corpora/made", rule, complaints=complaints)
+    for name in ("made", str(tmp_path / "corpora/made")):
+        found, (one, two) = find_corpus(name, outputs=tmp_path)
+        assert "when corpus made was made: " in one and "readme.txt" in one
+        assert two.endswith("eng_Latn.txt:3: another script") and list(found) == ["eng_Latn", "rus_Cyrl"]
+        with pytest.raises(UserError, match="readme.txt"):
+            open_corpus(name, outputs=tmp_path, stop=True)
+        _, (only,) = find_corpus(name, ["rus_Cyrl"], tmp_path)
+        assert "readme.txt" in only
+    (tmp_path / "corpora/made/text/train/rus_Cyrl.txt").write_text("one, two, three\n")
+    with pytest.raises(UserError, match="rus_Cyrl.txt has 16 bytes"):
+        find_corpus("made", outputs=tmp_path)
+
+
+def test_a_full_temporary_folder_is_told():
+    seen = Seen(room=0)
+    seen.table.execute("PRAGMA max_page_count = 3")
+    with pytest.raises(UserError, match="set SQLITE_TMPDIR"):
+        for number in range(2000):
+            seen.add(str(number))
