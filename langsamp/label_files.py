@@ -6,47 +6,49 @@
 __all__ = ['SPLITS', 'SETS', 'Layout', 'set_code', 'told', 'folder_sets']
 
 # %% ../nbs/library/15e_label_files.ipynb #b87571c4
-import csv
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .benchmarks import tagged_sentences, text_code, text_lines, tsv_rows
+from .benchmarks import text_code
 from .codes import parse_code
 from .core import UserError
 from .examples import Examples, Labelled, known_examples
+from .text_files import BadLines, decoded_lines, tagged_sentences, tsv_rows
 
 # %% ../nbs/library/15e_label_files.ipynb #32992360
-def _topics(path: Path) -> tuple[list[str], list[str]]:
+def _topics(path: Path, bad: BadLines) -> tuple[list[str], list[str]]:
     "Sentences and topics of a file of SIB-200."
-    rows = tsv_rows(path, ("category", "text"))
+    rows = tsv_rows(path, ("category", "text"), bad)
     return [row["text"] for row in rows], [row["category"] for row in rows]
 
 # %% ../nbs/library/15e_label_files.ipynb #b6b64cf9
-def _wikiann(path: Path) -> tuple[list[list[str]], list[list[str]]]:
-    "Words and tags of a file of WikiANN."
-    sentences: list[list[tuple[str, str]]] = [[]]
-    for number, line in enumerate(text_lines(path), 1):
-        word, tab, rest = line.partition("\t")
-        if line and not (tab and ":" in word):
-            raise UserError(f"{path}:{number}: not `en:Paris<TAB>B-LOC`")
-        if line:
-            sentences[-1].append((word.partition(":")[2], rest.split("\t")[-1]))
-        elif sentences[-1]:
-            sentences.append([])
-    filled = [sentence for sentence in sentences if sentence]
-    return [[word for word, _ in sentence] for sentence in filled], [
-        [tag for _, tag in sentence] for sentence in filled
-    ]
+def _wikiann(path: Path, bad: BadLines) -> tuple[list[list[str]], list[list[str]]]:
+    "Words and tags of a file of WikiANN; a sentence with a line that is neither is left out."
+    texts, labels = [], []
+    for filled, lines in groupby(decoded_lines(path), lambda line: bool(line.text.strip())):
+        pairs, faults = [], []
+        for line in lines if filled else ():
+            word, tab, rest = line.text.rstrip().partition("\t")
+            pairs.append((word.partition(":")[2], rest.split("\t")[-1]))
+            whole = line.good and tab and all(map(str.strip, pairs[-1]))
+            faults += [] if whole else [line.number]
+        if faults:
+            bad.add(faults[0], "not `en:Paris<TAB>B-LOC`, a word and its tag; the sentence is left out")
+        elif pairs:
+            texts.append([word for word, _ in pairs])
+            labels.append([tag for _, tag in pairs])
+    return texts, labels
 
 # %% ../nbs/library/15e_label_files.ipynb #98d481c1
-def _tagged(column: int) -> Callable[[Path], tuple[list[list[str]], list[list[str]]]]:
+def _tagged(column: int) -> Callable[[Path, BadLines], tuple[list[list[str]], list[list[str]]]]:
     "A reader of words, and of the tags in a column, from files with a line a word."
 
-    def read(path: Path) -> tuple[list[list[str]], list[list[str]]]:
-        sentences = tagged_sentences(path, column)
+    def read(path: Path, bad: BadLines) -> tuple[list[list[str]], list[list[str]]]:
+        sentences = tagged_sentences(path, column, bad)
         return [sentence.words for sentence in sentences], [sentence.tags for sentence in sentences]
 
     return read
@@ -61,7 +63,7 @@ class Layout:
     columns: tuple[str, str]  # There: texts and labels
     shape: str  # Below the data folder, to show
     files: str  # What a file is called below its language's folder; the group is its split
-    read: Callable[[Path], tuple[list[Any], list[Any]]]  # File -> texts, labels
+    read: Callable[[Path, BadLines], tuple[list[Any], list[Any]]]  # File -> texts, labels; bad lines are noted
     whole: bool  # Whether each language has all three splits
 
 # %% ../nbs/library/15e_label_files.ipynb #a95d7519
@@ -144,13 +146,15 @@ def _read_language(
     for path in sorted(folder.iterdir()):
         if (match := re.fullmatch(layout.files, path.name)) is None:
             continue
+        bad = BadLines(path)
         try:
             texts, labels = raw.setdefault(match[1], ([], []))
-            for all_of_split, of_file in zip((texts, labels), layout.read(path)):
+            for all_of_split, of_file in zip((texts, labels), layout.read(path, bad)):
                 all_of_split += of_file
             name = path.name
-        except (UserError, OSError, UnicodeDecodeError, csv.Error) as error:
+        except (UserError, OSError) as error:
             complaints.append(told(path, error))
+        complaints += bad.complaints()
     splits = {}
     for split in (split for split in SPLITS if split in raw):
         splits[split], more = known_examples(task, f"{folder.name} {split}", *raw[split])

