@@ -16,24 +16,28 @@ import torch
 from accelerate import Accelerator
 
 from .backbones import first_place
-from .blocked import blocked, check_blocked
+from .blocked import blocked, check_blocked, window_of
+from .blocks import Blocks
 from .dropout import FastDropout
 from .model import LangSAMPForMaskedLM
+from .packing import Rows
 from .varlen import use_varlen, within_borders
 
 # %% ../nbs/library/11b_feeding.ipynb #4ff67140
 def inputs_of(
     model: LangSAMPForMaskedLM,  # On its device
-    packed: bool,  # Whether it reads rows of sentences, and not a stream
+    sequences: Blocks,  # What it reads: `Rows` of sentences kept apart, or a stream
     accelerator: Accelerator,  # Its precision
 ) -> Callable[[torch.Tensor], dict[str, Any]]:  # From `[B, L]`, the sentence of each token, to what the model is told
     "How a model learns which tokens see each other. One that cannot be told is a `UserError`."
-    if not packed:
+    if not isinstance(sequences, Rows):
         return lambda segments_BL: {"attention_mask": segments_BL}
-    check_blocked(model.mlm)
+    check_blocked(model.mlm, sequences.block_size)
+    first = first_place(model.mlm)
     with accelerator.autocast():
-        way = within_borders if use_varlen(model.mlm) else blocked
-    return partial(way, first=first_place(model.mlm))
+        if use_varlen(model.mlm):
+            return partial(within_borders, first=first)
+    return partial(blocked, first=first, window=window_of(model.mlm))
 
 # %% ../nbs/library/11b_feeding.ipynb #414b5cef
 def dropout_of(

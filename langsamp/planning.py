@@ -23,6 +23,7 @@ import torch
 from .batches import validation_batch
 from .core import UserError
 from .model import LangSAMPForMaskedLM
+from .packing import packing_of
 from .params import PlanParams, PretrainParams
 from .preparation import Corpus, data_of, prepare
 from .pretraining import starting_model
@@ -51,7 +52,7 @@ def parameter_groups(
 # %% ../nbs/library/13a_planning.ipynb #2f798351
 def flops_a_token(
     model: LangSAMPForMaskedLM,  # Its sizes
-    block_size: int,  # Tokens that see each other
+    context: float,  # Tokens that a token can attend to
     masked: float = 0.15,  # Share of the tokens that the head works on
 ) -> float:
     "Useful FLOPs of training on one token, forward and backward (a multiply-add is two)."
@@ -59,7 +60,7 @@ def flops_a_token(
     width, blocks = config.hidden_size, config.num_hidden_layers
     decoder: Any = model.get_output_embeddings()
     head = decoder.weight.numel() + width**2
-    return 6 * groups["encoder"] + 12 * blocks * width * block_size + 6 * masked * head
+    return 6 * groups["encoder"] + 12 * blocks * width * context + 6 * masked * head
 
 # %% ../nbs/library/13a_planning.ipynb #8fb3f2e1
 def counted(
@@ -69,20 +70,22 @@ def counted(
     corpus: Corpus,  # Where they lie
 ) -> dict[str, float]:  # By name; bytes, tokens and FLOPs are plain numbers
     "What follows from the parameters, the model and the corpus alone."
-    groups, seen = parameter_groups(model), p.steps * p.batch_size * p.block_size
+    groups, a_step = parameter_groups(model), p.batch_size * p.block_size * data.filled
+    flops, packed = flops_a_token(model, data.train.context), p.packing == "sentences"
+    packings = [packing_of(shard, p.block_size) for shard in corpus.shards] if packed else []
     kept = 4 if p.patience else 3  # Two, the best, and one being written
     return {
         **{f"parameters: {name}": float(count) for name, count in groups.items()},
         "language-scripts": len(data.train.codes),
         "training tokens": int(data.train.tokens.sum()),
         "held-out tokens": int(data.validation.tokens.sum()),
-        "tokens a step": p.batch_size * p.block_size,
-        "tokens trained on": seen,
+        "tokens a step": a_step,
+        "tokens trained on": p.steps * a_step,
         "epochs": p.steps * p.batch_size / data.epoch,
-        "FLOPs a token": flops_a_token(model, p.block_size),
-        "FLOPs": seen * flops_a_token(model, p.block_size),
+        "FLOPs a token": flops,
+        "FLOPs": p.steps * a_step * flops,
         "weights, gradients, moments": 16 * groups["all"],
-        "disk: shards": sum(f.stat().st_size for shard in corpus.shards for f in shard.iterdir()),
+        "disk: shards": sum(file.stat().st_size for folder in [*corpus.shards, *packings] for file in folder.iterdir()),
         "disk: checkpoints": kept * 12 * groups["all"],
         "disk: model and backbone": 4 * (2 * groups["all"] - groups["head"] - groups["vectors"]),
     }

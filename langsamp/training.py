@@ -27,7 +27,6 @@ from .core import UserError
 from .feeding import Ahead, dropout_of, inputs_of, keep_gradients
 from .machines import machines, share_out
 from .model import LangSAMPForMaskedLM, ids_of
-from .packing import Rows
 from .params import TrainingParams
 from .progress import Log
 
@@ -47,8 +46,16 @@ class Data:
 
     @property
     def epoch(self) -> int:
-        "Blocks that an epoch draws."
+        "Sequences that an epoch draws."
         return len(self.train) if self.quotas is None else int(self.quotas.sum())
+
+    @property
+    def filled(self) -> float:
+        "Share of the places of a drawn sequence that hold a token."
+        counts_S = np.diff(self.train.last, prepend=0)
+        drawn_S = counts_S if self.quotas is None else self.quotas
+        tokens_S = drawn_S * self.train.tokens / np.maximum(1, counts_S)
+        return float(tokens_S.sum() / (drawn_S.sum() * self.train.block_size))
 
 # %% ../nbs/library/12_training.ipynb #2fa45c4a
 def learning_rate_at(
@@ -105,7 +112,7 @@ class Trainee:
             raise UserError(f"batch_size {p.batch_size} is no multiple of micro_batch_size × {self.world} processes")
         self.data, self.p, self.plain = data, p, model.to(self.accelerator.device)
         self.ids = dict(zip(["language_ids", "script_ids"], ids_of(data.train.codes, model.config)))
-        self.inputs = inputs_of(model, isinstance(data.train, Rows), self.accelerator)
+        self.inputs = inputs_of(model, data.train, self.accelerator)
         self.dropout = dropout_of(model, p.compile, self.accelerator)
         self.model, self.optimizer = _placed(self.accelerator, model, p)
         self.keeps = keep_gradients(model, self.accelerator)

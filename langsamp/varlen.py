@@ -14,7 +14,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from .backbones import first_place
-from .blocked import blocked
+from .blocked import blocked, window_of
 
 # %% ../nbs/library/07h_varlen.ipynb #0b32905b
 def borders(
@@ -77,7 +77,7 @@ def use_varlen(
     attention_dropout = [
         v for k, v in mlm.config.to_dict().items() if k.startswith("attention") and k.endswith(("dropout", "prob"))
     ]
-    if mlm.device.type != "cuda" or any(attention_dropout):
+    if mlm.device.type != "cuda" or any(attention_dropout) or window_of(mlm):  # The kernel is given no window
         return False
     try:
         can = _same(mlm.eval())

@@ -27,47 +27,58 @@ def tiny_model(dropout: float) -> LangSAMPForMaskedLM:
     return from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "both", seed=3, dropout=dropout)
 
 
-def losses_of(model: LangSAMPForMaskedLM, steps: int, folder: Path) -> list[float]:
+def losses_of(model: LangSAMPForMaskedLM, steps: int, folder: Path, packing: str) -> list[float]:
     "Train on fixed tokens: two micro-batches, warm-up, decay and clipping."
     schedule = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, "save_every": steps}
     p = TrainingParams(steps=steps, batch_size=8, micro_batch_size=4, **schedule)
-    train(model, tiny.synthetic_data(folder), p, folder / "run")
+    train(model, tiny.synthetic_data(folder, packing=packing), p, folder / "run")
     return [line["loss"] for line in tiny.metrics_of(folder / "run") if "loss" in line]
 
 
-def twenty_steps(folder: Path) -> list[float]:
+def twenty_steps(folder: Path, packing: str = "stream") -> list[float]:
     "In float32 and with dropout, as a run is."
-    return losses_of(tiny_model(0.1), 20, folder)
+    return losses_of(tiny_model(0.1), 20, folder, packing)
 
 
-def hundred_steps(folder: Path) -> list[float]:
+def hundred_steps(folder: Path, packing: str = "stream") -> list[float]:
     "In float64, without dropout, from NumPy's numbers: nothing in it depends on the processor but the last digits."
     model, random = tiny_model(0.0).double(), np.random.default_rng(3)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() == 2:
                 weight.copy_(torch.from_numpy(random.normal(0, 0.02, weight.shape)))
-    return losses_of(model, 100, folder)
+    return losses_of(model, 100, folder, packing)
 
 
-def golden(name: str) -> list[float]:
+def golden(kind: str, packing: str) -> list[float]:
     "Committed losses."
-    return json.loads(GOLDEN.read_text())[name]
+    return json.loads(GOLDEN.read_text())[f"{kind}, {packing}"]
 
 
-def test_twenty_steps_with_dropout(tmp_path):
+both = pytest.mark.parametrize("packing", ["sentences", "stream"])
+
+
+@both
+def test_twenty_steps_with_dropout(tmp_path, packing):
     "The committed losses to 1e-4 on any processor, and the same to the last bit twice in one process."
-    first, second = twenty_steps(tmp_path / "a"), twenty_steps(tmp_path / "b")
+    first, second = (twenty_steps(tmp_path / name, packing) for name in "ab")
     assert first == second
-    assert first == pytest.approx(golden("float32, 20 steps"), rel=1e-4)
+    assert first == pytest.approx(golden("float32, 20 steps", packing), rel=1e-4)
     assert first[-1] < first[0] - 0.3, "it learns"
 
 
-def test_hundred_steps(tmp_path):
+@both
+def test_hundred_steps(tmp_path, packing):
     "The committed losses to 1e-6."
-    found = hundred_steps(tmp_path)
-    assert found == pytest.approx(golden("float64, 100 steps"), rel=1e-6)
+    found = hundred_steps(tmp_path, packing)
+    assert found == pytest.approx(golden("float64, 100 steps", packing), rel=1e-6)
     assert found[-1] < found[0] - 1.5, "it learns"
+
+
+def test_the_two_ways_to_pack_are_two():
+    "No committed loss of one is a loss of the other."
+    for kind in ("float32, 20 steps", "float64, 100 steps"):
+        assert not {*golden(kind, "sentences")} & {*golden(kind, "stream")}
 
 
 OTHERS = {  # What other processors, and other numbers of threads, would compute with
@@ -87,11 +98,15 @@ def test_hundred_steps_on_another_processor(tmp_path, other):
     environment = os.environ | OTHERS[other]
     done = subprocess.run(words, cwd=GOLDEN.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(golden("float64, 100 steps"), rel=1e-6)
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(golden("float64, 100 steps", "stream"), rel=1e-6)
 
 
 if __name__ == "__main__":
     fresh = {"float32, 20 steps": twenty_steps, "float64, 100 steps": hundred_steps}
-    made = {name: run(Path(tempfile.mkdtemp())) for name, run in fresh.items()}
+    made = {
+        f"{name}, {packing}": run(Path(tempfile.mkdtemp()), packing)
+        for packing in ("sentences", "stream")
+        for name, run in fresh.items()
+    }
     GOLDEN.write_text(json.dumps(made, indent=1) + "\n")
     sys.exit(f"{GOLDEN} is new")

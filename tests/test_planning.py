@@ -12,6 +12,7 @@ from transformers import XLMRobertaConfig
 
 from langsamp.core import UserError
 from langsamp.model import LangSAMPForMaskedLM, from_backbone
+from langsamp.packing import packing_of
 from langsamp.params import PlanParams, PretrainParams
 from langsamp.planning import counted, flops_a_token, parameter_groups, plan, plan_table
 from langsamp.preparation import Corpus, data_of, prepare
@@ -48,14 +49,17 @@ def test_the_smoke_run_by_hand(outputs):
     assert cost["parameters: all"] == sum(
         cost[f"parameters: {n}"] for n in ("encoder", "embeddings", "head", "vectors")
     )
-    assert cost["tokens a step"] == 16 * 64 and cost["tokens trained on"] == 60 * 16 * 64
+    filled = corpus.report["sequences"]["train"]["filled"]
+    assert cost["tokens a step"] == pytest.approx(16 * 64 * filled, rel=1e-3) and 0.9 < filled < 1
+    assert cost["tokens trained on"] == 60 * cost["tokens a step"]
     assert cost["language-scripts"] == 5
     ledgers = [ledger["splits"] for ledger in corpus.report["ledgers"]]
     assert cost["training tokens"] == sum(splits["train"]["tokens"] for splits in ledgers)
     assert cost["held-out tokens"] == sum(splits["validation"]["tokens"] for splits in ledgers)
     assert cost["epochs"] == 60 * 16 / len(data.train)
-    assert cost["FLOPs"] == cost["FLOPs a token"] * 60 * 16 * 64
-    assert cost["disk: shards"] == sum(disk(shard) for shard in corpus.shards)
+    assert cost["FLOPs"] == cost["FLOPs a token"] * cost["tokens trained on"]
+    packings = [packing_of(shard, 64) for shard in corpus.shards]
+    assert cost["disk: shards"] == sum(map(disk, [*corpus.shards, *packings]))
 
 
 def test_epochs_under_temperature_sampling(outputs, tmp_path):
@@ -115,7 +119,8 @@ def test_changes_take_the_place_of_what_the_file_says(outputs):
         for changes in ({}, {"steps": 120, "arm": "none", "block_size": 32})
     ]
     assert [cost["parameters: vectors"] for cost in plans] == [9 * 64, 0]
-    assert [cost["tokens trained on"] for cost in plans] == [60 * 16 * 64, 120 * 16 * 32]
+    places = [60 * 16 * 64, 120 * 16 * 32]
+    assert all(0.9 < cost["tokens trained on"] / full < 1 for cost, full in zip(plans, places))
 
 
 def test_a_plan_trains_nothing_for_good(outputs):
@@ -156,7 +161,7 @@ def test_a_missing_file_is_refused(outputs):
 def test_the_default_plan_from_the_folder_of_its_notebook(outputs, monkeypatch):
     "Where JupyterLab starts it; the file's path is from the repository's top."
     monkeypatch.chdir(tiny.ROOT / "nbs")
-    assert plan(PlanParams(measured_steps=2), outputs)["tokens trained on"] == 60 * 16 * 64
+    assert 0.9 < plan(PlanParams(measured_steps=2), outputs)["tokens trained on"] / (60 * 16 * 64) < 1
 
 
 def test_a_corpus_without_held_out_text_is_refused(outputs, tmp_path):

@@ -199,9 +199,8 @@ def test_sidebar_lists_every_notebook():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=short)
-def test_module_is_short_and_imports_only_to_its_left(path):
+def test_module_imports_only_to_its_left(path):
     text = path.read_text()
-    assert len(text.splitlines()) < 300
     assert path.stem in ORDER, "give the new module its place in ORDER"
     assert imported(text) <= set(ORDER[: ORDER.index(path.stem)])
 

@@ -19,6 +19,7 @@ from langsamp.batches import Pieces
 from langsamp.blocks import Blocks
 from langsamp.core import sha256
 from langsamp.corpora import find_corpus
+from langsamp.packing import Rows, pack_shard
 from langsamp.params import PretrainParams
 from langsamp.pretraining import main
 from langsamp.tokenizer import trained_tokenizer
@@ -54,16 +55,22 @@ def params_of(corpus: Path, **changes) -> PretrainParams:
     return PretrainParams.of(text | model | training | changes)
 
 
-def synthetic_data(folder: Path, counts: dict[str, int] | None = None, block_size: int = 16) -> Data:
-    "Shards of fixed numbers, for what shall not depend on a tokenizer."
+def synthetic_data(
+    folder: Path, counts: dict[str, int] | None = None, block_size: int = 16, packing: str = "stream"
+) -> Data:
+    "Shards of fixed numbers in sentences of 3 to 12, for what shall not depend on a tokenizer."
     shards = []
     for number, (code, count) in enumerate((counts or {"eng_Latn": 700, "rus_Cyrl": 500}).items()):
-        shards.append(folder / f"{code}-0")
+        shards.append(folder / "shards" / f"{code}-0")
         shards[-1].mkdir(parents=True, exist_ok=True)
-        random = np.random.default_rng(number)
+        random, lengths = np.random.default_rng(number), np.random.default_rng([number, 1])
         for split, size in [("train", count), ("validation", count // 5)]:
             (5 + random.zipf(1.5, size) % 120 + 100 * number).astype("<u4").tofile(shards[-1] / f"{split}.tokens")
-    splits = [Blocks(shards, split, block_size, pad=1) for split in ("train", "validation")]
+            ends = np.cumsum(lengths.integers(3, 13, size))
+            np.append(ends[ends < size], size).astype("<u8").tofile(shards[-1] / f"{split}.ends")
+        pack_shard(shards[-1], block_size)
+    kind = {"stream": Blocks, "sentences": Rows}[packing]
+    splits = [kind(shards, split, block_size, pad=1) for split in ("train", "validation")]
     return Data(*splits, Pieces(vocabulary_size=256, mask=255, pad=1, specials=[0, 1, 2, 3, 255]))
 
 
