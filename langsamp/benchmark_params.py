@@ -15,13 +15,14 @@ from .core import UserError
 from .strict import Params, at_least, one_of, plain_name
 
 # %% ../nbs/library/01b_benchmark_params.ipynb #9da66c4c
-OURS = tuple(f"langsamp{end}" for end in ("", "_no_dropout", "_bf16", "_bf16_no_dropout"))
+_ENDINGS = ("", "_no_dropout", "_bf16", "_bf16_no_dropout")
+OURS = tuple(f"langsamp{packing}{end}" for packing in ("", "_stream") for end in _ENDINGS)
 RIVALS = tuple(
     f"{name}{end}" for name in ("run_mlm_lines", "run_mlm_concatenated", "reference") for end in ("", "_bf16")
 )
 
 # %% ../nbs/library/01b_benchmark_params.ipynb #7afc5e14
-_USUAL = ("run_mlm_lines", "run_mlm_concatenated", "reference", "reference_bf16", *OURS)
+_USUAL = ("run_mlm_lines", "run_mlm_concatenated", "reference", "reference_bf16", *OURS[: len(_ENDINGS)])
 
 # %% ../nbs/library/01b_benchmark_params.ipynb #34b366a2
 _SIZE = re.compile(r"([1-9][0-9]*x[1-9][0-9]*)/([1-9][0-9]*)( .+)?")

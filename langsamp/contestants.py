@@ -152,14 +152,17 @@ def _count(model: nn.Module) -> int:
 # %% ../nbs/library/20c_contestants.ipynb #fda21e0f
 def training(
     recipe: str,  # One of `RECIPES`
-    params: dict[str, Any],  # Of a `PretrainParams`; the recipe's precision and dropout go before
+    params: dict[str, Any],  # Of a `PretrainParams`; the recipe's precision, dropout and packing go before
     corpus: str,  # Where it was `told`
     languages: int = 0,  # Rows of the language table, if more than the corpus has
     sentences: int = 0,  # Held-out lines of the loss that can be asked for
 ) -> None:
     "Train in turn; the units are tokens."
     way = RECIPES[recipe]
-    p = PretrainParams.of({**params, "precision": way.precision, "dropout": way.dropout})
+    recipe_params = {"precision": way.precision, "dropout": way.dropout}
+    if way.loop == "langsamp":
+        recipe_params["packing"] = way.text
+    p = PretrainParams.of(params | recipe_params)
     text = heard(corpus)
     _ours(p, text, languages, sentences) if way.loop == "langsamp" else _theirs(way, p, text, sentences)
 

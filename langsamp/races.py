@@ -34,6 +34,7 @@ from .corpus import Ledger, clean_lines
 from .e5small import xlmr_tokenizer
 from .params import PretrainParams
 from .preparation import Corpus, data_of, prepare
+from .rivals import RECIPES
 from .turns import Player, alternate
 
 # %% ../nbs/library/20d_races.ipynb #c9c955d4
@@ -44,7 +45,7 @@ def run_params(
     p: BenchmarkParams,  # Text, block size, learning rate
     race: RaceParams,  # Tokens of a step and a micro-batch
     size: str,  # As in 4x256/16384
-    **more: Any,  # `steps`, `seed`, `arm`
+    **more: Any,  # `steps`, `seed`, `arm`, `packing`
 ) -> PretrainParams:  # Precision and dropout are the recipe's
     "What all arms of a size share."
     shape, pieces = shape_of(size)
@@ -196,8 +197,9 @@ def loss_race(
     race, rows = EqualLossParams.of(p.loss), []
     corpus, text = _told(p, race, race.size, outputs, folder)
     for arm in race.arms:
-        way = run_params(p, race, race.size)
-        steps = _steps(race.trained, way, corpus) if arm in OURS else max(1, round(race.trained / race.tokens))
+        steps = max(1, round(race.trained / race.tokens))
+        if arm in OURS:
+            steps = _steps(race.trained, run_params(p, race, race.size, packing=RECIPES[arm].text), corpus)
         params = asdict(run_params(p, race, race.size, steps=steps, seed=seed))
         spec = {"work": "training", "recipe": arm, "params": params, "corpus": text, "sentences": race.sentences}
         with _playing({arm: spec}, folder, p.threads) as players:

@@ -41,7 +41,7 @@ class Recipe:
     "How an arm trains."
 
     loop: str  # `trainer` or `langsamp`
-    text: str  # `lines`, `concatenated`, or `by language`; ours packs as its parameters say
+    text: str  # `lines`, `concatenated` or `by language`; ours as `packing`: `sentences` or `stream`
     head: str  # On `all` positions, or on `masked` ones
     precision: str = "fp32"
     dropout: float = 0.1
@@ -51,7 +51,8 @@ _WAYS = {
     "run_mlm_lines": ("trainer", "lines", "all"),
     "run_mlm_concatenated": ("trainer", "concatenated", "all"),
     "reference": ("trainer", "by language", "masked"),
-    "langsamp": ("langsamp", "packed", "masked"),
+    "langsamp_stream": ("langsamp", "stream", "masked"),
+    "langsamp": ("langsamp", "sentences", "masked"),
 }
 
 # %% ../nbs/library/20a_rivals.ipynb #e76327c0

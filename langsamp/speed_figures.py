@@ -24,6 +24,7 @@ COLOURS = {
     "langsamp_bf16": "#009E73",
     "langsamp_bf16_no_dropout": "#E69F00",
 }
+COLOURS |= {arm.replace("langsamp", "langsamp_stream"): colour for arm, colour in COLOURS.items()}
 _GREY = "#999999"
 
 # %% ../nbs/library/20g_speed_figures.ipynb #fae93dfe

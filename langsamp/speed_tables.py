@@ -32,12 +32,14 @@ def ratio_table(
     rows: pd.DataFrame,  # Of a benchmark
     what: str = "training",  # Or `encode`
 ) -> pd.DataFrame:  # size, arm, rival, ratio, low, high, level, cpu_ratio, memory_ratio
-    "How many times as fast each of ours is as each rival, round by round; CPU seconds and peak memory beside it."
+    "How many times as fast each of ours is as each rival, and as itself on a stream, round by round."
     found, peak = [], _peak(rows, what)
-    rivals = RIVALS if what == "training" else ("sentence_transformers",)
+    rivals = (*RIVALS, *OURS) if what == "training" else ("sentence_transformers",)
     for size, part in rows[rows.what == what].groupby("size", sort=False):
         speed, cpu = [_of(part, what, measure) for measure in ("speed", "CPU speed")]
         for arm, rival in product([*dict.fromkeys(a for a in speed.arm if a in OURS)], rivals):
+            if rival in OURS and rival != arm.replace("langsamp", "langsamp_stream"):
+                continue
             if not {*speed[speed.arm == arm]["round"]} & {*speed[speed.arm == rival]["round"]}:
                 continue
             wall = ratios(speed[speed.arm.isin([arm, rival])], arm, rival)

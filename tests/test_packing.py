@@ -1,0 +1,277 @@
+"What `packing` says is what a run does: whole sentences kept apart, or windows on running text."
+
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pycountry
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForMaskedLM, ModernBertConfig, MPNetConfig
+
+from langsamp.batches import make_batch
+from langsamp.blocked import check_blocked
+from langsamp.core import UserError, read_json, seal, sha256
+from langsamp.feeding import inputs_of
+from langsamp.figures import unigram_table
+from langsamp.packing import Rows, packing_of
+from langsamp.params import PlanParams
+from langsamp.planning import plan
+from langsamp.preparation import data_of, open_run, prepare, repetition
+from langsamp.pretraining import pretrain, starting_model
+from langsamp.shard_tasks import run_task
+from langsamp.training import Trainee, batch_loss
+
+WAYS = ("sentences", "stream")
+both = pytest.mark.parametrize("packing", WAYS)
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, outputs) -> dict[str, Path]:
+    "The same run with each packing."
+    for packing in WAYS:
+        pretrain(tiny.params_of(corpus, run_name=f"packed-{packing}", packing=packing, steps=6), outputs)
+    return {packing: outputs / f"packed-{packing}" for packing in WAYS}
+
+
+def test_the_two_ways_are_two(runs):
+    "Other first loss, other tokens, other weights, other validation."
+    first = {packing: tiny.metrics_of(run) for packing, run in runs.items()}
+    for name in ("validation_loss", "loss", "tokens"):
+        values = {packing: [line[name] for line in lines if name in line] for packing, lines in first.items()}
+        assert values["sentences"][0] != values["stream"][0], name
+    sums = {sha256(run / "model/model.safetensors") for run in runs.values()}
+    assert len(sums) == 2
+
+
+def test_the_default_is_sentences(corpus, outputs, runs):
+    "What nobody asks for is what the params file with the word gives, to the bit."
+    pretrain(tiny.params_of(corpus, run_name="packed-default", steps=6), outputs)
+    default = outputs / "packed-default/model/model.safetensors"
+    assert sha256(default) == sha256(runs["sentences"] / "model/model.safetensors")
+
+
+def test_papermill_and_the_command_line_read_it(corpus, outputs, tmp_path, runs):
+    "The runner notebook shows the sequences of the way that was asked for, and both ends are the same weights."
+    options = {"run_name": "packed-notebook", "packing": "stream", "steps": 6}
+    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, **options))
+    tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "out.ipynb", outputs, "-f", str(params))
+    text = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+    assert "'packing': 'stream'" in text
+    weights = outputs / "packed-notebook/model/model.safetensors"
+    assert sha256(weights) == sha256(runs["stream"] / "model/model.safetensors")
+
+
+def test_a_run_cannot_change_its_packing(corpus, outputs, runs):
+    "Half a run of one way and half of the other is neither."
+    with pytest.raises(UserError, match="packing"):
+        pretrain(tiny.params_of(corpus, run_name="packed-stream", packing="sentences", steps=6), outputs)
+
+
+@both
+def test_the_report_of_a_run_says_what_it_read(runs, packing):
+    "Sequences, how full they are, how far a token sees and how many sentences were cut, as counted by hand."
+    report = read_json(runs[packing] / "corpus.json")["sequences"]
+    p, corpus = open_run(runs[packing])
+    data = data_of(p, corpus)
+    assert report["packing"] == packing and report["train"]["sequences"] == len(data.train)
+    tokens_BL, _ = data.train[np.arange(len(data.train))]
+    assert report["train"]["filled"] == pytest.approx((tokens_BL != corpus.facts["pad"]).mean(), abs=1e-4)
+    if packing == "stream":
+        return
+    ends = [np.fromfile(shard / "train.ends", "<u8").astype(int) for shard in corpus.shards]
+    lengths = np.concatenate([np.diff(part, prepend=0) for part in ends])
+    assert report["train"]["cut"] == (lengths > p.block_size).sum()
+    parts = np.concatenate([np.minimum(p.block_size, n - np.arange(0, n, p.block_size)) for n in lengths])
+    assert report["train"]["context"] == pytest.approx((parts**2).sum() / parts.sum(), abs=0.01)
+
+
+@both
+def test_all_that_reads_a_run_reads_it_packed_alike(runs, packing):
+    "Masked tokens of the unigram figure are those of the validation, and the ledger of epochs counts its sequences."
+    p, corpus = open_run(runs[packing])
+    validated = tiny.metrics_of(runs[packing])[0]["by_language_script"]
+    unigrams = unigram_table(runs[packing]).query("arm == 'own'").set_index("code")
+    assert {code: masked for code, (_, masked) in validated.items()} == unigrams.masked.astype(int).to_dict()
+    drawn = repetition(p, corpus)["trained tokens"].sum()
+    spent = sum(line.get("tokens", 0) for line in tiny.metrics_of(runs[packing]))
+    assert drawn == pytest.approx(spent, rel=0.1)
+
+
+@both
+def test_a_plan_foretells_the_tokens_of_the_run(runs, outputs, packing):
+    "Within what the drawing of sequences that are not all as full varies."
+    p, corpus = open_run(runs[packing])
+    file = tiny.write_params(outputs / f"plan-{packing}.yaml", replace(p, steps=p.steps))
+    spent = read_json(runs[packing] / "result.json")["tokens"]
+    assert plan(PlanParams(params=str(file), measured_steps=2), outputs)["tokens trained on"] == pytest.approx(
+        spent, rel=0.05
+    )
+
+
+# Who sees whom
+
+
+def borders_hold(model, data, packing: str) -> float:
+    "How far the loss of a batch as the training loop makes it is from that of its sentences, each by itself."
+    p = tiny.params_of(Path("nowhere"), dropout=0.0)
+    t = Trainee(model.eval(), data, p)
+    numbers = np.arange(min(4, len(data.train)))
+    batch = make_batch(data.train, numbers, numbers * 0, 1, data.pieces)
+    items = float((batch.labels_BL != -100).sum())
+    together, alone = batch_loss(t, t.plain.eval(), batch, items).item(), 0.0
+    begins = batch.inputs_BL == 0  # `<s>`, which is never hidden
+    for row in range(len(numbers)):
+        if packing == "sentences":
+            marks = batch.segments_BL[row]
+        else:
+            marks = np.where(batch.segments_BL[row] > 0, 1 + np.cumsum(begins[row]), 0)
+        for number in range(1, marks.max() + 1):
+            here = marks == number
+            ids = {name: table[torch.from_numpy(batch.shards_B[row : row + 1])] for name, table in t.ids.items()}
+            inputs, labels = [torch.from_numpy(part[row][here])[None] for part in (batch.inputs_BL, batch.labels_BL)]
+            if here.any() and (labels != -100).any():
+                count = torch.tensor(items)
+                alone += t.plain(input_ids=inputs, labels=labels, **ids, num_items_in_batch=count).loss.item()
+    return abs(together - alone)
+
+
+@torch.no_grad()
+def test_no_token_attends_across_a_border(corpus, outputs):
+    "As the loop feeds it, a packed sequence costs what its sentences cost alone; a window on the stream does not."
+    found = {}
+    for packing in WAYS:
+        p = tiny.params_of(corpus, packing=packing, dropout=0.0)
+        prepared = prepare(p, outputs)
+        model = starting_model(p, prepared, outputs)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.3)  # So that attention and positions matter
+        found[packing] = borders_hold(model, data_of(p, prepared), packing)
+    assert found["sentences"] < 1e-4 < 1e-2 < found["stream"], found
+
+
+SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def test_a_model_with_a_window_keeps_it():
+    "A sliding layer sees its own sentence, and of that only what is near: masks of pairs would lose the window."
+    options = {"local_attention": 8, "pad_token_id": 1, "max_position_embeddings": 128, "global_attn_every_n_layers": 2}
+    torch.manual_seed(0)
+    modernbert = AutoModelForMaskedLM.from_config(ModernBertConfig(**SMALL, **options))
+    check_blocked(modernbert, 64)
+    modernbert.config.layer_types = ["full_attention", "full_attention"]  # What a lost window would be
+    with pytest.raises(UserError, match="set packing to stream"):
+        check_blocked(modernbert, 64)
+
+
+def test_a_model_that_cannot_is_refused_before_training(corpus, outputs, tmp_path):
+    "With the mend; and the mend works."
+    sizes = {**SMALL, "vocab_size": 300}
+    AutoModelForMaskedLM.from_config(MPNetConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "m")
+    tokenizer = prepare(tiny.params_of(corpus), outputs).tokenizer
+    shared = {"backbone": str(tmp_path / "m"), "tokenizer": str(tokenizer), "steps": 2, "warmup_steps": 0}
+    with pytest.raises(UserError, match="MPNetForMaskedLM .* set packing to stream"):
+        pretrain(tiny.params_of(corpus, run_name="mpnet", **shared), outputs)
+    p = tiny.params_of(corpus, run_name="mpnet-stream", packing="stream", **shared)
+    assert pretrain(p, outputs)["step"] == 2
+
+
+def test_attention_is_told_by_the_kind_of_sequences(corpus, outputs):
+    "The loop's mask has pairs for packed sentences, and padding alone for a stream."
+    for packing, dimensions in (("sentences", 4), ("stream", 2)):
+        p = tiny.params_of(corpus, packing=packing)
+        prepared = prepare(p, outputs)
+        model, data = starting_model(p, prepared, outputs), data_of(p, prepared)
+        assert isinstance(data.train, Rows) == isinstance(data.validation, Rows) == (packing == "sentences")
+        t = Trainee(model, data, p)
+        told = inputs_of(model, data.train, t.accelerator)(torch.tensor([[1, 1, 2, 2]]))
+        assert told["attention_mask"].dim() == dimensions
+
+
+# Kept beside the shards
+
+
+def test_text_that_was_made_again_is_packed_again(corpus, tmp_path):
+    "A packing knows the text it was made from: places in another one would be wrong without looking wrong."
+    p = tiny.params_of(corpus)
+    prepared = prepare(p, tmp_path)
+    shard, size = prepared.shards[0], p.block_size
+    before = (packing_of(shard, size) / "train.starts").read_bytes()
+    ends = np.fromfile(shard / "train.ends", "<u8")
+    np.delete(ends, len(ends) // 2).tofile(shard / "train.ends")  # As if two lines were one
+    seal(shard)
+    data_of(p, prepared)
+    assert (packing_of(shard, size) / "train.starts").read_bytes() != before
+
+
+def test_tasks_of_an_array_pack_their_shards(corpus, tmp_path):
+    "What the array wrote is found by the run, packings too."
+    p = tiny.params_of(corpus)
+    for task in range(2):
+        run_task(p, tmp_path, task, of=2)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data/packed").rglob("*")}
+    prepare(p, tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "data/packed").rglob("*")} and before
+
+
+def test_packings_of_two_processes_are_those_of_one(corpus, tmp_path, monkeypatch):
+    "Byte for byte."
+    p, found = tiny.params_of(corpus), []
+    for processes in (1, 2):
+        monkeypatch.setattr("langsamp.preparation._worth", lambda *_, n=processes: n)
+        prepare(p, home := tmp_path / str(processes))
+        files = sorted((home / "data/packed").rglob("*"))
+        found.append({str(f.relative_to(home)): sha256(f) for f in files if f.is_file()})
+    assert found[0] == found[1] and found[0]
+
+
+# Handles
+
+READER = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from langsamp.blocks import Blocks
+from langsamp.packing import Rows
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+shards = sorted(Path(sys.argv[1]).iterdir())
+for kind in (Blocks, Rows):
+    for split in ("train", "validation"):
+        sequences = kind(shards, split, 16, 1)
+        assert len(set(sequences[np.arange(len(sequences))][1])) == len(shards)
+print("read")
+"""
+
+
+def test_open_files_do_not_grow_with_languages(tmp_path):
+    "300 languages are read with 128 handles, in both ways and both splits."
+    codes = [f"{a}{b}{c}_Latn" for a in "abcdef" for b in "abcdefg" for c in "abcdefgh"][:300]
+    tiny.synthetic_data(tmp_path, {code: 100 for code in codes})
+    command = [sys.executable, "-c", READER, str(tmp_path / "shards")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "read", done.stderr
+
+
+@pytest.mark.slow
+def test_seven_thousand_languages_train_with_256_handles(tmp_path):
+    "The public command, from text to backbone, under `ulimit -n 256`."
+    letters = "abcdefghijklmnopqrst"
+    known = sorted(language.alpha_3 for language in pycountry.languages)[:7000]
+    text = tmp_path / "text"
+    text.mkdir()
+    for number, code in enumerate(known):
+        words = [f"{letters[number % 20]}{letters[number // 20 % 20]}{letters[n]}" for n in range(20)]
+        (text / f"{code}_Latn.txt").write_text("".join(f"{' '.join(words[n:] + words[:n])}\n" for n in range(4)))
+    p = tiny.params_of(text, steps=40, save_every=40, vocabulary_size=300, run_name="many", block_size=32)
+    params = tiny.write_params(tmp_path / "p.yaml", p)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # noqa: E731
+    command = tiny.command(params, tmp_path / "outputs")
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, env=os.environ)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert read_json(tmp_path / "outputs/many/corpus.json")["language_scripts"] == 7000
