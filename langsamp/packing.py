@@ -192,7 +192,7 @@ class _Places(Blocks):
     def __init__(self, shards: Sequence[Path], split: str, size: int, pad: int) -> None:
         super().__init__(shards, split, size, pad)
         packings = [packing_of(shard, size) for shard in shards]
-        self.facts = [manifest_of(folder)["splits"][split] for folder in packings]
+        self.facts = [(manifest_of(folder) or {})["splits"][split] for folder in packings]
         self.last = np.cumsum([(folder / f"{split}.rows").stat().st_size // 8 for folder in packings])
         self.opened = lru_cache(MAPPINGS)(lambda shard: _open(packings[shard], split))
 
