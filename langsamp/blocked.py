@@ -22,7 +22,7 @@ def blocked(
     first: int,  # The position of a sentence's first token
     window: int = 0,  # How far the model's sliding layers see to each side; 0 if it has none
 ) -> dict[str, Any]:  # What a stock model is given: who sees whom [B, 1, L, L], and positions [B, L]
-    "Sentences apart. Padding sees padding, so that no token sees nothing. With a window, a mask for each kind of layer."
+    "Sentences apart; padding sees padding, lest one see nothing. With a window, a mask for each kind of layer."
     same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
     at_L = torch.arange(segments_BL.shape[1], device=segments_BL.device)
     begins_BL = segments_BL.diff(dim=1, prepend=segments_BL[:, :1] - 1) != 0

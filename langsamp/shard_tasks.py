@@ -19,6 +19,7 @@ from .blocks import write_shards
 from .core import UserError, outputs_folder
 from .corpora import open_corpus
 from .corpus import Source
+from .packing import pack_shards
 from .params import PretrainParams
 from .preparation import tokenizer_of
 from .strict import read_yaml
@@ -46,7 +47,7 @@ def run_task(
     of: int,  # How many tasks
     processes: int = 1,  # How many of them on this machine
 ) -> list[Path]:  # The shards of this task
-    "Write the shards of one task, or find them written."
+    "Write and pack the shards of one task, or find them there."
     if not 0 <= task < of:
         raise UserError(f"task {task} of {of}: tasks are counted from 0 to {of - 1}; mend --task or --of")
     sources, _ = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
@@ -55,7 +56,10 @@ def run_task(
     with FileLock(home / ".lock"):
         tokenizer = tokenizer_of(p, sources, outputs)
     mine = {code: sources[code] for code in sorted(tasks(sources, of)[task])}
-    return write_shards(mine, tokenizer, home / "shards", processes, p.on_bad_line == "stop")
+    shards = write_shards(mine, tokenizer, home / "shards", processes, p.on_bad_line == "stop")
+    if p.packing == "sentences":
+        pack_shards(shards, p.block_size, processes)
+    return shards
 
 # %% ../nbs/library/12b_shard_tasks.ipynb #d270e93b
 def main(
