@@ -704,19 +704,9 @@ def bench(places):
 
 
 CASES = [(label, name) for label in STAGES for name in names_of(label)]
-MARKS = {
-    ("03_pretrain", "packing"): pytest.mark.xfail(
-        strict=True, raises=AssertionError, reason="`packing` is read nowhere yet"
-    ),
-    ("03_pretrain", "on_bad_line"): pytest.mark.xfail(
-        strict=True, raises=pytest.fail.Exception, reason="the policy is kept with the shards"
-    ),
-}
 
 
-@pytest.mark.parametrize(
-    ("label", "name"), [pytest.param(*case, id="-".join(case), marks=MARKS.get(case, ())) for case in CASES]
-)
+@pytest.mark.parametrize(("label", "name"), [pytest.param(*case, id="-".join(case)) for case in CASES])
 def test_one_field_at_a_time(bench, label, name):
     assert name in STAGES[label].effects, f"say in STAGES what {name} changes"
     check(bench, label, name)
