@@ -39,7 +39,7 @@ def _table(name: str) -> list[dict[str, str]]:
 # %% ../nbs/library/02_codes.ipynb #bed18c88
 @cache
 def _aliases(
-    kind: str,  # `script`, `retired` or `macrolanguage`
+    kind: str,  # `script`, `retired`, `withdrawn` or `macrolanguage`
 ) -> dict[str, str]:  # From one code to the other
     "The aliases of one kind."
     return {row["from"]: row["to"] for row in _table("aliases.csv") if row["kind"] == kind}
@@ -68,7 +68,7 @@ def _language_spellings() -> dict[str, str]:
     spellings = {language.name.split(" (")[0].lower(): language.alpha_3 for language in known}
     for field in ("name", "common_name", "bibliographic", "alpha_2", "alpha_3"):
         spellings |= {getattr(x, field).lower(): x.alpha_3 for x in known if hasattr(x, field)}
-    return spellings | _aliases("retired")
+    return spellings | _aliases("withdrawn") | _aliases("retired")
 
 # %% ../nbs/library/02_codes.ipynb #87bddb76
 @cache

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+# %% ../nbs/library/12a_preparation.ipynb #c1a0d2f4
 import numpy as np
 import pandas as pd
 from filelock import FileLock
@@ -80,6 +81,15 @@ def warnings_of(
     "What a run's result says about its corpus: the first complaints, and languages without text."
     return shortened(report["complaints"]) + without_text(report)
 
+# %% ../nbs/library/12a_preparation.ipynb #c1a0d2f5
+def _tidied(outputs: Path) -> Path:
+    "The folder of prepared text, without what killed processes left half written."
+    home = outputs / "data"
+    home.mkdir(parents=True, exist_ok=True)
+    for place in (home / "tokenizers", home / "shards", home / "packed", outputs / "corpora"):
+        sweep(place)
+    return home
+
 # %% ../nbs/library/12a_preparation.ipynb #1290e15b
 def prepare(
     p: PretrainParams,  # Which text, tokenizer and blocks
@@ -87,11 +97,8 @@ def prepare(
 ) -> Corpus:
     "Read, clean and encode the corpus; whatever is there already is not made again."
     sources, complaints = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
-    home = outputs / "data"
-    home.mkdir(parents=True, exist_ok=True)
+    home = _tidied(outputs)
     with FileLock(home / ".lock"):  # A run that starts at the same time waits here
-        for place in (home / "tokenizers", home / "shards", home / "packed", outputs / "corpora"):
-            sweep(place)
         tokenizer = tokenizer_of(p, sources, outputs)
         if _swept([tokenizer]):
             tokenizer = tokenizer_of(p, sources, outputs)

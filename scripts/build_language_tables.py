@@ -43,6 +43,8 @@ SCRIPTS = {
     **{"Jamo": ("Hang", VARIANT), "Latf": ("Latn", VARIANT), "Latg": ("Latn", VARIANT)},
     **dict.fromkeys(["Syre", "Syrj", "Syrn"], ("Syrc", VARIANT)),
 }
+# Still in old files and programs; they are hinted at and never accepted
+WITHDRAWN = {"iw": "heb", "in": "ind", "ji": "yid", "jw": "jav", "mo": "ron", "bh": "bih", "jaw": "jav"}
 CHOSEN = {  # No table names one; each row says why this one
     ("retired", "eml"): ("egl", "chosen here: SIL splits it into egl (Emilian) and rgn (Romagnol)"),
     ("macrolanguage", "nor"): ("nob", "chosen here: what corpora label Norwegian is nearly always Bokmål"),
@@ -87,6 +89,7 @@ def representatives(cldr: Path, languages: dict[str, dict[str, str]]) -> dict[st
 def alias_rows(cldr: Path, iso639: Path, languages: dict[str, dict[str, str]]) -> list[list[str]]:
     "kind, from, to, source: sorted."
     table = {("script", old): new for old, new in SCRIPTS.items()}
+    table |= {("withdrawn", old): (new, "withdrawn from ISO 639-1 or ISO 639-2") for old, new in WITHDRAWN.items()}
     for row in rows(iso639, "iso639/_data/iso-639-3_Retirements.tab", "\t"):
         if row["Change_To"]:
             table["retired", row["Id"]] = (row["Change_To"], SIL)

@@ -1,20 +1,35 @@
 "Corpora that others made: what is read, joined, left out, and how that is said; and nothing half written stays."
 
+import gc
+import json
+import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
+import pycountry
 import pytest
 import tiny
 
+from langsamp import hub
+from langsamp.benchmarks import Part
+from langsamp.blocks import corpus_report, write_shards
+from langsamp.codes import _aliases, language_facts, parse_code
 from langsamp.core import UserError, damage, read_json, sealed_folder
-from langsamp.corpora import find_corpus, open_corpus, write_corpus
+from langsamp.corpora import enough, find_corpus, open_corpus, write_corpus
 from langsamp.corpus import Ledger, Note, clean_lines, find_sources
+from langsamp.hub import hub_sources
 from langsamp.lines import Seen
+from langsamp.overlap import audit, build_detector, write_audited
 from langsamp.preparation import prepare
 from langsamp.pretraining import main, pretrain
 from langsamp.shard_tasks import run_task
+from langsamp.tokenizer import alphabet, trained_tokenizer
 
 # Scraps
 
@@ -211,3 +226,148 @@ def test_a_full_temporary_folder_is_told():
     with pytest.raises(UserError, match="set SQLITE_TMPDIR"):
         for number in range(2000):
             seen.add(str(number))
+
+
+# Datasets
+
+
+ROWS = {  # What stands beside two good rows in lines of JSON -> the line and why
+    "a number": (b'{"text": 7}', "`text` holds int"),
+    "zero": (b'{"text": 0}', "`text` holds int"),
+    "false": (b'{"text": false}', "`text` holds bool"),
+    "an empty list": (b'{"text": []}', "`text` holds list"),
+    "a list": (b'{"text": ["one"]}', "`text` holds list"),
+    "broken JSON": (b'{"text": ', "Expecting value"),
+    "a row of another kind": (b'["one"]', "list"),
+    "no JSON": (b"\0\1\2", "Expecting value"),
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_without_text_is_counted_and_skipped(tmp_path, monkeypatch, name, first):
+    "With its place, also where it is the first; under `stop` it ends the run, whoever copied the dataset before."
+    monkeypatch.setenv("LANGSAMP_CACHE", str(tmp_path / "cache"))
+    row, why = ROWS[name]
+    good = [b'{"text": "benn"}', b'{"text": "two"}', b'{"text": null}']
+    rows = [row, *good, row] if first else [good[0], row, *good[1:], row]
+    tiny.write(tmp_path / "glot/wol_Latn/a.jsonl", "").write_bytes(b"\n".join(rows) + b"\n")
+    for _ in range(2):
+        sources, (complaint,) = find_corpus(f"hub:{tmp_path}/glot", outputs=tmp_path)
+        ledger = Ledger("wol_Latn")
+        assert [text for _, text in clean_lines(sources["wol_Latn"], ledger)] == ["benn", "two"]
+        assert ledger.dropped == {"row without text": 2, "blank": 1} and ledger.lines == 5
+        assert f"a.jsonl:{1 if first else 2}: row without text" in complaint and why in complaint
+        assert "(2 such lines)" in complaint
+    with pytest.raises(UserError, match="row without text"):
+        open_corpus(f"hub:{tmp_path}/glot", outputs=tmp_path, stop=True)
+    with pytest.raises(UserError, match="row without text; mend the line, or set"):
+        list(clean_lines(sources["wol_Latn"], Ledger("wol_Latn"), stop=True))
+
+
+def test_bytes_that_are_no_utf_8_cost_their_row(tmp_path):
+    rows = b'{"text": "un"}\n{"text": "caf\xe9"}\n{"text": "trois"}\n'
+    tiny.write(tmp_path / "glot/fra_Latn/a.jsonl", "").write_bytes(rows)
+    sources, complaints = hub_sources(str(tmp_path / "glot"), [], tmp_path / "home")
+    ledger = Ledger("fra_Latn")
+    assert [text for _, text in clean_lines(sources["fra_Latn"], ledger)] == ["un", "trois"]
+    assert ledger.dropped == {"not UTF-8": 1} and complaints == []
+
+
+@pytest.mark.parametrize("cut", [1, 3, 6])
+def test_rows_without_text_are_counted_once(tmp_path, cut):
+    "A copy that broke off goes on after its last part, and its books are those of an undisturbed one."
+    rows = [{"text": 1 if n % 3 else "benn"} for n in range(30)]
+    tiny.write(tmp_path / "glot/wol_Latn/a.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    _, whole = hub_sources(str(tmp_path / "glot"), [], tmp_path / "whole", 4)
+    calls = iter([hub.write_json] * cut)
+    with patch.object(hub, "write_json", side_effect=lambda *a: next(calls)(*a)), pytest.raises(StopIteration):
+        hub_sources(str(tmp_path / "glot"), [], tmp_path / "cut", 4)
+    _, again = hub_sources(str(tmp_path / "glot"), [], tmp_path / "cut", 4)
+    assert again == whole and "(20 such lines)" in whole[0]
+
+
+# Codes
+
+
+WITHDRAWN = {"iw": "heb", "in": "ind", "ji": "yid", "jw": "jav", "mo": "ron", "sh": "hbs", "bh": "bih", "jaw": "jav"}
+
+
+@pytest.mark.parametrize("old", WITHDRAWN)
+def test_a_withdrawn_code_hints_at_its_language(old):
+    "They are still in old files; the name of a file and a code asked for are answered alike."
+    with pytest.raises(UserError, match=f"did you mean `{WITHDRAWN[old]}_Latn`"):
+        parse_code(f"{old}_Latn")
+    with pytest.raises(UserError, match=f"the script is missing; write `{WITHDRAWN[old]}_`"):
+        parse_code(old)
+    with pytest.raises(UserError, match=f"did you mean `{WITHDRAWN[old]}`"):
+        language_facts(old)
+
+
+def test_every_alias_leads_to_a_code():
+    for kind in ("withdrawn", "retired", "macrolanguage"):
+        for old, new in _aliases(kind).items():
+            assert str(parse_code(f"{new}_Latn")) == f"{new}_Latn", f"{kind}: {old} leads nowhere"
+
+
+# Open files
+
+
+@contextmanager
+def at_most(files: int) -> Iterator[None]:
+    "So many open files more than there are now."
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + files, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def codes(count: int) -> list[str]:
+    "Language-scripts, in order."
+    languages = sorted(x.alpha_3 for x in pycountry.languages if x.scope == "I")
+    return [f"{language}_Latn" for language in languages[:count]]
+
+
+def test_open_files_do_not_grow_with_the_languages_that_are_written(corpus, tmp_path):
+    "Alphabet, corpus, audit and shards of 40 languages, and a dataset of 20, where twelve files more may be open."
+    names = codes(40)
+    folder = folder_of(tmp_path / "many", **{f"train__{c}": f"abc {c}\nabc def\n" for c in names})
+    for code in names[:20]:
+        tiny.write(tmp_path / f"glot/{code}/a.jsonl", json.dumps({"text": f"abc {code}"}))
+    tokenizer = trained_tokenizer(find_sources(corpus)[0], "0", tmp_path / "tokenizer", 300)
+    gc.collect()
+    gc.disable()  # Files are closed where they are no longer needed, and not when somebody comes by
+    try:
+        with at_most(12):
+            sources, _ = find_sources(folder)
+            assert len(alphabet(sources)) > 5 and len(enough(sources, 1)[0]) == len(names)
+            detector = build_detector([Part("mine", "x", names[0], ["abc def"])])
+            write_audited(sources, tmp_path / "made", detector, audit(sources, detector), drop=True)
+            assert len(corpus_report(write_shards(sources, tokenizer, tmp_path / "shards"))["ledgers"]) == len(names)
+            assert len(hub_sources(str(tmp_path / "glot"), [], tmp_path / "home")[0]) == 20
+    finally:
+        gc.enable()
+
+
+@pytest.mark.slow
+def test_seven_thousand_languages_with_256_files(corpus, tmp_path):
+    "From text to shards in a process that may open 256 files; the report says how many have no held-out text."
+    folder = folder_of(tmp_path / "many", **{f"train__{c}": f"abc {c}\n" for c in codes(7000)})
+    tiny.write(folder / "validation/aaa_Latn.txt", "def\n")
+    tokenizer = trained_tokenizer(find_sources(corpus)[0], "0", tmp_path / "tokenizer", 300)
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from pathlib import Path
+from langsamp.params import PretrainParams
+from langsamp.preparation import prepare
+p = PretrainParams(corpus={str(folder)!r}, languages=[], tokenizer={str(tokenizer)!r}, block_size=32)
+print(len(prepare(p, Path({str(tmp_path)!r})).shards))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("7000\n"), done.stderr[-2000:]
+    assert (
+        "6,999 of 7,000 language-scripts have no held-out text" in done.stdout and "aab_Latn, aac_Latn" in done.stdout
+    )
