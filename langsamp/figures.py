@@ -247,5 +247,5 @@ def summary(curves: pd.DataFrame, means: pd.DataFrame) -> str:
 def write_summary(path: Path, curves: pd.DataFrame, means: pd.DataFrame) -> None:
     "Print the two lines and where to look, and keep them beside the figures."
     page = "/".join(path.with_suffix(".ipynb").parts[-3:])
-    path.write_text(f"{summary(curves, means)}\nread {page}, pictures and tables beside it\n")
-    print(path.read_text())
+    path.write_text(f"{summary(curves, means)}\nread {page}, pictures and tables beside it\n", encoding="utf-8")
+    print(path.read_text(encoding="utf-8"))

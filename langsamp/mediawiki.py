@@ -55,11 +55,10 @@ def _apt_download(package: str, folder: Path) -> Path:
     tree = "give a source tree of MediaWiki instead, as in `mediawiki:path/to/mediawiki-1.39`"
     if shutil.which("apt-get") is None:
         raise UserError(f"no apt-get to fetch the Debian package `{package}` with; {tree}")
-    done = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True)
     if done.returncode or not (found := sorted(folder.glob("*.deb"))):
-        raise UserError(
-            f"apt-get could not download {package}; run `sudo apt-get update`, or {tree}\n{done.stderr.strip()[-500:]}"
-        )
+        told = done.stderr.decode(errors="replace").strip()[-500:]
+        raise UserError(f"apt-get could not download {package}; run `sudo apt-get update`, or {tree}\n{told}")
     return found[0]
 
 # %% ../nbs/library/04a_mediawiki.ipynb #9043de54
@@ -283,7 +282,7 @@ def mediawiki_corpus(
         for split, rows in _splits(table).items():
             (part / "text" / split).mkdir(parents=True)
             for code, texts in rows.groupby("code").text:
-                (part / "text" / split / f"{code}.txt").write_text("\n".join(texts) + "\n")
+                (part / "text" / split / f"{code}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     return folder
 
 # %% ../nbs/library/04a_mediawiki.ipynb #1759137a

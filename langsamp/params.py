@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from .strict import Params, at_least, one_of, plain_name
+from .strict import Params, above_zero, at_least, one_of, plain_name, run_name_fits, seed_fits
 
 # %% ../nbs/library/01_params.ipynb #f2304a2a
 @dataclass(frozen=True)
@@ -99,10 +99,11 @@ def training_conflicts(
     uneven = p.micro_batch_size > 0 and p.batch_size % p.micro_batch_size
     return [
         *(at_least(n, getattr(p, n), 1) for n in ("steps", "batch_size", "micro_batch_size", "save_every")),
-        *(at_least(n, getattr(p, n), 0) for n in ("patience", "seed")),
+        at_least("patience", p.patience, 0),
+        seed_fits(p.seed),
         f"batch_size {p.batch_size} must be a multiple of micro_batch_size {p.micro_batch_size}" if uneven else "",
         f"warmup_steps {p.warmup_steps} must lie in 0 … steps {p.steps}" if not 0 <= p.warmup_steps <= p.steps else "",
-        "" if 0 < p.learning_rate < 1e9 else f"learning_rate must be positive and finite, not {p.learning_rate}",
+        above_zero("learning_rate", p.learning_rate),
         "" if p.weight_decay >= 0 else f"weight_decay must be at least 0, not {p.weight_decay}",
         one_of("precision", p.precision, ["fp32", "bf16"]),
     ]
@@ -115,13 +116,11 @@ class PretrainParams(TrainingParams, ModelParams, CorpusParams):
     run_name: str = "smoke"
 
     def conflicts(self) -> list[str]:
-        taken = self.run_name in ("data", "figures", "corpora", "starts")
         return [
             *CorpusParams.conflicts(self),
             *ModelParams.conflicts(self),
             *TrainingParams.conflicts(self),
-            plain_name("run_name", self.run_name),
-            f"run_name `{self.run_name}` is a folder of all runs" if taken else "",
+            run_name_fits(self.run_name),
         ]
 
 # %% ../nbs/library/01_params.ipynb #619e72c5
@@ -169,7 +168,8 @@ class StartParams(Params):
             "" if self.backbone else "backbone must name a checkpoint: a start is made from one",
             "new_pieces must be 0 with a tokenizer: it has its own" if self.tokenizer and self.new_pieces else "",
             "" if self.corpus or not (self.new_pieces or self.least_count) else "new pieces and pruning need a corpus",
-            *(at_least(n, getattr(self, n), 0) for n in ("new_pieces", "least_count", "seed")),
+            *(at_least(n, getattr(self, n), 0) for n in ("new_pieces", "least_count")),
+            seed_fits(self.seed),
             one_of("new_rows", self.new_rows, ["mean", "random"]),
         ]
 
@@ -199,5 +199,6 @@ class PretrainingFigureParams(Params):
         return [
             "" if self.runs else "runs must name at least one folder under outputs/",
             plain_name("name", self.name),
+            at_least("layer", self.layer, -1),
             at_least("draws", self.draws, 1),
         ]

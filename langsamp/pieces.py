@@ -110,7 +110,7 @@ def save_tokenizer(
     before = read_json(base / "tokenizer_config.json")
     limits = {key: before[key] for key in ("model_max_length", "model_input_names") if key in before}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     config = {**special_tokens(base), **limits, "tokenizer_class": "PreTrainedTokenizerFast"}
     write_json(folder / "tokenizer_config.json", config)
 

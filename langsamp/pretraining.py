@@ -14,18 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .core import UserError
+from .core import UserError, outputs_folder
+from .environment import parameters_decide, show_any_text
 from .params import ModelParams, PretrainParams
-from .strict import read_yaml
+from .strict import plain_words, read_yaml
 
 # %% ../nbs/library/13_pretraining.ipynb #9765235d
 def asked(
     arguments: Sequence[str],  # A params file, and perhaps the outputs folder
 ) -> PretrainParams:
     "The parameters of a command."
-    if not arguments:
-        raise UserError("usage: python -m langsamp.pretraining params/NAME.yaml [OUTPUTS]")
-    return PretrainParams.of(read_yaml(arguments[0]))
+    words = plain_words(arguments, "python -m langsamp.pretraining params/NAME.yaml [OUTPUTS]", 1, 2)
+    return PretrainParams.of(read_yaml(words[0]))
 
 # %% ../nbs/library/13_pretraining.ipynb #ef22874f
 def _refused(error: UserError) -> int:
@@ -35,6 +35,8 @@ def _refused(error: UserError) -> int:
 
 # %% ../nbs/library/13_pretraining.ipynb #6e620f64
 if __name__ == "__main__" and "__file__" in globals():
+    show_any_text()
+    parameters_decide()
     try:
         asked(sys.argv[1:])
     except UserError as error:
@@ -42,7 +44,6 @@ if __name__ == "__main__" and "__file__" in globals():
 
 # %% ../nbs/library/13_pretraining.ipynb #60bd0bb0
 import torch
-from accelerate import PartialState
 from transformers import AutoTokenizer, XLMRobertaConfig
 
 from .backbones import longest_block
@@ -50,6 +51,7 @@ from .blocks import content_hash
 from .checkpoints import load_weights
 from .codes import parse_code
 from .core import damage, read_json, sealed_folder, write_json
+from .machines import joined
 from .model import LangSAMPForMaskedLM, from_backbone, save_backbone
 from .preparation import Corpus, data_of, keep_corpus, prepare
 from .runs import keep_params, keep_provenance, locked, same_origin, same_params
@@ -136,7 +138,7 @@ def pretrain(
     outputs: Path | str = "outputs",  # Where runs and prepared text lie
 ) -> dict[str, Any]:  # The result, as kept in result.json
     "One run, from text to backbone. Called again it continues, or returns the result of the finished run."
-    folder, machine = Path(outputs) / p.run_name, PartialState(cpu=not torch.accelerator.is_available())
+    folder, machine = Path(outputs) / p.run_name, joined()
     with locked(folder) if machine.is_main_process else nullcontext():
         same_params(folder, asdict(p))
         with machine.main_process_first():
@@ -184,7 +186,8 @@ def main(
 ) -> int:  # Exit status: 0, or 2 for a mistake in the input
     "Pretrain as a params file says."
     try:
-        print(pretrain(asked(arguments), *arguments[1:2]))
+        p = asked(arguments)
+        print(pretrain(p, arguments[1] if arguments[1:] else outputs_folder()))
     except UserError as error:
         return _refused(error)
     return 0

@@ -114,7 +114,7 @@ def _command(job: Job, outputs: Path) -> list[str]:
     output = outputs / job.output
     output.parent.mkdir(parents=True, exist_ok=True)
     parameters = output.with_suffix(".yaml")
-    parameters.write_text(json.dumps(job.parameters, indent=1, ensure_ascii=False) + "\n")
+    parameters.write_text(json.dumps(job.parameters, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     quiet = ["--no-progress-bar", "--log-level", "WARNING"]
     notebook = repo_root() / "nbs" / job.notebook
     return [sys.executable, "-m", "papermill", str(notebook), str(output), "-f", str(parameters), *quiet]
@@ -135,9 +135,9 @@ def run_job(
     begun = time.monotonic()
     if not _finished(job, outputs):
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "LANGSAMP_OUTPUTS": str(outputs)}
-        done = subprocess.run(_command(job, outputs), env=environment, capture_output=True, text=True, cwd=repo_root())
+        done = subprocess.run(_command(job, outputs), env=environment, capture_output=True, cwd=repo_root())
         if done.returncode:
-            words = [line for line in done.stderr.splitlines() if line.strip()]
+            words = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
             raise UserError(
                 f"{job.notebook} failed: {words[-1] if words else done.returncode}; see {outputs / job.output}"
             )

@@ -73,17 +73,17 @@ def keep_params(
 
     path = folder / "params.yaml"
     part = path.with_name(".params.yaml.part-")
-    part.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+    part.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
     part.replace(path)
 
 # %% ../nbs/library/09_runs.ipynb #000921a7
 def _git(*words: str) -> str:
     "What git says of the folder that the library lies in; empty where there is no git, or no checkout."
     try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=langsamp.__path__[0])
+        done = subprocess.run(["git", *words], capture_output=True, cwd=langsamp.__path__[0])
     except OSError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.decode(errors="backslashreplace").strip() if done.returncode == 0 else ""
 
 # %% ../nbs/library/09_runs.ipynb #2412db47
 _PACKAGES = ("langsamp", "torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors")
@@ -147,9 +147,9 @@ class Metrics:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
         part = path.with_name(f".{path.name}.part-")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         part.replace(path)
-        self.file = open(path, "a")
+        self.file = open(path, "a", encoding="utf-8")
 
     def write(self, **values: Any) -> None:
         "Append a line; non-finite numbers are refused."
@@ -161,5 +161,5 @@ def read_metrics(
     path: Path,  # A `metrics.jsonl`, there or not
 ) -> list[dict[str, Any]]:
     "The lines of a metrics file; a last line that broke off is left out."
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]

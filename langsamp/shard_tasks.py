@@ -19,10 +19,11 @@ from .blocks import write_shards
 from .core import UserError, outputs_folder
 from .corpora import open_corpus
 from .corpus import Source
+from .environment import show_any_text
 from .packing import pack_shards
 from .params import PretrainParams
 from .preparation import tokenizer_of
-from .strict import read_yaml
+from .strict import plain_words, read_yaml
 
 # %% ../nbs/library/12b_shard_tasks.ipynb #8a65995c
 def tasks(
@@ -61,12 +62,23 @@ def run_task(
         pack_shards(shards, p.block_size, processes)
     return shards
 
+# %% ../nbs/library/12b_shard_tasks.ipynb #5376223e
+def _once(
+    arguments: Sequence[str],  # A command's words
+) -> None:
+    "Refuse an option that stands twice: only the last one would count."
+    options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    if twice := [option for option in options if options.count(option) > 1]:
+        raise UserError(f"`{twice[0]}` stands twice in the command; leave one of them")
+
 # %% ../nbs/library/12b_shard_tasks.ipynb #d270e93b
 def main(
     arguments: Sequence[str],  # params/NAME.yaml --task I --of N [--processes P] [--outputs FOLDER]
 ) -> int:  # Exit status: 0, or 2 for a mistake in the input
     "Write the shards of one task, as a params file says."
-    parser = argparse.ArgumentParser("python -m langsamp.shard_tasks", description="One task of a corpus pass.")
+    parser = argparse.ArgumentParser(
+        "python -m langsamp.shard_tasks", description="One task of a corpus pass.", allow_abbrev=False
+    )
     parser.add_argument("params", help="a params file for pretraining: its corpus, languages and tokenizer count")
     parser.add_argument("--task", type=int, required=True, help="from 0")
     parser.add_argument("--of", type=int, required=True, help="how many tasks")
@@ -74,6 +86,8 @@ def main(
     parser.add_argument("--outputs", type=Path, help="the same folder for all tasks")
     given = parser.parse_args(arguments)
     try:
+        plain_words([given.params, *([str(given.outputs)] if given.outputs else [])], parser.format_usage(), most=2)
+        _once(arguments)
         p = PretrainParams.of(read_yaml(given.params))
         shards = run_task(p, given.outputs or outputs_folder(), given.task, given.of, given.processes)
     except UserError as error:
@@ -125,4 +139,5 @@ def ray_tasks(
 
 # %% ../nbs/library/12b_shard_tasks.ipynb #8ada261c
 if __name__ == "__main__" and "__file__" in globals():
+    show_any_text()
     sys.exit(main(sys.argv[1:]))

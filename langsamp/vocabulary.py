@@ -202,7 +202,7 @@ def _measured(
     "The coverage of a tokenizer that lies in no folder yet."
     with tempfile.TemporaryDirectory() as home:
         with sealed_folder(Path(home) / "new", **facts) as part:
-            (part / "tokenizer.json").write_text(json.dumps(content))
+            (part / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
         return coverage(sources, Path(home) / "new")
 
 # %% ../nbs/library/05a_vocabulary.ipynb #2632bf62

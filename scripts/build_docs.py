@@ -98,10 +98,10 @@ def name_pages(proc: Path) -> None:
 
 def mend(page: Path, site: Path, address: str) -> None:
     "Make a page stand alone: MathML for maths, relative links to our own pages, nothing fetched from elsewhere."
-    text = re.sub(ELSEWHERE, lambda m: "" if "katex" in m[0] else m[0], page.read_text())
+    text = re.sub(ELSEWHERE, lambda m: "" if "katex" in m[0] else m[0], page.read_text(encoding="utf-8"))
     text = re.sub(MATHS, lambda m: convert(html.unescape(m[2]), display=DISPLAY[m[1]]), text, flags=re.S)
     up = "../" * (len(page.relative_to(site).parts) - 1)
-    page.write_text(text.replace(f'href="{address}/', f'href="{up}'))
+    page.write_text(text.replace(f'href="{address}/', f'href="{up}'), encoding="utf-8")
 
 
 def outside(site: Path) -> list[str]:

@@ -245,7 +245,7 @@ def test_two_processes_then_one_then_two(new_run):
 def alive(pid: int) -> bool:
     "Whether a process runs; one that ended and was not waited for does not."
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
@@ -253,7 +253,7 @@ def alive(pid: int) -> bool:
 def children(pid: int) -> list[int]:
     "The processes that a process started."
     try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
     except OSError:
         return []
 

@@ -168,7 +168,7 @@ def test_scripts_of_tatoeba_are_those_of_the_paper(real):
 
 def tatoeba_rows(path: Path) -> list[dict[str, str]]:
     "The rows for Tatoeba of the table of tasks."
-    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    header, *rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
     return [row for values in rows if (row := dict(zip(header, values)))["task"] == "retrieval_tatoeba"]
 
 

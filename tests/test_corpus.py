@@ -294,7 +294,7 @@ def test_run_on_next_to_nothing(tmp_path, capsys, content):
 
 def peak(folder: Path, tokenizer: Path, lines: int) -> int:
     "Bytes by which writing a shard of so many lines lets a process grow."
-    with open(folder / "eng_Latn.txt", "w") as file:
+    with open(folder / "eng_Latn.txt", "w", encoding="utf-8") as file:
         for number in range(lines):
             file.write(f"line {number} of a text that is as long as it is dull, {number * 7919} times\n")
     code = f"""

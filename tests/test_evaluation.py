@@ -94,7 +94,7 @@ def fresh(asked, unbroken, outputs):
 def test_a_killed_evaluation_ends_with_the_same_rows(uninterrupted, fresh, outputs):
     for count in (1, 3, 7):
         killed_at(count, fresh, outputs)
-        with open(files_of(fresh, outputs)[-1], "a") as file:
+        with open(files_of(fresh, outputs)[-1], "a", encoding="utf-8") as file:
             file.write('{"name": "half a li')
     before = lines(fresh, outputs)
     assert rows_of(evaluate(fresh, outputs)[0]) == uninterrupted
@@ -141,7 +141,7 @@ def test_results_with_nan_are_refused(tmp_path):
 def test_reading_does_not_cut_what_is_being_written(tmp_path):
     with open_results(evaluations_of("one", tmp_path), {"task": "udhr"}) as results:
         results.add(("a", 0, "d"), [{"metric": "acc1", "value": 1.0}])
-        with open(results.path, "a") as file:
+        with open(results.path, "a", encoding="utf-8") as file:
             file.write('{"name": "b"')
         assert len(read_results(["one"], tmp_path)) == 1
         assert results.path.read_text().endswith('{"name": "b"')

@@ -217,7 +217,7 @@ def test_changed_text_is_refused(outputs, tmp_path, capsys, finished):
     assert main([str(path), str(outputs)]) == 0
     if not finished:
         (run / "result.json").unlink()
-    with open(tmp_path / "corpus/train/rus_Cyrl.txt", "a") as file:
+    with open(tmp_path / "corpus/train/rus_Cyrl.txt", "a", encoding="utf-8") as file:
         file.write("одна строка больше\n")
     assert main([str(path), str(outputs)]) == 2
     assert "other text" in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_table_is_the_published_one(published):
     path = repo_root().parent / "shared/data/paper/glot500_languages_stats.csv"
     if not path.exists():
         pytest.skip("Glot500's own file is not beside the checkout; the carried table was tested above")
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         rows = {f"{r['language']}_{ast.literal_eval(r['script'])[0]}": r for r in csv.DictReader(file)}
     assert {code: int(row["new_length"]) for code, row in rows.items()} == published
     assert seen_by_xlmr() == {code for code, row in rows.items() if row["XLM-R"] == "True"}

@@ -235,7 +235,7 @@ def test_another_start_of_that_name_is_refused(start, params, outputs):
 def test_changed_text_is_refused(params, tmp_path, corpus):
     text = shutil.copytree(corpus, tmp_path / "text")
     make_start(p := replace(params, corpus=str(text)), tmp_path)
-    with open(text / "train" / "eng_Latn.txt", "a") as file:
+    with open(text / "train" / "eng_Latn.txt", "a", encoding="utf-8") as file:
         file.write("abc abd abe\n")
     with pytest.raises(UserError, match="text: "):
         make_start(p, tmp_path)

@@ -90,14 +90,14 @@ def stock_checkpoint(folder: Path, seed: int = 0) -> Path:
 
 def write_params(path: Path, params: PretrainParams) -> Path:
     "The params file of a run."
-    path.write_text(yaml.safe_dump(vars(params)))
+    path.write_text(yaml.safe_dump(vars(params)), encoding="utf-8")
     return path
 
 
 def write(path: Path, text: str) -> Path:
     "A file as it stands, and the folders above it."
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, newline="")
+    path.write_text(text, encoding="utf-8", newline="")
     return path
 
 

@@ -1,0 +1,447 @@
+"Parameters decide, and nothing beside them: files of parameters, shells, launchers, locales and file systems."
+
+import ast
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import accelerate
+import pytest
+import tiny
+
+import langsamp
+from langsamp import machines, pretraining, runs, shard_tasks
+from langsamp.analysis_params import ReproductionParams, TableParams, VectorParams
+from langsamp.benchmark_params import BenchmarkParams, CorpusPassParams, EncodingParams, RaceParams
+from langsamp.core import UserError
+from langsamp.environment import OVERRIDDEN, REFUSED, launched, parameters_decide
+from langsamp.params import CorpusBuildParams, PretrainingFigureParams, PretrainParams, StartParams
+from langsamp.pretraining import main
+from langsamp.strict import from_notebook, read_yaml
+
+
+def refusal(call, *arguments, **words) -> str:
+    "What a call refuses, in the words that its user reads."
+    with pytest.raises(UserError) as error:
+        call(*arguments, **words)
+    return str(error.value)
+
+
+# A params file is read without forgiveness
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: 2\narm: none\nsteps: 3\n", ["line 3", "`steps`", "line 1"]),
+        ("changes:\n  seed: 1\n  seed: 1\n", ["line 3", "`seed`", "line 2"]),
+        ("arm: none\nseed: 010\n", ["line 2", "010", "8"]),
+        ("seed: [1, 0x1F]\n", ["line 1", "0x1F", "31"]),
+        ("steps: 1:30\n", ["line 1", "1:30", "90"]),
+        ("share: 1:30.5\n", ["line 1", "1:30.5"]),
+        ("steps: 0b11\n", ["line 1", "0b11", "3"]),
+        ("arm: none\n1: 2\n", ["line 2", "`1`"]),
+        ("changes: {2: 3}\n", ["line 1", "`2`"]),
+        ("? [a, b]\n: 1\n", ["line 1", "name"]),
+        ("a: &x [1]\nb: *x\n", ["line 2", "anchor"]),
+        ("a: [\n", ["line 2"]),
+        ("a: 1\n---\nb: 2\n", ["line 2"]),
+        ("a: " + 2000 * "[" + "\n", ["nested"]),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_params_file_is_refused_with_its_line(tmp_path, text, words):
+    "A name that stands twice, a number read as another one, a name that is a number, an anchor: file, line and reason."
+    (tmp_path / "p.yaml").write_text(text)
+    told = refusal(read_yaml, tmp_path / "p.yaml")
+    assert [word for word in [str(tmp_path / "p.yaml"), *words] if word not in told] == [] and "\n" not in told
+
+
+def test_alias_bomb_is_refused_in_a_line(tmp_path, capsys):
+    "266 bytes that would become 254 MB of message."
+    levels = "".join(f"{name}: &{name} [{9 * f'*{inner},'}]\n" for inner, name in zip("abcdefg", "bcdefgh"))
+    (tmp_path / "p.yaml").write_text(f"a: &a [{9 * 'x,'}]\n{levels}")
+    assert main([str(tmp_path / "p.yaml"), str(tmp_path / "outputs")]) == 2
+    told = capsys.readouterr().err
+    assert len(told) < 500 and told.count("\n") == 1 and "line 2" in told
+
+
+def test_numbers_that_mean_what_they_show(tmp_path):
+    "Decimal numbers, with a sign or underscores, pass; so does a quoted one that begins with 0."
+    (tmp_path / "p.yaml").write_text("a: -1\nb: 10_000\nc: '010'\nd: 010.5\ne: 1.0e-3\nf: 0\n")
+    assert read_yaml(tmp_path / "p.yaml") == {"a": -1, "b": 10_000, "c": "010", "d": 10.5, "e": 1.0e-3, "f": 0}
+
+
+@pytest.mark.parametrize("value", [[[9 * [9 * [9 * [9 * ["x"]]]]]], "x" * 100_000, {"x" * 100_000: 1}, 10**4000])
+def test_message_about_a_large_value_is_short(value):
+    "A message shows the beginning of a value, and no more."
+    for values in ({"steps": value}, {"arm": value}, {"run_name": value}, {"languages": value}, {"x" * 9999: value}):
+        assert len(refusal(PretrainParams.of, values)) < 1500
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".git",
+        "-rf",
+        "..",
+        ".",
+        "_a",
+        "evaluations",
+        "Data",
+        "logs",
+        "benchmarks",
+        "reproductions",
+        300 * "a",
+        "e5-small",
+    ],
+)
+def test_run_name_that_is_refused(name):
+    "Hidden folders, options, folders of all runs, and names that no file system takes."
+    assert "run_name" in refusal(PretrainParams, run_name=name)
+
+
+@pytest.mark.parametrize("name", [".git", "-rf", 300 * "a", 100 * "क"])
+@pytest.mark.parametrize(
+    "kind", [CorpusBuildParams, StartParams, PretrainingFigureParams, VectorParams, ReproductionParams]
+)
+def test_other_names_that_are_refused(kind, name):
+    "The same rule for every name that becomes a folder or a file."
+    assert "name must" in refusal(kind, name=name)
+
+
+@pytest.mark.parametrize("value", [2**32, 2**64 - 1, 2**64, -1, 10**30])
+@pytest.mark.parametrize("kind", [PretrainParams, StartParams, VectorParams])
+def test_seed_that_some_generator_could_not_take(kind, value):
+    "32 bits are what all of them take."
+    told = refusal(kind, seed=value)
+    assert "seed" in told and "must" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (PretrainParams, {"steps": 2**63}),
+        (PretrainParams, {"block_size": 10**30}),
+        (TableParams, {"layer": -2}),
+        (PretrainingFigureParams, {"layer": -2}),
+        (ReproductionParams, {"layer": -2}),
+        (RaceParams, {"seconds": float("nan")}),
+        (RaceParams, {"seconds": -1.0}),
+        (EncodingParams, {"seconds": float("inf")}),
+        (CorpusPassParams, {"gigabytes": 0.0}),
+        (BenchmarkParams, {"learning_rate": float("nan")}),
+    ],
+    ids=str,
+)
+def test_number_out_of_its_range(kind, values):
+    "Found among the brothers of the seed: each is refused by its name."
+    assert next(iter(values)) in refusal(kind.of, values)
+
+
+def test_mistakes_of_every_kind_are_told_together():
+    "Unknown names, types and conflicts in one message; nothing that only follows from a mistake told already."
+    values = {"stepps": 1, "seed": "x", "batch_size": "16", "micro_batch_size": 7, "arm": "x", "compile": "yes please"}
+    told = refusal(PretrainParams.of, values)
+    words = ["`stepps`", "`seed` must", "`batch_size` must", "arm must", "`compile` must", "valid parameters"]
+    assert [word for word in words if word not in told] == []
+    assert "multiple" not in told
+
+
+def test_value_that_is_no_plain_one_is_not_dropped():
+    "A NumPy number in the parameters cell is refused; it was left out, and the default taken."
+    import numpy as np
+
+    assert "`steps` must be a whole number" in refusal(from_notebook, PretrainParams, {"steps": np.int64(5)})
+    assert from_notebook(PretrainParams, {"steps": 5, "np": np, "warmup_steps": 0}).steps == 5
+
+
+# papermill's strings
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ({"languages": '["eng_Latn"]'}, "-y 'languages: [\"eng_Latn\"]'"),
+        ({"compile": "true"}, "-y 'compile: true'"),
+        ({"run_name": 2024}, "-r run_name 2024"),
+        ({"run_name": True}, "-r run_name True"),
+        ({"arm": None}, "-r arm None"),
+        ({"steps": "100"}, "-p steps 100"),
+        ({"learning_rate": "1.0e-3"}, "-p learning_rate 1.0e-3"),
+        ({"languages": "eng_Latn"}, "-y 'languages: [eng_Latn]'"),
+    ],
+    ids=str,
+)
+def test_the_form_that_papermill_reads_as_it_is_meant(values, form):
+    "The message gives the option and the words that work."
+    assert form in refusal(PretrainParams.of, values)
+
+
+def test_papermill_is_held_to_the_same_file(tmp_path):
+    "`papermill -f` reads the file itself, and forgives: the notebook reads it again, and stops in its second cell."
+    (tmp_path / "p.yaml").write_text("steps: 2\nseed: 010\n")
+    command = [sys.executable, "-m", "papermill", str(tiny.ROOT / "nbs/03_pretrain.ipynb"), str(tmp_path / "out.ipynb")]
+    command += ["-f", "p.yaml", "--no-progress-bar"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path, timeout=120)
+    assert done.returncode != 0 and "p.yaml: line 2: YAML reads `010` as 8" in done.stderr
+
+
+# Commands
+
+SHARDS = ["p.yaml", "--task", "0", "--of", "1"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["p.yaml", "out", "more"],
+        ["p.yaml", "--steps"],
+        ["p.yaml", "--steps", "5"],
+        ["--steps", "p.yaml"],
+        ["-h"],
+        [],
+        ["p.yaml", ""],
+    ],
+    ids=" ".join,
+)
+def test_words_that_pretraining_does_not_know(tmp_path, capsys, monkeypatch, words):
+    "They were ignored, or a folder named `--steps` was made."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text("steps: 1\n")
+    assert main(words) == 2
+    assert "usage: python -m langsamp.pretraining params/NAME.yaml [OUTPUTS]" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
+
+
+@pytest.mark.parametrize("more", ["more", "--step 2", "--out x", "--outputs=--steps", "--task=0"])
+def test_words_that_a_task_does_not_know(tmp_path, capsys, monkeypatch, more):
+    "Extra, unknown, shortened and repeated ones."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text("corpus: nowhere\n")
+    try:
+        assert shard_tasks.main([*SHARDS, *more.split()]) == 2
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert "no corpus" not in (told := capsys.readouterr().err) and ("usage:" in told or "twice" in told)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
+
+
+def test_every_command_looks_at_its_words():
+    "Whatever module can be run with `python -m` hands its words to what refuses those that it does not know."
+    for path in sorted(Path(langsamp.__path__[0]).glob("*.py")):
+        if "sys.argv" in (text := path.read_text(encoding="utf-8")) and '"__main__"' in text:
+            assert "plain_words(" in text or path.stem == "corpus_speed", path.name
+
+
+def test_outputs_are_where_the_variable_says(tmp_path, monkeypatch):
+    "Without a second word the command writes under LANGSAMP_OUTPUTS, as notebooks do."
+    monkeypatch.setenv("LANGSAMP_OUTPUTS", str(tmp_path / "there"))
+    monkeypatch.setattr(pretraining, "pretrain", lambda p, outputs: (tmp_path / "said").write_text(str(outputs)))
+    (tmp_path / "p.yaml").write_text("steps: 60\n")
+    assert main([str(tmp_path / "p.yaml")]) == 0
+    assert (tmp_path / "said").read_text() == str(tmp_path / "there")
+
+
+# Variables of accelerate, torch and transformers
+
+HARMLESS = {  # Where and how loudly a process works; what only a refused engine, or an unused option, reads
+    "USE_FSDP", "USE_CPU", "TORCH_DEVICE", "CPU_AFFINITY", "NUM_PROCESSES", "DEBUG_MODE", "DEBUG_RDV_FILE", "LOG_LEVEL",
+    "ENABLE_RICH", "BYPASS_DEVICE_MAP", "INIT_INCLUDE_BUFFERS", "ALLOW_CP_STANDALONE", "GRADIENT_CLIPPING",
+    "CONFIG_DS_FIELDS", "SAGEMAKER_DISTRIBUTED_TYPE", "DYNAMO_MODE", "DYNAMO_USE_DYNAMIC", "DYNAMO_USE_FULLGRAPH",
+    "DYNAMO_USE_REGIONAL_COMPILATION", "FP8_BACKEND", "FP8_OPT_LEVEL", "DYNAMO_", "FP8_", "",
+}  # fmt: skip
+
+
+def test_every_variable_of_accelerate_is_known():
+    "Overridden, refused, or of no effect on a result: a new release of accelerate with a new variable fails here."
+    found = set()
+    for path in Path(accelerate.__path__[0]).rglob("*.py"):
+        if not {"test_utils", "commands"} & set(path.parts):
+            found |= set(re.findall(r"[\"']ACCELERATE_([A-Z0-9_]*)[\"']", path.read_text(encoding="utf-8")))
+    known = {name.removeprefix("ACCELERATE_") for name in (*OVERRIDDEN, *REFUSED)} | HARMLESS
+    assert len(found) > 20
+    assert [name for name in sorted(found - known) if not name.startswith("DEEPSPEED_")] == []
+
+
+def test_a_variable_left_in_the_shell_changes_no_weight(new_run, unbroken, outputs):
+    "By the command: the same weights to the bit as without, and every variable named with what decides."
+    shell = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "bf16"}
+    shell |= {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "TORCH_COMPILE_DISABLE": "1"}
+    params, run = new_run("shell")
+    done = subprocess.run(tiny.command(params, outputs), env=os.environ | shell, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert [f"{name}={value}" for name, value in shell.items() if done.stderr.count(f"{name}={value} in") != 1] == []
+    assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_variable_is_taken_out_and_named(name, capsys):
+    "Where it would change something; its neutral values, which `accelerate launch` sets, pass without a word."
+    shell = {name: "4", "HOME": "/"}
+    assert len(parameters_decide(shell)) == 1 and shell == {"HOME": "/"}
+    assert f"{name}=4" in capsys.readouterr().err
+    assert parameters_decide({name: OVERRIDDEN[name][0][0].upper()}) == parameters_decide({name: ""}) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_overrides_them_too(monkeypatch, capsys):
+    "Where the parameters are read, before torch is."
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    from_notebook(PretrainParams, {})
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1" in capsys.readouterr().err
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" not in os.environ
+
+
+# Launchers
+
+FULL = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"),
+    [
+        ({"LOCAL_RANK": "0"}, ["LOCAL_RANK=0", "no RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT", "unset"]),
+        ({"WORLD_SIZE": ""}, ["WORLD_SIZE=", "no RANK", "unset"]),
+        ({"WORLD_SIZE": "4"}, ["WORLD_SIZE=4", "no RANK", "unset"]),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, ["RANK=0 WORLD_SIZE=2", "no LOCAL_RANK, MASTER_ADDR", "unset"]),
+        (FULL | {"WORLD_SIZE": ""}, ["WORLD_SIZE= ", "whole numbers"]),
+        (FULL | {"MASTER_PORT": "http"}, ["MASTER_PORT=http", "whole numbers"]),
+        (FULL | {"RANK": "-1"}, ["RANK=-1", "whole numbers"]),
+        (FULL | {"RANK": "2"}, ["RANK=2", "do not fit together"]),
+        (FULL | {"LOCAL_RANK": "1"}, ["LOCAL_RANK=1", "do not fit together"]),
+        ({"PMI_SIZE": "4", "PMI_RANK": "0"}, ["PMI_SIZE=4", "no LOCAL_RANK", "torchrun"]),
+    ],
+    ids=str,
+)
+def test_leftover_of_a_launcher_is_named(shell, words):
+    "Together with those that are missing, and what to do."
+    told = refusal(launched, shell)
+    assert [word for word in words if word not in told] == []
+
+
+def test_launch_that_is_whole():
+    "Torchrun's variables and MPI's; and what is no launch."
+    assert launched(FULL) == (0, 2, "127.0.0.1:29500")
+    mpi = {f"OMPI_COMM_WORLD_{name}": value for name, value in {"RANK": "1", "LOCAL_RANK": "1", "SIZE": "2"}.items()}
+    assert launched(mpi | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}) == (1, 2, "a:1")
+    assert launched({}) is launched({"PMI_SIZE": "1"}) is launched({"MASTER_ADDR": "a", "MASTER_PORT": "1"}) is None
+
+
+def in_shell(shell: dict[str, str], log: Path, patience: float = 5.0) -> None:
+    "Give a process variables, and write its messages to a file."
+    os.environ |= shell
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+    machines._meeting.__wrapped__.__defaults__ = (patience,)
+
+
+@pytest.mark.parametrize(
+    ("shell", "word"),
+    [
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE="),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "not trained by DeepSpeed"),
+    ],
+    ids=str,
+)
+def test_a_run_with_leftovers_ends_with_a_message(new_run, outputs, tmp_path, shell, word):
+    "By the command's main: status 2, one line, no traceback, no folder."
+    params, run = new_run("leftover")
+    assert tiny.exit_code(tiny.fork(params, outputs, in_shell, shell, tmp_path / "log")) == 2
+    told = (tmp_path / "log").read_text(encoding="utf-8")
+    assert word in told and "Traceback" not in told and not run.exists()
+
+
+def test_an_address_that_is_taken_is_named(new_run, outputs, tmp_path):
+    "Where the processes cannot meet, the message says where that was."
+    params, run = new_run("taken")
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        shell = FULL | {"MASTER_PORT": (port := str(taken.getsockname()[1]))}
+        assert tiny.exit_code(tiny.fork(params, outputs, in_shell, shell, tmp_path / "log")) == 2
+    told = (tmp_path / "log").read_text(encoding="utf-8")
+    assert f"2 processes did not meet at 127.0.0.1:{port}" in told and "Traceback" not in told and not run.exists()
+
+
+def test_a_process_says_what_it_waits_for(new_run, outputs, tmp_path):
+    "RANK=0 with WORLD_SIZE=2 and no other process: it waits, and says for what."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shell = FULL | {"MASTER_PORT": str(free.getsockname()[1])}
+    params, _ = new_run("waiting")
+    process = tiny.fork(params, outputs, in_shell, shell, log := tmp_path / "log", 0.1)
+    try:
+        tiny.wait_for(lambda: log.exists() and "waits at" in log.read_text(encoding="utf-8"), process.is_alive)
+        assert f"process 0 of 2 waits at 127.0.0.1:{shell['MASTER_PORT']}" in log.read_text(encoding="utf-8")
+    finally:
+        process.kill()
+        process.join(10)
+
+
+# Locales
+
+
+def test_a_diff_in_any_encoding_is_recorded(tmp_path, monkeypatch):
+    "A Latin-1 byte in the checkout's diff, which is no UTF-8."
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.invalid", "-C", str(tmp_path)]
+    (tmp_path / "__init__.py").write_bytes(b"caf\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(runs, "langsamp", SimpleNamespace(__path__=[str(tmp_path)]))
+    assert runs.provenance()["git"]["uncommitted"] == ""
+    (tmp_path / "__init__.py").write_bytes(b"caf\xe9\n")
+    assert len(runs.provenance()["git"]["uncommitted"]) == 12
+
+
+def test_every_text_file_has_an_encoding():
+    "In the library; ruff's PLW1514 sees most of the others."
+    assert [hole for path in sorted(Path(langsamp.__path__[0]).glob("*.py")) for hole in without_encoding(path)] == []
+
+
+def without_encoding(path: Path) -> list[str]:
+    "Calls that would read or write text in the encoding of the locale."
+    found = []
+    for call in (node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)):
+        name, words = ast.unparse(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords}
+        owner, _, end = name.rpartition(".")
+        mode = "".join([*map(ast.unparse, call.args[1:2]), words.get("mode", "")])
+        text = end in ("read_text", "write_text") or (name in ("open", "os.fdopen") and "b" not in mode)
+        text = text or (owner == "subprocess" and "text" in words)
+        if text and "encoding" not in words:
+            found.append(f"{path.name}:{call.lineno}: {ast.unparse(call)[:80]}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def western(tmp_path_factory) -> dict[str, str]:
+    "A shell with the locale ISO-8859-1; where it cannot be made, with one of ASCII."
+    name, folder = "en_US.ISO-8859-1", tmp_path_factory.mktemp("locales")
+    if shutil.which("localedef"):
+        subprocess.run(["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(folder / name)], capture_output=True)
+    shell = {"LOCPATH": str(folder), "LC_ALL": name} if (folder / name).exists() else {"LC_ALL": "C"}
+    return os.environ | shell | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_run_under_another_locale(corpus, unbroken, western, tmp_path):
+    "The same tokenizer, and the same weights, to the bit."
+    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="western"))
+    done = subprocess.run(tiny.command(params, tmp_path), env=western, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert tiny.fingerprint(tmp_path / "western") == tiny.fingerprint(unbroken)
+
+
+def test_names_in_another_locale(western):
+    "Any text can be printed; a folder that the locale cannot name is refused, with the mend."
+    code = """from langsamp.environment import show_any_text; from langsamp.strict import run_name_fits
+show_any_text(); print("\\u0431", run_name_fits("\\u0431"))"""
+    done = subprocess.run([sys.executable, "-c", code], env=western, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert done.stdout.count(rb"\u0431") == 2 and b"PYTHONUTF8=1" in done.stdout
