@@ -10,6 +10,7 @@ __all__ = ['MAPPINGS', 'content_hash', 'source_hash', 'shard_path', 'write_shard
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +26,7 @@ from filelock import FileLock
 
 from .core import UserError, damage, read_json, sealed_folder, sha256, write_json, writing
 from .corpus import Ledger, Source, clean_lines, refuse_bad
+from .encodable import lost_complaints
 from .tokenizer import Encoder
 from .workers import workers
 
@@ -49,16 +51,19 @@ class _Split:
     def __init__(self, folder: Path, split: str, encoder: Encoder, stack: ExitStack) -> None:
         self.tokens, self.ends = (stack.enter_context(open(folder / f"{split}.{w}", "wb")) for w in ("tokens", "ends"))
         self.encoder = encoder
-        self.facts = {"lines": 0, "tokens": 0, "unknown": 0, "characters": 0}
+        self.facts: dict[str, Any] = {"lines": 0, "tokens": 0, "unknown": 0, "characters": 0}
 
     def write(self, texts: list[str]) -> None:
         "Encode and append some lines."
-        ids_N, ends_T = self.encoder.flat(texts)
+        readable, lost = self.encoder.encodable(texts)
+        ids_N, ends_T = self.encoder.flat(readable)
         self.tokens.write(ids_N.data)
         self.ends.write((ends_T + np.uint64(self.facts["tokens"])).data)
         self.facts["lines"] += len(texts)
         self.facts["tokens"] += len(ids_N)
-        self.facts["unknown"] += int(np.count_nonzero(ids_N == self.encoder.facts["unk"]))
+        self.facts["unknown"] += self.encoder.unknown(ids_N) + lost.total()
+        if lost:
+            self.facts["lost"] = lost + Counter(self.facts.get("lost", {}))
         self.facts["characters"] += sum(map(len, texts))
 
 # %% ../nbs/library/06_blocks.ipynb #d4c7d9ea
@@ -281,7 +286,7 @@ def corpus_report(
     return {
         "language_scripts": len(ledgers),
         "scripts": len(scripts),
-        "complaints": list(complaints),
+        "complaints": [*complaints, *lost_complaints(ledgers)],
         "ledgers": ledgers,
     }
 

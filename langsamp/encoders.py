@@ -25,6 +25,7 @@ from .preparation import open_run
 from .pretraining import start_of, starting_model
 from .runs import same_origin
 from .starts import find_backbone
+from .tokenizer import load_tokenizer
 
 # %% ../nbs/library/14a_encoders.ipynb #aaa9315e
 def encoder_identity(
@@ -90,7 +91,7 @@ def _other(name: str, outputs: Path) -> tuple[str, Any, Any]:
     try:
         refuse_pickles(place)
         model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_SAFE)
-        return "other", model, AutoTokenizer.from_pretrained(place, **_SAFE)
+        return "other", model, load_tokenizer(place)
     except (OSError, ValueError) as error:
         why = str(error).partition("\n")[0]
         raise UserError(f"no run `{name}` under {outputs}, and no checkpoint of that name ({why})") from error

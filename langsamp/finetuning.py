@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .backbones import longest_block
 from .core import UserError
+from .encodable import tokenized
 from .examples import Examples
 from .probes import Window, by_length, padded, word_windows
 from .strict import Params, at_least, one_of
@@ -73,7 +74,7 @@ class _Reading:
         "What the model reads: a window a sentence, or a few where words do not fit."
         if self.words:
             return list(word_windows(texts, self.tokenizer, self.max_length))
-        ids = [self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"] for text in texts]
+        ids = tokenized(self.tokenizer, list(texts), truncation=True, max_length=self.max_length)
         return [Window(number, 0, row, [0]) for number, row in enumerate(ids)]
 
     def targets(self, window: Window, labels: Sequence[Any]) -> list[int]:

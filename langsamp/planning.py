@@ -145,6 +145,21 @@ def _peak_memory() -> float:
         return float(torch.cuda.max_memory_allocated())
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
+# %% ../nbs/library/13a_planning.ipynb #9de50c70
+def _data(
+    run: PretrainParams,  # Its sampling
+    corpus: Corpus,  # Its own, or a stand-in
+    stand_in: bool,  # Whether another corpus was asked for
+) -> Data:
+    "What a run would draw. A stand-in for a corpus that only `glot500` fits is drawn by temperature, and that is said."
+    try:
+        return data_of(run, corpus)
+    except UserError as error:
+        if not stand_in or run.sampling != "glot500":
+            raise
+        print(f"planned with sampling `temperature`: {error}", flush=True)
+        return data_of(replace(run, sampling="temperature"), corpus)
+
 # %% ../nbs/library/13a_planning.ipynb #0d467dc8
 def plan(
     p: PlanParams,  # A params file, what differs from it, and how many steps to measure
@@ -153,7 +168,7 @@ def plan(
     "What a run will cost. Its text is prepared, as the run would; nothing is trained for good."
     run = PretrainParams.of(read_yaml(_upward(Path(p.params))) | p.changes)
     corpus = prepare(run, Path(outputs))
-    model, data = starting_model(run, corpus, outputs), data_of(run, corpus)
+    model, data = starting_model(run, corpus, outputs), _data(run, corpus, "corpus" in p.changes)
     cost = counted(run, model, data, corpus) | measured(run, model, data, p.measured_steps)
     parts = run.batch_size / run.micro_batch_size * cost["seconds: micro-batch"] + cost["seconds: update"]
     validations = 1 + -(-run.steps // run.save_every)

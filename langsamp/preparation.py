@@ -26,6 +26,7 @@ from .blocks import Blocks, content_hash, corpus_report, source_hash, write_shar
 from .core import UserError, damage, manifest_of, read_json, sweep, write_json
 from .corpora import open_corpus, say, shortened
 from .corpus import Source
+from .encodable import lost_complaints
 from .packing import Rows, pack_shards
 from .params import CorpusParams, PretrainParams
 from .sampling import quotas, sampling_table
@@ -90,6 +91,17 @@ def _tidied(outputs: Path) -> Path:
         sweep(place)
     return home
 
+# %% ../nbs/library/12a_preparation.ipynb #fd96d1da
+def _lost(
+    report: Mapping[str, Any],  # From `corpus_report`
+    stop: bool,  # Whether a loss ends the run
+) -> list[str]:  # A complaint for each language-script that lost some
+    "The characters that a tokenizer without an unknown token left out."
+    lost = lost_complaints(report["ledgers"])
+    if lost and stop:
+        raise UserError(f"{lost[0]}; choose another tokenizer, or set on_bad_line to skip")
+    return lost
+
 # %% ../nbs/library/12a_preparation.ipynb #1290e15b
 def prepare(
     p: PretrainParams,  # Which text, tokenizer and blocks
@@ -111,7 +123,7 @@ def prepare(
         if p.packing == "sentences" and _swept(pack()):
             pack()
     report = corpus_report(shards, complaints)
-    say(without_text(report))
+    say(_lost(report, p.on_bad_line == "stop") + without_text(report))
     corpus = Corpus(tokenizer, shards, report | {"warnings": warnings_of(report)})
     return replace(corpus, report=corpus.report | {"sequences": sequence_report(p, corpus)})
 

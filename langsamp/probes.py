@@ -18,34 +18,48 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .backbones import longest_block
 from .core import UserError
-from .encoder import encode, up_to
+from .encodable import tokenized
+from .encoder import encode, padding_id, up_to
 from .examples import Examples
 from .tag_scores import score_of
+
+# %% ../nbs/library/15g_probes.ipynb #265cb0e8
+def _stand_in(tokenizer: Any) -> int:
+    "The piece of a word that has none."
+    roles = (tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id)
+    return next((i for i in roles if i is not None), 0)
 
 # %% ../nbs/library/15g_probes.ipynb #b30bb073
 def _pieces(
     sentences: Sequence[Sequence[str]],  # Words
-    tokenizer: Any,  # Any that has an unknown piece
+    tokenizer: Any,  # Of any kind
     most: int,  # Pieces of a word; a longer one is cut
-) -> dict[str, list[int]]:  # At least one piece a word
-    "The pieces of every different word."
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:  # At the beginning of a sentence, and after a blank
+    "The pieces of every different word, at least one for each."
     words = list(dict.fromkeys(word for words in sentences for word in words))
-    options = {"add_special_tokens": False, "truncation": True, "max_length": most}
-    ids = tokenizer(words, **options)["input_ids"] if words else []
-    return {word: found or [tokenizer.unk_token_id] for word, found in zip(words, ids)}
+    alone = later = tokenized(tokenizer, words, add_special_tokens=False)
+    special = {*tokenizer.all_special_ids}
+    probe, once = next(((w, ids) for w, ids in zip(words, alone) if ids and special.isdisjoint(ids)), ("", []))
+    if once and tokenized(tokenizer, [f"{probe} {probe}"], add_special_tokens=False) != [once + once]:
+        behind = tokenized(tokenizer, [f"{probe} {word}" for word in words], add_special_tokens=False)
+        later = [ids[len(once) :] if ids[: len(once)] == once else own for ids, own in zip(behind, alone)]
+    first, after = [{w: ids[:most] or [_stand_in(tokenizer)] for w, ids in zip(words, cut)} for cut in (alone, later)]
+    return first, after
 
 # %% ../nbs/library/15g_probes.ipynb #90837263
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     "The special pieces before and after every text."
-    framed = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = framed["input_ids"], framed["special_tokens_mask"]
-    first = special.index(0)
-    return ids[:first], ids[first + special.count(0) :]
+    tokenizer("")  # Forgets how an earlier text was to be padded and cut
+    framed = tokenizer.backend_tokenizer.post_process(Tokenizer(WordLevel({"any": 0}, unk_token="any")).encode("any"))
+    first = framed.special_tokens_mask.index(0)
+    return framed.ids[:first], framed.ids[first + 1 :]
 
 # %% ../nbs/library/15g_probes.ipynb #b99b8701
 @dataclass(frozen=True, slots=True)
@@ -70,15 +84,16 @@ def word_windows(
         raise UserError(
             f"max_length {max_length} leaves no room for a word beside {len(before + after)} special pieces"
         )
-    pieces = _pieces(sentences, tokenizer, room)
+    first, later = _pieces(sentences, tokenizer, room)
     for number, words in enumerate(sentences):
         ids, firsts, start = list(before), [], 0
         for place, word in enumerate(words):
-            if firsts and len(ids) + len(pieces[word]) + len(after) > max_length:
+            pieces = later[word] if place else first[word]
+            if firsts and len(ids) + len(pieces) + len(after) > max_length:
                 yield Window(number, start, ids + after, firsts)
                 ids, firsts, start = list(before), [], place
             firsts.append(len(ids))
-            ids += pieces[word]
+            ids += pieces
         if firsts:
             yield Window(number, start, ids + after, firsts)
 
@@ -86,11 +101,11 @@ def word_windows(
 def padded(
     ids: Sequence[list[int]],  # Of any lengths
     model: Any,  # Where the batch shall be
-    tokenizer: Any,  # Has a padding piece
+    tokenizer: Any,  # With a padding piece or without
 ) -> dict[str, Tensor]:  # `input_ids` and `attention_mask`, both [B, L]
     "What an encoder is called with."
     rows = [torch.tensor(row) for row in ids]
-    ids_BL = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    ids_BL = pad_sequence(rows, batch_first=True, padding_value=padding_id(model, tokenizer))
     mask_BL = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return {"input_ids": ids_BL.to(model.device), "attention_mask": mask_BL.to(model.device)}
 

@@ -17,19 +17,31 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .core import UserError
-from .pieces import extended, old_ids, pieces_of, read_tokenizer, save_tokenizer, special_tokens
+from langsamp.pieces import (
+    extended,
+    old_ids,
+    pieces_of,
+    read_tokenizer,
+    save_tokenizer,
+    size_of,
+    special_tokens,
+    token_ids,
+)
 
 # %% ../nbs/library/08b_rows.ipynb #661ce24c
 def parts_of(
-    piece: str,  # With its `▁` or `##`
+    piece: str,  # With its `▁` or `##`; or an added token
     old: Tokenizer,  # The tokenizer of the old rows
     unk: int | None,  # Its `<unk>`
 ) -> list[int | str]:  # Old ids, and characters that have none
     "A piece as the old tokenizer would have cut it."
     found: list[int | str] = []
-    for token in old.model.tokenize(piece.removeprefix("##")):
-        found.extend(token.value if token.id == unk else [token.id])
-    return found
+    try:
+        for token in old.model.tokenize(piece.removeprefix("##")):
+            found.extend(token.value if token.id == unk else [token.id])
+    except Exception:  # Without an unknown token, the library has nothing else to say
+        found = [c if (i := old.token_to_id(c)) is None else i for c in piece]
+    return found or list(piece)
 
 # %% ../nbs/library/08b_rows.ipynb #cadc62f5
 def mean_rows(
@@ -94,19 +106,19 @@ class Move:
 
     def __init__(self, base: Path, tokenizer: Path) -> None:
         roles, named = special_tokens(base), special_tokens(tokenizer)
-        old, new = [read_tokenizer(folder) for folder in (base, tokenizer)]
+        self.base, self.content = [read_tokenizer(folder) for folder in (base, tokenizer)]
         same = {token: roles[role] for role, token in named.items() if role in roles}
         self.fast = Tokenizer.from_file(str(base / "tokenizer.json"))
         self.unk = self.fast.token_to_id(roles.get("unk_token", ""))
-        self.old, self.pieces = pieces_of(old), pieces_of(new)
-        self.stood_V = torch.from_numpy(old_ids(new, old, same))
-        ids = {piece: i for i, (piece, _) in enumerate(self.pieces)}
-        self.specials = {f"{role}_id": ids[token] for role, token in named.items()}
+        self.old, self.pieces = pieces_of(self.base), pieces_of(self.content)
+        self.stood_V = torch.from_numpy(old_ids(self.content, self.base, same))
+        ids = token_ids(self.content)
+        self.specials = {f"{role}_id": ids[token] for role, token in named.items() if token in ids}
 
     @property
-    def new(self) -> list[tuple[str, float]]:
-        "Pieces that have no row yet."
-        return [piece for piece, old in zip(self.pieces, self.stood_V) if old < 0]
+    def new(self) -> dict[int, tuple[str, float]]:
+        "Pieces that have no row yet, by id."
+        return {i: piece for i, piece in self.pieces.items() if self.stood_V[i] < 0}
 
 # %% ../nbs/library/08b_rows.ipynb #f28583d9
 def adapted(
@@ -116,19 +128,19 @@ def adapted(
     new_rows: str = "mean",  # Or `random`
     seed: int = 0,  # Of what is drawn
 ) -> PreTrainedModel:
-    "The model with the new tokenizer's rows: old pieces keep theirs bit for bit."
+    "The model with the new tokenizer's rows: old pieces keep theirs bit for bit, rows beyond the old tokenizer go."
     move, rows = Move(base, tokenizer), {}
-    parts = [parts_of(piece, move.fast, move.unk) for piece, _ in move.new]
+    size, parts = size_of(move.base), [parts_of(piece, move.fast, move.unk) for piece, _ in move.new.values()]
     for address, tensor in vocabulary_tensors(mlm).items():
-        if len(tensor) < len(move.old):
-            raise UserError(f"the model has {len(tensor)} rows, its tokenizer {base.name} {len(move.old)} pieces")
-        old_VH = tensor.float().reshape(len(tensor), -1)
+        if len(tensor) < size:
+            raise UserError(f"the model has {len(tensor)} rows, its tokenizer {base.name} ids up to {size - 1}")
+        old_VH = tensor.float().reshape(len(tensor), -1)[:size]
         if new_rows == "mean":
             made = mean_rows(old_VH, parts, seed)
         else:
             made = random_rows(old_VH, len(parts), mlm.config.initializer_range, seed)
         new_VH = old_VH[move.stood_V.clamp(min=0)]
-        new_VH[move.stood_V < 0] = made
+        new_VH[list(move.new)] = made
         rows[address] = new_VH.to(tensor.dtype).reshape(-1, *tensor.shape[1:])
     return with_rows(mlm, rows, move.specials)
 
@@ -142,11 +154,14 @@ def restored(
 ) -> PreTrainedModel:
     "The trained model with the full vocabulary, and the new pieces behind it."
     move, rows = Move(base, tokenizer), {}
-    save_tokenizer(extended(read_tokenizer(base), move.new), base, folder)
-    old_V, theirs = move.stood_V >= 0, vocabulary_tensors(full).values()
-    for (address, trained), untrained in zip(vocabulary_tensors(mlm).items(), theirs):
-        rows[address] = torch.cat([untrained[: len(move.old)].to(trained.dtype), trained[~old_V]])
-        rows[address][move.stood_V[old_V]] = trained[old_V]
-    whole = with_rows(mlm, rows, Move(base, folder).specials)
+    tokens = {token["content"]: token for token in move.content["added_tokens"]}
+    new = [piece for piece in move.new.values() if piece[0] not in tokens]
+    added = [tokens[piece] for piece, _ in move.new.values() if piece in tokens]
+    save_tokenizer(extended(read_tokenizer(base), new, added), base, folder)
+    first, then = Move(base, folder).stood_V, Move(tokenizer, folder)
+    for (address, trained), untrained in zip(vocabulary_tensors(mlm).items(), vocabulary_tensors(full).values()):
+        rows[address] = untrained[first.clamp(min=0)].to(trained.dtype)
+        rows[address][then.stood_V >= 0] = trained[then.stood_V[then.stood_V >= 0]]
+    whole = with_rows(mlm, rows, then.specials)
     whole.save_pretrained(folder)
     return whole

@@ -25,7 +25,7 @@ from .params import StartParams
 from .pieces import pieces_of, read_tokenizer, save_tokenizer
 from .rows import Move, adapted
 from .tokenizer import pretrained_tokenizer
-from .vocabulary import by_script, coverage, fit_vocabulary
+from .vocabulary import COUNTS, by_script, coverage, fit_vocabulary
 
 # %% ../nbs/library/08b_starts.ipynb #fc319516
 def find_backbone(
@@ -117,14 +117,24 @@ def make_start(
 # %% ../nbs/library/08b_starts.ipynb #57fb5d93
 def start_table(
     folder: Path,  # A start
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # Without rows where the start was made without text
     "By script, before and after: the share of `<unk>`, and tokens per character."
     found = read_json(folder / "start.json")["coverage"]
-    before, after = [by_script(pd.DataFrame.from_dict(found[w], orient="index")) for w in ("before", "after")]
+    measured = [pd.DataFrame.from_dict(found[w], orient="index", columns=COUNTS) for w in ("before", "after")]
+    before, after = [by_script(table) for table in measured]
     table = before[["language-scripts", "characters"]].copy()
     for name in ("<unk> %", "tokens per character"):
         table[f"{name} before"], table[f"{name} after"] = before[name], after[name].reindex(before.index)
     return table
+
+# %% ../nbs/library/08b_starts.ipynb #546cc55e
+def _nothing_measured() -> Any:
+    "The chart of a start that was made without text."
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(6, 1))
+    figure.text(0.5, 0.5, "no corpus was given, so nothing was measured", ha="center", va="center")
+    return figure
 
 # %% ../nbs/library/08b_starts.ipynb #a5fd9a46
 def start_chart(
@@ -134,6 +144,8 @@ def start_chart(
     "Both measures of each script as bars, before and after."
     import seaborn as sns
 
+    if table.empty:
+        return _nothing_measured()
     change = (table["<unk> % before"] - table["<unk> % after"]).sort_values(ascending=False, kind="stable")
     shown = table.loc[change.index[:most]]
     long = pd.concat(

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'sampling_rates', 'smoothed_sample', 'alphabet', 'train_tokenizer', 'settled', 'trained_tokenizer',
-           'pretrained_tokenizer', 'Encoder']
+           'load_tokenizer', 'pretrained_tokenizer', 'Encoder']
 
 # %% ../nbs/library/05_tokenizer.ipynb #79430d73
 import hashlib
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from .core import UserError, manifest_of, sealed_folder, sha256
 from .corpus import Ledger, Source, clean_lines, uniform
+from .encodable import encodable, encodes, says_unknown
 
 # %% ../nbs/library/05_tokenizer.ipynb #2486d5ad
 def sampling_rates(
@@ -109,6 +112,16 @@ def settled(
     ranked.sort(key=lambda entry: (-entry[1], entry[0]))
     return models.Unigram([tuple(entry) for entry in pieces[:specials]] + ranked, unk_id=specials - 1)
 
+# %% ../nbs/library/05_tokenizer.ipynb #1b07a10a
+def _check_room(vocabulary_size: int, characters: Sequence[str]) -> None:
+    "Refuse a vocabulary that has no room for every character and one longer piece."
+    needed = len({*characters, "▁"}) + len(SPECIALS) + 2
+    if vocabulary_size < needed:
+        raise UserError(
+            f"vocabulary_size {vocabulary_size} is too small: the text has {len(characters):,} different characters, "
+            f"and each needs a piece beside {len(SPECIALS) + 1} special tokens; set it to {needed} or more"
+        )
+
 # %% ../nbs/library/05_tokenizer.ipynb #e3e461b0
 def trained_tokenizer(
     sources: Mapping[str, Iterable[Source]],  # Files by language-script
@@ -122,24 +135,38 @@ def trained_tokenizer(
         return folder
     from transformers import PreTrainedTokenizerFast
 
-    fast = train_tokenizer(smoothed_sample(sources), vocabulary_size, alphabet(sources))
+    _check_room(vocabulary_size, characters := alphabet(sources))
+    fast = train_tokenizer(smoothed_sample(sources), vocabulary_size, characters)
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
     whole = PreTrainedTokenizerFast(tokenizer_object=fast, **{f"{k}_token": v for k, v in names.items()})
     with sealed_folder(folder, **_facts(whole)) as part:
         whole.save_pretrained(part)
     return folder
 
+# %% ../nbs/library/05_tokenizer.ipynb #04756fa3
+def _unknown(tokenizer: Any) -> int | None:
+    "The id of the unknown token, whether transformers or only the model knows it; `None` where there is none."
+    if tokenizer.unk_token_id is not None:
+        return tokenizer.unk_token_id
+    fast = tokenizer.backend_tokenizer
+    if isinstance(fast.model, models.Unigram):
+        return json.loads(fast.to_str())["model"].get("unk_id")
+    return fast.token_to_id(fast.model.unk_token or "")
+
 # %% ../nbs/library/05_tokenizer.ipynb #bdb63ee8
 def _facts(tokenizer: Any) -> dict[str, Any]:
     "The numbers that masking and packing need, so that they need not load transformers."
     if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path} has no mask or pad token; masked-LM training needs both")
+    ids = set(tokenizer.get_vocab().values())
+    size, unk = max(ids) + 1, _unknown(tokenizer)
+    holes, own = set(range(size)) - ids, [] if unk is None else [unk]
     return {
-        "vocabulary_size": len(tokenizer),
+        "vocabulary_size": size,
         "mask": tokenizer.mask_token_id,
         "pad": tokenizer.pad_token_id,
-        "unk": tokenizer.unk_token_id,
-        "specials": sorted(set(tokenizer.all_special_ids)),
+        "unk": unk,
+        "specials": sorted({*tokenizer.all_special_ids, *holes, *own}),
     }
 
 # %% ../nbs/library/05_tokenizer.ipynb #488da13d
@@ -152,6 +179,38 @@ def _source(
     )
     return hashlib.sha256(json.dumps([(f.name, sha256(f)) for f in files]).encode()).hexdigest() if files else ""
 
+# %% ../nbs/library/05_tokenizer.ipynb #68dd2fe9
+def _no_tokenizer(
+    name: str,  # As it was asked for
+    why: str,  # What transformers said
+) -> str:
+    "What is wrong with a tokenizer that could not be loaded, and the mend."
+    files = [path.name for path in sorted(Path(name).glob("*.model"))]
+    if (files and not (Path(name) / "tokenizer.json").exists()) or "tiktoken" in why:
+        return (
+            f"the tokenizer of `{name}` is there as {', '.join(files) or 'a .model file'} only, and to read that takes "
+            "sentencepiece; pip install sentencepiece protobuf, or where it is installed write tokenizer.json with "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    return f"no tokenizer at `{name}`: give a Hugging Face name or a folder, or make a start of that name ({why})"
+
+# %% ../nbs/library/05_tokenizer.ipynb #b9669452
+def load_tokenizer(
+    name: str,  # A Hugging Face name, or a folder
+) -> Any:  # As `AutoTokenizer` gives it
+    "A fast tokenizer. One that cannot be had, has no fast form or no vocabulary is a `UserError`."
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_no_tokenizer(name, str(error))) from None
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer `{name}` has no fast (tokenizer.json) form; convert it with transformers first")
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise UserError(_no_tokenizer(name, "no file with a vocabulary"))
+    return tokenizer
+
 # %% ../nbs/library/05_tokenizer.ipynb #6eecbea3
 def pretrained_tokenizer(
     name: str,  # A Hugging Face name, or a folder
@@ -162,14 +221,7 @@ def pretrained_tokenizer(
     for folder in home.glob(f"{Path(name).name}-*") if source else ():
         if (manifest_of(folder) or {}).get("source") == source:
             return folder
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer at `{name}`: give a Hugging Face name or a folder ({error})") from None
-    if not tokenizer.is_fast:
-        raise UserError(f"tokenizer `{name}` has no fast (tokenizer.json) form; convert it with transformers first")
+    tokenizer = load_tokenizer(name)
     content = tokenizer.backend_tokenizer.to_str().encode()
     folder = home / f"{Path(name).name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not manifest_of(folder):
@@ -187,19 +239,24 @@ def _plain(folder: Path) -> Tokenizer:
     return fast
 
 # %% ../nbs/library/05_tokenizer.ipynb #16afcd14
-def _unsmuggled(encoder: Any, encodings: Sequence[Any]) -> np.ndarray:
-    "The ids of all texts in a row, special tokens only where the tokenizer set them."
+def _unsmuggled(encoder: Any, encodings: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    "The ids of all texts in a row, special tokens only where the tokenizer set them; and how many each text has."
     ids = [encoding.ids for encoding in encodings]
-    ids_N = np.fromiter(chain.from_iterable(ids), "<u4", sum(map(len, ids)))
+    lengths_T = np.fromiter(map(len, ids), np.int64, len(ids))
+    ids_N = np.fromiter(chain.from_iterable(ids), "<u4", lengths_T.sum())
     special_N = encoder.special[ids_N]
-    if special_N.sum() > len(encodings) * encoder.fast.num_special_tokens_to_add(is_pair=False):
-        framed_N = np.fromiter(chain.from_iterable(e.special_tokens_mask for e in encodings), bool, len(ids_N))
-        ids_N[special_N & ~framed_N] = encoder.facts["unk"]
-    return ids_N
+    if special_N.sum() <= len(encodings) * encoder.fast.num_special_tokens_to_add(is_pair=False):
+        return ids_N, lengths_T
+    framed_N = np.fromiter(chain.from_iterable(e.special_tokens_mask for e in encodings), bool, len(ids_N))
+    smuggled_N = special_N & ~framed_N
+    if encoder.facts["unk"] is not None:
+        return np.where(smuggled_N, encoder.facts["unk"], ids_N).astype("<u4"), lengths_T
+    texts_N = np.repeat(np.arange(len(ids)), lengths_T)
+    return ids_N[~smuggled_N], lengths_T - np.bincount(texts_N[smuggled_N], minlength=len(ids))
 
-# %% ../nbs/library/05_tokenizer.ipynb #e4745f25
-class Encoder:
-    "A tokenizer folder for corpora: special tokens that are written in the text become `<unk>`."
+# %% ../nbs/library/05_tokenizer.ipynb #39c9dcb3
+class _Loaded:
+    "A tokenizer folder, opened for text of which nothing is special."
 
     def __init__(self, folder: Path | str) -> None:
         self.facts = manifest_of(folder) or {}
@@ -208,11 +265,27 @@ class Encoder:
         self.special = np.zeros(self.facts["vocabulary_size"], bool)
         self.special[[number for number in self.facts["specials"] if number != self.facts["unk"]]] = True
         self.fast = _plain(Path(folder))
+        self.says_unknown, self.known = says_unknown(self.fast), cache(partial(encodes, self.fast))
+
+    def encodable(self, texts: list[str]) -> tuple[list[str], Counter[str]]:
+        "The texts, and the characters that are lost because they have no token and the tokenizer no unknown one."
+        if self.says_unknown:
+            return texts, Counter()
+        pairs = [encodable(self.fast, text, self.known) for text in texts]
+        return [text for text, _ in pairs], sum((lost for _, lost in pairs), Counter())
+
+# %% ../nbs/library/05_tokenizer.ipynb #e4745f25
+class Encoder(_Loaded):
+    "A tokenizer folder for corpora: special tokens that are written in the text become `<unk>`, or go without one."
+
+    def unknown(self, ids_N: np.ndarray) -> int:
+        "How many ids stand for unknown text."
+        return 0 if self.facts["unk"] is None else int(np.count_nonzero(ids_N == self.facts["unk"]))
 
     def flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         "All ids in a row [N], uint32, with the tokenizer's own `<s>` and `</s>`; where each text ends [T], uint64."
-        encodings = self.fast.encode_batch_fast(texts)
-        return _unsmuggled(self, encodings), np.cumsum([len(one) for one in encodings], dtype="<u8")
+        ids_N, lengths_T = _unsmuggled(self, self.fast.encode_batch_fast(texts))
+        return ids_N, np.cumsum(lengths_T, dtype="<u8")
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
         "The ids of each text."

@@ -1,0 +1,471 @@
+"Other people's tokenizers: holes in the ids, plain added tokens, no unknown or padding token, blanks in tokens."
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+)
+
+from langsamp.benchmarks import tagged_sentences
+from langsamp.core import UserError, manifest_of
+from langsamp.corpus import find_sources
+from langsamp.encoder import encode
+from langsamp.encoders import open_encoder
+from langsamp.examples import Examples
+from langsamp.finetuning import FineTuning, fine_tune
+from langsamp.params import PlanParams, PretrainParams, StartParams
+from langsamp.pieces import old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer, token_ids
+from langsamp.planning import plan
+from langsamp.preparation import prepare
+from langsamp.pretraining import pretrain
+from langsamp.probes import frozen, word_vectors, word_windows
+from langsamp.rows import adapted, restored
+from langsamp.starts import make_start, start_chart, start_table
+from langsamp.strict import read_yaml
+from langsamp.tokenizer import Encoder, pretrained_tokenizer, trained_tokenizer
+from langsamp.vocabulary import coverage, fit_vocabulary, trained_pieces
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
+LATIN = tiny.sentences("eng_Latn", 150)
+ROLES = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+
+
+@pytest.fixture(scope="module")
+def latin(tmp_path_factory) -> Path:
+    "A corpus folder of Latin letters alone."
+    folder = tmp_path_factory.mktemp("latin")
+    tiny.write(folder / "train/eng_Latn.txt", "\n".join(LATIN) + "\n")
+    tiny.write(folder / "validation/eng_Latn.txt", "\n".join(tiny.sentences("eng_Latn", 20, seed=3)) + "\n")
+    return folder
+
+
+AB = "".join(f"{n:04b} {n:06b}\n" for n in range(80)).replace("0", "a").replace("1", "b")  # Different lines
+
+
+def save(fast: Tokenizer, folder: Path, without: tuple[str, ...] = (), model=None) -> Path:
+    "A tokenizer folder of transformers that names all roles but some; and perhaps a checkpoint beside it."
+    names = {f"{role}_token": token for role, token in ROLES.items() if role not in without}
+    PreTrainedTokenizerFast(tokenizer_object=fast, **names).save_pretrained(folder)
+    if model is not None:
+        model.save_pretrained(folder)
+    return folder
+
+
+def xlm_r(rows: int, positions: int = 66, **more) -> AutoModelForMaskedLM:
+    "A tiny model with random weights and biases."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = XLMRobertaConfig(**SIZES, vocab_size=rows, pad_token_id=1, max_position_embeddings=positions, **more)
+        mlm = AutoModelForMaskedLM.from_config(config)
+        mlm.get_output_embeddings().bias.data.normal_()
+    return mlm.eval()
+
+
+def unigram(characters: str, unk: int | None, more: tuple[str, ...] = ()) -> Tokenizer:
+    "A Unigram tokenizer with XLM-R's special tokens that knows some characters, in words and at their beginning."
+    pieces = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    pieces += [("▁", -2.0), *((c, -3.0 - i / 9) for i, c in enumerate(characters)), *((p, -4.0) for p in more)]
+    fast = Tokenizer(models.Unigram(pieces, unk_id=unk))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    fast.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    frame = {"single": "<s> $A </s>", "special_tokens": [("<s>", 0), ("</s>", 2)]}
+    fast.post_processor = processors.TemplateProcessing(**frame)
+    return fast
+
+
+def byte_level(texts: list[str], size: int = 400, unk: bool = False, whole: bool = True) -> Tokenizer:
+    "A byte-level BPE as RoBERTa has it, without an unknown token unless asked for."
+    fast = Tokenizer(models.BPE(unk_token="<unk>" if unk else None))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if whole else []
+    specials = ["<s>", "<pad>", "</s>", *(["<unk>"] if unk else []), "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    fast.train_from_iterator(texts, trainer)
+    fast.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return fast
+
+
+# Holes in the ids
+
+
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory) -> Path:
+    "A BERT whose vocab.txt has a line twice, so that one id belongs to nobody."
+    folder, letters = tmp_path_factory.mktemp("bert") / "bert", tiny.ALPHABETS["eng_Latn"]
+    lines = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "zz", *letters, "zz", *(f"##{c}" for c in letters), "##ab"]
+    tiny.write(folder / "vocab.txt", "\n".join(lines) + "\n")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = BertConfig(**SIZES, vocab_size=len(lines), max_position_embeddings=64)
+        AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_line_twice_is_a_hole(holed, tmp_path):
+    tokenizer = pretrained_tokenizer(str(holed), tmp_path)
+    facts, lines = manifest_of(tokenizer), (holed / "vocab.txt").read_text().splitlines()
+    assert facts["vocabulary_size"] == len(lines), "the number of tokens, not the highest id + 1"
+    pieces = pieces_of(read_tokenizer(tokenizer))
+    assert {i: piece for i, (piece, _) in pieces.items()} == {i: p for i, p in enumerate(lines) if i != 5}
+    assert 5 in facts["specials"], "masking may put a token where none is"
+
+
+def test_pruning_beside_a_hole_moves_no_row(holed, latin, tmp_path):
+    tokenizer, sources = pretrained_tokenizer(str(holed), tmp_path), find_sources(latin)[0]
+    fitted = fit_vocabulary(sources, tokenizer, least_count=1)
+    save_tokenizer(fitted.content, tokenizer, tmp_path / "pruned")
+    mlm = AutoModelForMaskedLM.from_pretrained(holed)
+    small = adapted(mlm, tokenizer, tmp_path / "pruned").get_input_embeddings().weight
+    old, new = token_ids(read_tokenizer(tokenizer)), token_ids(fitted.content)
+    assert len(new) == len(small) < len(old) and "zz" not in new
+    assert all(torch.equal(small[i], mlm.get_input_embeddings().weight[old[piece]]) for piece, i in new.items())
+    before, after = [AutoTokenizer.from_pretrained(folder) for folder in (holed, tmp_path / "pruned")]
+    assert all(before.tokenize(line) == after.tokenize(line) for line in LATIN)
+    restored(adapted(mlm, tokenizer, tmp_path / "pruned"), tmp_path / "pruned", mlm, tokenizer, tmp_path / "whole")
+    whole = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole").get_input_embeddings().weight
+    assert all(torch.equal(whole[i], mlm.get_input_embeddings().weight[i]) for i in old.values())
+
+
+def test_a_start_and_a_run_of_a_tokenizer_with_a_hole(holed, latin, tmp_path):
+    p = StartParams(name="a", backbone=str(holed), corpus=str(latin), languages=[], new_pieces=0, least_count=0)
+    start = make_start(p, tmp_path)
+    rows = [AutoModelForMaskedLM.from_pretrained(f).get_input_embeddings().weight for f in (holed, start)]
+    assert torch.equal(*rows), "nothing was changed, and yet rows are others"
+    changes = {"run_name": "run", "backbone": str(holed), "steps": 2, "save_every": 2, "warmup_steps": 0}
+    result = pretrain(tiny.params_of(latin, **changes, size="", vocabulary_size=100), tmp_path)
+    assert np.isfinite(result["validation_loss"] if "validation_loss" in result else 0)
+    trained = AutoModel.from_pretrained(tmp_path / "run/backbone").get_input_embeddings().weight
+    assert len(trained) == len(rows[0])
+
+
+def test_of_two_equal_pieces_the_later_one_counts():
+    "As in the library: the first has an id that nothing leads to."
+    content = {"model": {"type": "Unigram", "vocab": [["<unk>", 0], ["a", -1], ["b", -2], ["a", -3]], "unk_id": 0}}
+    content |= {"added_tokens": [], "post_processor": None}
+    assert Tokenizer(models.Unigram([tuple(e) for e in content["model"]["vocab"]], unk_id=0)).encode("a").ids == [3]
+    assert pieces_of(content) == {0: ("<unk>", 0), 2: ("b", -2), 3: ("a", -3)}
+    assert old_ids(pruned(content, np.array([0, 2, 3])), content).tolist() == [0, 2, 3]
+
+
+# Added tokens
+
+
+@pytest.fixture(scope="module")
+def added(latin, tmp_path_factory) -> Path:
+    "An untied XLM-R in bf16 with more rows than its tokenizer has ids, and with added tokens that are not special."
+    folder, (code, files) = tmp_path_factory.mktemp("added"), *find_sources(latin)[0].items()
+    base = trained_tokenizer({code: files}, "latin", folder / "home", 200)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens([AddedToken("abc"), AddedToken("ghost words"), AddedToken("ａｂｄ", normalized=False)])
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<task>"]})
+    tokenizer.save_pretrained(folder / "xlm-r")
+    xlm_r(len(tokenizer) + 13, tie_word_embeddings=False).bfloat16().save_pretrained(folder / "xlm-r")
+    return folder / "xlm-r"
+
+
+TEXTS = [*LATIN[:40], "xabcy abc ab cab", "the ghost words abc", "ａｂｄ", "abd ａ ａｂｄ a", "abc<task>abc"]
+
+
+def same_cuts(one: Path, other: Path, texts: list[str]) -> None:
+    "Both tokenizers cut the texts into the same tokens."
+    first, second = [AutoTokenizer.from_pretrained(folder) for folder in (one, other)]
+    for text in texts:
+        ids = [tokenizer(text)["input_ids"] for tokenizer in (first, second)]
+        tokens = [t.convert_ids_to_tokens(i) for t, i in zip((first, second), ids)]
+        assert tokens[0] == tokens[1], text
+
+
+@pytest.mark.parametrize("least_count", [0, 1, 5])
+@pytest.mark.parametrize("new_pieces", [0, 150])
+def test_added_tokens_are_kept_and_cut_as_before(new_pieces, least_count, added, corpus, tmp_path):
+    p = StartParams("a", str(added), corpus=str(corpus), languages=[], new_pieces=new_pieces, least_count=least_count)
+    start = make_start(p, tmp_path)
+    tokenizer, full = AutoTokenizer.from_pretrained(start), AutoTokenizer.from_pretrained(added)
+    wanted = {"abc", "ghost words", "ａｂｄ", "<task>", "<mask>"}
+    assert wanted <= set(tokenizer.get_added_vocab()) and full.all_special_tokens == tokenizer.all_special_tokens
+    if least_count < 5:
+        same_cuts(added, start, TEXTS if new_pieces == 0 else TEXTS[:-1])
+    mlm, small = [AutoModelForMaskedLM.from_pretrained(folder) for folder in (added, start)]
+    assert small.config.vocab_size == max(tokenizer.get_vocab().values()) + 1
+    shared = full.get_vocab().keys() & tokenizer.get_vocab().keys()
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        old, new = [getattr(m, part)().weight.float() for m in (mlm, small)]
+        assert all(torch.equal(old[full.get_vocab()[t]], new[tokenizer.get_vocab()[t]]) for t in shared), part
+
+
+def test_a_run_of_a_start_with_added_tokens_goes_back_to_the_full_vocabulary(added, corpus, tmp_path):
+    "Pruned and extended, trained, exported, and taken back: text is cut alike everywhere."
+    p = StartParams("a", str(added), corpus=str(corpus), languages=[], new_pieces=150, least_count=1)
+    start = make_start(p, tmp_path)
+    changes = {"backbone": "a", "steps": 2, "save_every": 2, "warmup_steps": 0, "size": "", "run_name": "run"}
+    pretrain(tiny.params_of(corpus, **changes, precision="bf16"), tmp_path)
+    same_cuts(start, tmp_path / "run/backbone", [*TEXTS, *tiny.sentences("rus_Cyrl", 9)])
+    trained = AutoModelForMaskedLM.from_pretrained(start).bfloat16()
+    full = AutoModelForMaskedLM.from_pretrained(added)
+    restored(trained, start, full, pretrained_tokenizer(str(added), tmp_path / "home"), tmp_path / "whole")
+    same_cuts(added, tmp_path / "whole", TEXTS[:-1])
+    same_cuts(start, tmp_path / "whole", tiny.sentences("rus_Cyrl", 9))
+    tokenizer, whole = [AutoTokenizer.from_pretrained(f) for f in (start, tmp_path / "whole")]
+    rows = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole").get_output_embeddings().weight
+    ours, back = trained.get_output_embeddings().weight, whole.get_vocab()
+    assert all(torch.equal(ours[i].float(), rows[back[token]].float()) for token, i in tokenizer.get_vocab().items())
+
+
+def test_what_another_tokenizer_added_gets_rows_and_stays_added(added, latin, tmp_path):
+    "A tokenizer from elsewhere with an added token that the backbone does not know; and the way back."
+    other = AutoTokenizer.from_pretrained(added)
+    other.add_tokens(["def ghi"])
+    other.save_pretrained(tmp_path / "other")
+    p = StartParams("a", str(added), str(tmp_path / "other"), corpus=str(latin), languages=[], new_pieces=0)
+    start = make_start(p, tmp_path)
+    same_cuts(tmp_path / "other", start, [*TEXTS, "def ghi abc"])
+    models_of = [AutoModelForMaskedLM.from_pretrained(folder) for folder in (start, added)]
+    restored(models_of[0], start, models_of[1], pretrained_tokenizer(str(added), tmp_path / "h"), tmp_path / "whole")
+    same_cuts(tmp_path / "other", tmp_path / "whole", [*TEXTS, "def ghi abc"])
+
+
+# No unknown token
+
+
+def test_characters_without_a_token_are_left_out_counted_and_named(tmp_path):
+    "In a corpus, for Unigram without `unk_id`, which fails on them, and for BPE, which is silent."
+    tiny.write(tmp_path / "text/train/eng_Latn.txt", "ab Ωab\nΩb ☃\n" + AB)
+    tiny.write(tmp_path / "text/validation/eng_Latn.txt", AB.replace(" ", " bb "))
+    for kind, fast in [("u", unigram("ab", None)), ("b", byte_level(["ab ba"] * 9, whole=False))]:
+        save(fast, tmp_path / kind, without=("unk",), model=xlm_r(400))
+        p = tiny.params_of(tmp_path / "text", tokenizer=str(tmp_path / kind))
+        found = prepare(p, tmp_path / "out")
+        (ledger,), (complaint, *more) = found.report["ledgers"], found.report["complaints"]
+        assert ledger["splits"]["train"]["unknown"] == 3 and ledger["dropped"] == {} and not more
+        assert "eng_Latn: 3 characters" in complaint and "`Ω` (U+03A9, 2 times)" in complaint and "U+2603" in complaint
+        with pytest.raises(UserError, match=r"U\+03A9.*choose another tokenizer"):
+            prepare(
+                tiny.params_of(tmp_path / "text", tokenizer=str(tmp_path / kind), on_bad_line="stop"), tmp_path / "out"
+            )
+        measured = coverage(find_sources(tmp_path / "text")[0], found.tokenizer)
+        assert measured.missing["eng_Latn"] == {"Ω": 2, "☃": 1} and measured.table.loc["eng_Latn", "unknown"] == 3
+
+
+def test_unknown_only_to_the_model_is_known_to_us(latin, tmp_path):
+    "Transformers was not told of the unknown token, the model has one."
+    save(unigram("abc", 3), tmp_path / "t", without=("unk",))
+    folder = pretrained_tokenizer(str(tmp_path / "t"), tmp_path)
+    assert manifest_of(folder)["unk"] == 3 and 3 in manifest_of(folder)["specials"]
+    assert coverage(find_sources(latin)[0], folder).table["unknown"].sum() > 100
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
+    "Start, run, export and both ways to tag; all characters have a token."
+    letters = "".join(tiny.ALPHABETS["eng_Latn"])
+    fast = unigram(letters, None) if kind == "unigram" else byte_level(LATIN)
+    save(fast, tmp_path / "b", without=("unk",), model=xlm_r(fast.get_vocab_size() + 5))
+    assert manifest_of(pretrained_tokenizer(str(tmp_path / "b"), tmp_path / "h"))["unk"] is None
+    p = StartParams("a", str(tmp_path / "b"), corpus=str(latin), languages=[], new_pieces=0, least_count=0)
+    start_chart(start_table(make_start(p, tmp_path)))
+    changes = {"backbone": "a", "steps": 2, "save_every": 2, "warmup_steps": 0, "size": "", "run_name": "run"}
+    pretrain(tiny.params_of(latin, **changes), tmp_path)
+    encoder = open_encoder("run", tmp_path)
+    assert np.isfinite(encoder.encode(LATIN[:3])).all()
+    words = Examples([["ab", "", "cd"], ["a", "b"]] * 4, [["X", "Y", "X"], ["Y", "X"]] * 4)
+    how = FineTuning("token_accuracy", 32, 1, batch_size=4, learning_rate=1e-3)
+    for model in (
+        frozen(encoder.model, encoder.tokenizer, words, words, -1),
+        fine_tune(encoder.model, encoder.tokenizer, words, words, how, 1),
+    ):
+        assert [len(tags) for tags in model.predict([["ab", "", " ", "\u00ad"[:0], "cd"], [""], []])] == [5, 1, 0]
+
+
+def test_new_pieces_for_a_tokenizer_without_an_unknown_token(corpus, tmp_path):
+    "What it cannot encode is what it gets; the mean of nothing is no error."
+    letters = "".join(tiny.ALPHABETS["eng_Latn"])
+    save(unigram(letters, None), tmp_path / "b", without=("unk",), model=xlm_r(40))
+    p = StartParams("a", str(tmp_path / "b"), corpus=str(corpus), languages=[], new_pieces=150, least_count=1)
+    table = start_table(make_start(p, tmp_path))
+    assert table.loc[["Cyrl", "Deva"], "<unk> % before"].min() > 40 and table["<unk> % after"].max() == 0
+    rows = AutoModelForMaskedLM.from_pretrained(tmp_path / "starts/a").get_input_embeddings().weight
+    assert torch.isfinite(rows).all()
+
+
+def test_special_tokens_in_text_go_where_nothing_can_stand_for_them(tmp_path):
+    save(unigram("ab<mask>", None, ("<mask>",)), tmp_path / "t", without=("unk",))
+    encoder = Encoder(pretrained_tokenizer(str(tmp_path / "t"), tmp_path))
+    smuggled, plain = encoder(["ab<mask>", "ab"])
+    assert encoder.facts["mask"] not in smuggled and smuggled.tolist() == plain.tolist()
+
+
+def test_evaluation_names_what_cannot_be_encoded(tmp_path):
+    save(unigram("ab", None), tmp_path / "b", without=("unk",), model=xlm_r(40))
+    encoder = open_encoder(str(tmp_path / "b"), tmp_path)
+    tagged = Examples([["ab", "aΩ"]] * 4, [["X", "Y"]] * 4)
+    asked: list[Callable] = [
+        lambda: encoder.encode(["ab", "aΩ"]),
+        lambda: frozen(encoder.model, encoder.tokenizer, tagged, tagged, -1),
+        lambda: fine_tune(
+            *[encoder.model, encoder.tokenizer], *[Examples(["ab", "Ω"], ["x", "y"])] * 2, FineTuning(), 1
+        ),
+    ]
+    for ask in asked:
+        with pytest.raises(UserError, match=r"`Ω` \(U\+03A9"):
+            ask()
+
+
+# Words in a sentence
+
+
+def in_sentences(sentences: list[list[str]], tokenizer) -> list[list[int]]:
+    "What the sentences become when they are windows, without the frame."
+    windows = list(word_windows(sentences, tokenizer, 4096))
+    assert [window.sentence for window in windows] == list(range(len(sentences))), "a sentence in two windows"
+    return [window.ids[1:-1] for window in windows]
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_words_are_cut_as_in_the_running_sentence(prefix, tmp_path):
+    "A blank is part of a token of byte-level BPE; the first word has none before it, unless the tokenizer adds one."
+    fast = byte_level(["the cat and the hat, 'tis a cat 22 times"] * 9, 330)
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer = AutoTokenizer.from_pretrained(save(fast, tmp_path, without=("unk",)))
+    sentences = [
+        ["the", "cat", "and", "the", "hat", ",", "'", "cat"],
+        ["cat"],
+        ["Ω", "the", "1 000", "été"],
+        [",", "a"],
+    ]
+    for words, ids in zip(sentences, in_sentences(sentences, tokenizer)):
+        assert ids == tokenizer(" ".join(words), add_special_tokens=False)["input_ids"], words
+    (window,) = word_windows([["the", "cat"]], tokenizer, 64)
+    token = tokenizer.convert_ids_to_tokens(window.ids[window.firsts[1]])
+    assert token.startswith("Ġ"), f"{token}: the tag of `cat` is on a token that no sentence has"
+
+
+def test_words_in_later_windows_keep_their_blank(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(save(byte_level(LATIN), tmp_path, without=("unk",)))
+    words = " ".join(LATIN[:5]).split()
+    windows = list(word_windows([words], tokenizer, 16))
+    assert len(windows) > 3
+    together = [i for window in windows for i in window.ids[1:-1]]
+    assert together == tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
+
+
+def test_english_treebank_words_are_cut_as_in_their_sentences(real, tmp_path):
+    sentences = [s.words for s in tagged_sentences(real / "ud/UD_English-PUD/en_pud-ud-test.conllu", 3)]
+    text = [" ".join(words) for words in sentences]
+    tokenizer = AutoTokenizer.from_pretrained(save(byte_level(text, 2000), tmp_path, without=("unk",)))
+    assert len({word for words in sentences for word in words}) > 5000
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert in_sentences(sentences, tokenizer) == expected
+
+
+# Messages
+
+
+def test_a_vocabulary_without_room_for_the_characters_says_how_large_it_must_be(tmp_path):
+    "Chinese: more characters than pieces. Both numbers are known before anything is trained."
+    text = [chr(0x4E00 + n) for n in range(1200)]
+    lines = ["".join(text[n : n + 12]) + "。" for n in range(0, 1200, 12)]
+    tiny.write(tmp_path / "text/train/zho_Hans.txt", "\n".join(lines) + "\n")
+    tiny.write(tmp_path / "text/validation/zho_Hans.txt", "\n".join(lines[:40]) + "\n")
+    with pytest.raises(UserError, match="vocabulary_size 1000 is too small.*1,201 different characters") as error:
+        prepare(tiny.params_of(tmp_path / "text", vocabulary_size=1000), tmp_path / "out")
+    needed = int(str(error.value).split("set it to ")[1].split()[0])
+    found = prepare(tiny.params_of(tmp_path / "text", vocabulary_size=needed), tmp_path / "out")
+    assert found.facts["vocabulary_size"] <= needed and found.report["ledgers"][0]["splits"]["train"]["unknown"] == 0
+    with pytest.raises(UserError, match="too small"):
+        prepare(tiny.params_of(tmp_path / "text", vocabulary_size=needed - 1), tmp_path / "out")
+
+
+def test_new_pieces_of_words_with_many_known_characters():
+    "The words bring more known characters than there are pieces to train."
+    words = ["Ω" + "".join(chr(0x4E00 + 7 * n + k) for k in range(7)) for n in range(60)]
+    assert "Ω" in dict(trained_pieces(words, ["Ω"], 101))
+
+
+@pytest.mark.parametrize("file", ["sentencepiece.bpe.model", "spiece.model"])
+def test_only_a_sentencepiece_file_beside_the_weights(file, tmp_path):
+    xlm_r(40).save_pretrained(tmp_path / "x")
+    (tmp_path / "x" / file).write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    p = StartParams("a", str(tmp_path / "x"), corpus="", new_pieces=0, least_count=0)
+    for ask in (lambda: make_start(p, tmp_path), lambda: open_encoder(str(tmp_path / "x"), tmp_path)):
+        with pytest.raises(UserError, match=rf"{file} only.*sentencepiece.*tokenizer\.json") as error:
+            ask()
+        assert "tiktoken" not in str(error.value)
+
+
+def test_no_tokenizer_beside_the_weights(tmp_path):
+    "transformers gives a tokenizer of five special tokens, for which all text is unknown."
+    xlm_r(40).save_pretrained(tmp_path / "x")
+    for ask in (
+        lambda: pretrained_tokenizer(str(tmp_path / "x"), tmp_path),
+        lambda: open_encoder(str(tmp_path / "x"), tmp_path),
+    ):
+        with pytest.raises(UserError, match="no file with a vocabulary"):
+            ask()
+
+
+# No padding token
+
+
+def test_an_encoder_whose_tokenizer_has_no_padding_token(tmp_path):
+    "Short rows are filled with what the attention mask hides."
+    fast = unigram("abcd", 3)
+    save(fast, tmp_path / "with", model=xlm_r(40))
+    save(fast, tmp_path / "without", without=("pad",))
+    opened, pad = open_encoder(str(tmp_path / "with"), tmp_path), AutoTokenizer.from_pretrained(tmp_path / "without")
+    assert pad.pad_token_id is None
+    texts, words = ["ab", "abcd abcd ab", "d"], [["ab"], ["abcd", "ab", "c"]]
+    assert np.array_equal(encode(texts, opened.model, pad), opened.encode(texts))
+    for one, other in zip(word_vectors(words, opened.model, pad), word_vectors(words, opened.model, opened.tokenizer)):
+        assert np.array_equal(one, other)
+
+
+# Starts without text
+
+
+def test_a_start_without_text_has_a_table_and_a_chart(added, tmp_path):
+    p = StartParams("paper", str(added), str(added), corpus="", new_pieces=0, least_count=0, new_rows="random")
+    table = start_table(make_start(p, tmp_path))
+    assert table.empty and "<unk> % after" in table.columns and isinstance(table, pd.DataFrame)
+    assert "no corpus" in start_chart(table).texts[0].get_text()
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory) -> Path:
+    "A tiny XLM-R that takes as many tokens as the real one."
+    letters = "".join(tiny.ALPHABETS["eng_Latn"])
+    return save(unigram(letters, 3), tmp_path_factory.mktemp("stand-in"), model=xlm_r(40, positions=514))
+
+
+def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_path, capsys):
+    "Its sampling is for Glot500's text; the stand-in is drawn by temperature, and that is said."
+    p = StartParams.of(read_yaml(tiny.ROOT / "params/starts/paper.yaml"))
+    make_start(replace(p, backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)
+    changes = {"corpus": str(latin), "batch_size": 2, "micro_batch_size": 1}
+    cost = plan(PlanParams(params=str(tiny.ROOT / "params/paper.yaml"), changes=changes, measured_steps=2), tmp_path)
+    assert 0 < cost["tokens a step"] <= 1024, "not two rows of 512"
+    assert "planned with sampling `temperature`" in capsys.readouterr().out
+    with pytest.raises(UserError, match="sampling `glot500` needs"):
+        pretrain(PretrainParams.of(read_yaml(tiny.ROOT / "params/paper.yaml") | changes), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_papers_first_command_with_a_stand_in(stand_in, tmp_path):
+    "As the preset's header has it, but for backbone and tokenizer."
+    changes = ["-f", "params/starts/paper.yaml", "-p", "backbone", str(stand_in), "-p", "tokenizer", str(stand_in)]
+    tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, *changes)
+    assert (tmp_path / "starts/paper/model.safetensors").exists()
