@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .core import UserError
+from .dataset_files import config_names, findable
 
 # %% ../nbs/library/15b_homes.ipynb #7a80f311
 def local_data(
@@ -46,12 +47,11 @@ _PLAIN = "refs/convert/parquet"
 @cache
 def _known(dataset: str) -> tuple[list[str], bool]:
     "The configurations of a dataset, and whether they are to be had as plain Parquet only."
-    from datasets import get_dataset_config_names
     from huggingface_hub import HfApi
 
     with _asking(dataset):
         try:
-            return sorted(get_dataset_config_names(dataset)), False
+            return config_names(dataset), False
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
@@ -85,8 +85,12 @@ def hub_splits(
     from datasets import load_dataset
 
     plain = _known(dataset)[1]
-    with _asking(f"{dataset}, {config},"):
-        kept = load_dataset(dataset, data_dir=config, revision=_PLAIN) if plain else load_dataset(dataset, config)
+    with _asking(f"{dataset}, {config},"), findable(Path(dataset)) as folder:
+        name, kept_in = (dataset, None) if folder == Path(dataset) else (str(folder), str(folder / ".kept"))
+        if plain:
+            kept = load_dataset(name, data_dir=config, revision=_PLAIN, cache_dir=kept_in)
+        else:
+            kept = load_dataset(name, config, cache_dir=kept_in)
         return {
             str(split): [{key: _named(part.features[key], value) for key, value in row.items()} for row in part]
             for split, part in kept.items()

@@ -319,7 +319,7 @@ def test_sets_with_a_program_of_their_own_are_read_from_the_plain_copy(hub, monk
         raise RuntimeError(refused)
 
     files = ["README.md", "da_ddt/validation/0000.parquet"]
-    monkeypatch.setattr("datasets.get_dataset_config_names", names)
+    monkeypatch.setattr("langsamp.homes.config_names", names)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *args, **options: files)
     plain = str(hub / "plain")
     assert hub_configs(plain) == ["da_ddt"]

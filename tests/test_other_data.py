@@ -17,6 +17,7 @@ from langsamp.dataset_files import data_files
 from langsamp.dataset_rows import read_texts
 from langsamp.evaluation import evaluate
 from langsamp.examples import Examples, known_examples
+from langsamp.homes import hub_configs, hub_splits
 from langsamp.hub import hub_sources
 from langsamp.label_files import SETS
 from langsamp.labelled import labelled_sets
@@ -486,6 +487,14 @@ def no_folder(tmp_path, monkeypatch):
 
 def rows(*rows: dict) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_folder_of_any_name_stands_in_for_a_dataset_on_the_hub(tmp_path, no_folder, name):
+    home = publish(tmp_path / name, x=rows({"text": "Ja."}))
+    publish(tmp_path / "star", x=rows({"text": "Nein."}))
+    assert hub_configs(home) == ["x"] and hub_splits(home, "x") == {"test": [{"text": "Ja."}]}
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["README.md", "x.jsonl"]
 
 
 def test_a_configuration_of_tatoeba_that_cannot_be_read_costs_itself(tmp_path, monkeypatch, no_folder):
