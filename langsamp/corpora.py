@@ -130,7 +130,8 @@ def find_corpus(
 ) -> tuple[dict[str, list[Source]], list[str]]:  # Sources by code, in order of code; complaints
     "The files of a corpus or of several. What is not there is a `UserError`."
     languages = list(languages)
-    names = [corpus] if Path(corpus).expanduser().is_dir() else [name.strip() for name in corpus.split("+")]
+    one = any(Path(corpus.removeprefix(kind)).expanduser().is_dir() for kind in ("", "hub:", "mediawiki:"))
+    names = [corpus] if one else [name.strip() for name in corpus.split("+")]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise UserError(f"corpus `{corpus}` names {twice} twice; leave one out")
     read = [_read(name, languages, (outputs or outputs_folder()) / "corpora") for name in names]

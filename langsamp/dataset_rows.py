@@ -80,7 +80,7 @@ def open_rows(
 ) -> Generator[tuple[list[str], Iterator[tuple[int, Any]]]]:  # Columns; number and value of each row
     "A file of any of the formats; a `UserError` when it has no column `text`."
     how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
-    text = {"mode": "rt", **how} if ".jsonl" in file else {}
+    text = {"mode": "rt", **how} if file.endswith((".jsonl", ".jsonl.gz")) else {}
     read = _json if text else _arrow if file.endswith(".arrow") else _parquet
     files = fsspec.filesystem(file.partition("://")[0] if "://" in file else "file")
     with dataset_errors(file), files.open(file, compression="infer", **text) as stream:

@@ -64,6 +64,13 @@ def pair_by_key(
 # %% ../nbs/library/15d_parallel.ipynb #5ee0c44d
 HOMES = {"tatoeba": "mteb/tatoeba-bitext-mining", "sib200-parallel": "Davlan/sib200"}
 
+# %% ../nbs/library/15d_parallel.ipynb #d52123de
+def _to_one_length(english: list[str], other: list[str]) -> tuple[list[str], list[str]]:
+    "Both sides, the longer one without blank lines at its end as far as it is longer."
+    fewest = min(len(english), len(other))
+    english, other = (lines if any(lines[fewest:]) else lines[:fewest] for lines in (english, other))
+    return english, other
+
 # %% ../nbs/library/15d_parallel.ipynb #ac34cede
 def _of_lines(
     name: str,  # Tatoeba's code for the language
@@ -71,6 +78,7 @@ def _of_lines(
     other: list[str],  # Their translations
 ) -> Bitext:
     "A bitext of Tatoeba without lines that have no letter. What cannot be paired is a `UserError`."
+    english, other = _to_one_length(english, other)
     if len(english) != len(other):
         raise UserError(f"tatoeba: {name} has {len(other):,} lines for {len(english):,} in English; fetch both again")
     pairs = [pair for pair in zip(english, other) if all(map(has_letter, pair))]

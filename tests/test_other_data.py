@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from tiny import write
 
@@ -12,6 +13,7 @@ from langsamp.analysis_params import EvaluationParams
 from langsamp.benchmarks import benchmark_sentences
 from langsamp.bible import bible_editions, bible_verses
 from langsamp.core import UserError
+from langsamp.corpora import find_corpus
 from langsamp.corpus import Ledger
 from langsamp.dataset_files import data_files
 from langsamp.dataset_rows import read_texts
@@ -68,6 +70,21 @@ def test_files_inside_a_dataset_may_have_any_name(tmp_path):
     write(tmp_path / "glot/wol_Latn/train::e.jsonl.gz", "")
     (tmp_path / "glot/wol_Latn/train::e.jsonl.gz").write_bytes(gzip.compress(jsonl("ñaar").encode()))
     assert read_hub(tmp_path / "glot", tmp_path / "home") == ({"wol_Latn": ["benn", "ñaar"]}, [])
+
+
+def test_the_end_of_a_name_tells_the_format_not_its_folder(tmp_path):
+    (tmp_path / "from a.jsonl/wol_Latn").mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["benn"]}), tmp_path / "from a.jsonl/wol_Latn/a.parquet")
+    assert read_hub(tmp_path / "from a.jsonl", tmp_path / "home") == ({"wol_Latn": ["benn"]}, [])
+
+
+def test_a_plus_in_the_path_of_a_corpus_joins_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("LANGSAMP_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "a+b/wol_Latn/a.jsonl", jsonl("benn"))
+    write(tmp_path / "c+d/wol_Latn.txt", "benn\n")
+    for corpus in (f"hub:{tmp_path / 'a+b'}", str(tmp_path / "c+d")):
+        sources, complaints = find_corpus(corpus, outputs=tmp_path)
+        assert list(sources) == ["wol_Latn"] and complaints == []
 
 
 def test_a_cache_folder_of_any_name_keeps_the_text(tmp_path):
@@ -207,7 +224,7 @@ def test_ranges_and_empty_nodes_do_not_end_a_sentence(tmp_path):
         ("2 two _ NOUN", "`2 two _ NOUN` in the first column"),
         ("\u0662\ttwo\t_\tNOUN", "in the first column"),
         ("2-\ttwo\t_\tNOUN", "`2-` in the first column"),
-        ("<<<<<<< HEAD", "`<<<<<<< HEAD` in the first column"),
+        ("<<<< HEAD", "`<<<< HEAD` in the first column"),
         ("2\ttwo", "fewer than 4 columns between tabs"),
         ("3\ttwo\t_\tNOUN", "word 3 where word 2 should be"),
         ("0\ttwo\t_\tNOUN", "word 0 where word 2 should be"),
@@ -337,6 +354,14 @@ def test_a_line_of_tatoeba_that_is_not_utf8_costs_its_pair(tmp_path):
     assert complaints[0] == f"{path}:2: not UTF-8; the line is left out"
     with pytest.raises(UserError, match="fra:2: not UTF-8"):
         text_lines(path)
+
+
+@pytest.mark.parametrize(("english", "other"), [("\n", ""), ("", "\n \n"), ("\n\n", "\n")])
+def test_blank_lines_at_the_end_of_one_side_of_tatoeba_are_none(tmp_path, english, other):
+    write(tmp_path / "tatoeba/tatoeba.fra-eng.eng", f"One.\nTwo.\n{english}")
+    write(tmp_path / "tatoeba/tatoeba.fra-eng.fra", f"Un.\nDeux.\n{other}")
+    (bitext,), complaints = bitexts("tatoeba", tmp_path)
+    assert bitext.target_texts == ["Un.", "Deux."] and not any("fra has 2 lines for" in said for said in complaints)
 
 
 def test_a_verse_of_taxi1500_that_cannot_be_read_costs_itself(tmp_path):
