@@ -9,7 +9,6 @@ __all__ = ['MAPPINGS', 'content_hash', 'source_hash', 'shard_path', 'write_shard
 # %% ../nbs/library/06_blocks.ipynb #e74cf61f
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from .core import UserError, damage, read_json, sealed_folder, sha256, write_json, writing
+from .core import UserError, damage, read_json, sealed_folder, sha256, sweep, write_json, writing
 from .corpus import Ledger, Source, clean_lines, refuse_bad
 from .encodable import lost_complaints
 from .tokenizer import Encoder
@@ -119,8 +118,6 @@ def _turn(
     with writing(lock := home / ".locks" / code):
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
-            for left in home.glob(f".part-{code}-*"):
-                shutil.rmtree(left)
             yield
 
 # %% ../nbs/library/06_blocks.ipynb #d2ed14ac
@@ -171,6 +168,7 @@ def write_shards(
     stop: bool = False,  # Whether a bad line ends the run
 ) -> list[Path]:  # A shard for each language-script, in order of code
     "Write the shards that are not there yet, the largest first."
+    sweep(home)
     write = partial(write_shard, tokenizer=tokenizer, home=home, stop=stop)
     with ThreadPoolExecutor(processes) as threads:
         shards = dict(zip(sources, threads.map(lambda code: shard_path(code, sources[code], tokenizer, home), sources)))

@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -246,15 +247,21 @@ def damage(
             return f"{path} does not match its sha256"
     return ""
 
+# %% ../nbs/library/00_core.ipynb #3515251a
+@cache
+def _swept_once(folder: Path) -> None:
+    "Sweep a folder, once a process: a listing for each of thousands of neighbours would take minutes."
+    sweep(folder)
+
 # %% ../nbs/library/00_core.ipynb #847eef75
 @contextmanager
 def scratch_folder(
     path: Path | str,  # What will be made of the folder's content
 ) -> Generator[Path]:  # A folder beside `path`, gone at the end
-    "A folder to write into. What killed processes left beside `path` goes first."
+    "A folder to write into. Before a process makes its first one beside `path`, it sweeps there."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
+    _swept_once(path.parent.absolute())
     names = (path.with_name(f".part-{path.name}-{number}-{os.getpid()}") for number in count())
     with _held(next(name for name in names if not name.exists()), Path.mkdir) as part:
         yield part

@@ -48,7 +48,9 @@ def _begun(folder: Path, origin: Any) -> dict[str, Any]:
     except (OSError, ValueError):
         state = {}
     if state.get("origin") == origin and _sizes(folder, state["parts"]) == state["parts"]:
-        return {"dropped": {}, "examples": []} | state
+        state.setdefault("dropped", {})
+        state.setdefault("examples", [])
+        return state
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return {"origin": origin, "file": 0, "row": 0, "rows": 0, "columns": [], "parts": {}, "dropped": {}, "examples": []}

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import pycountry
 import pytest
 import tiny
+import yaml
 
 from langsamp import hub
 from langsamp.benchmarks import Part
@@ -358,12 +359,13 @@ def test_seven_thousand_languages_with_256_files(corpus, tmp_path):
     tiny.write(folder / "validation/aaa_Latn.txt", "def\n")
     tokenizer = trained_tokenizer(find_sources(corpus)[0], "0", tmp_path / "tokenizer", 300)
     code = f"""
-import resource
+import os, resource
+os.fsync = lambda handle: None  # Seven thousand folders would wait for the disk most of the time
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from pathlib import Path
 from langsamp.params import PretrainParams
 from langsamp.preparation import prepare
-p = PretrainParams(corpus={str(folder)!r}, languages=[], tokenizer={str(tokenizer)!r}, block_size=32)
+p = PretrainParams(corpus={str(folder)!r}, languages=[], tokenizer={str(tokenizer)!r}, block_size=32, packing="stream")
 print(len(prepare(p, Path({str(tmp_path)!r})).shards))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -371,3 +373,20 @@ print(len(prepare(p, Path({str(tmp_path)!r})).shards))
     assert (
         "6,999 of 7,000 language-scripts have no held-out text" in done.stdout and "aab_Latn, aac_Latn" in done.stdout
     )
+
+
+@pytest.mark.slow
+def test_the_notebooks_say_what_is_left_out(noisy, tmp_path):
+    "Where a corpus is made of the folder, and in each run on that corpus; at the start and in the summary."
+    asked = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": []}
+    params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(asked))
+    said = tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
+    assert [part for part in LOST if said.count(f"{part}") < 2] == []
+    p = tiny.params_of(Path("made"), run_name="run", steps=2, warmup_steps=0, save_every=2)
+    params = tiny.write_params(tmp_path / "run.yaml", p)
+    said = tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "run.ipynb", tmp_path, "-f", str(params))
+    cells = json.loads((tmp_path / "run.ipynb").read_text(encoding="utf-8"))["cells"]
+    (result,) = [str(cell["outputs"]) for cell in cells if "\npretrain(params" in "\n" + "".join(cell["source"])]
+    for part in ["when corpus made was made: ", *LOST, "1 of 3 language-scripts have no held-out text"]:
+        assert part in said, f"not said at the start: {part}"
+        assert part in result, f"not said in the summary: {part}"
