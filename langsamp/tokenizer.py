@@ -7,6 +7,7 @@ __all__ = ['SPECIALS', 'sampling_rates', 'smoothed_sample', 'alphabet', 'train_t
            'load_tokenizer', 'pretrained_tokenizer', 'Encoder']
 
 # %% ../nbs/library/05_tokenizer.ipynb #79430d73
+import glob
 import hashlib
 import json
 import unicodedata
@@ -218,7 +219,7 @@ def pretrained_tokenizer(
 ) -> Path:  # Its folder, sealed under a name made of its content
     "A fast tokenizer by name or folder. One that cannot be had, or has no fast form, is a `UserError`."
     source = _source(Path(name))
-    for folder in home.glob(f"{Path(name).name}-*") if source else ():
+    for folder in home.glob(f"{glob.escape(Path(name).name)}-*") if source else ():
         if (manifest_of(folder) or {}).get("source") == source:
             return folder
     tokenizer = load_tokenizer(name)

@@ -8,6 +8,9 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from tiny import write
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from langsamp.analysis_params import EvaluationParams
 from langsamp.benchmarks import benchmark_sentences
@@ -26,6 +29,7 @@ from langsamp.labelled import labelled_sets
 from langsamp.lines import raw_lines
 from langsamp.parallel import HOMES, bitexts
 from langsamp.text_files import BadLines, tagged_sentences, text_lines, tsv_rows
+from langsamp.tokenizer import pretrained_tokenizer
 
 ODD_NAMES = ["data [v2]", "a::b", "st*r", "wh?t", "[!x]::y"]
 
@@ -148,6 +152,17 @@ def test_configurations_of_one_language_script_are_joined_and_that_is_said(tmp_p
     found, (complaint,) = read_hub(tmp_path / "glot", tmp_path / "home")
     assert found == {"zho_Hani": ["zho_Hans", "zho_Hant"]}
     assert "zho_Hans and zho_Hant are one language-script here, zho_Hani; their text is joined" in complaint
+
+
+@pytest.mark.parametrize("name", [*ODD_NAMES, "a**b"])
+def test_a_tokenizer_folder_of_any_name_is_opened_once(tmp_path, monkeypatch, name):
+    "The second time it is found where it is kept."
+    words = Tokenizer(WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "go": 5}, unk_token="<unk>"))
+    special = dict(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>", mask_token="<mask>")
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path / name)
+    kept = pretrained_tokenizer(str(tmp_path / name), tmp_path / "home")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **more: pytest.fail("it was read again"))
+    assert pretrained_tokenizer(str(tmp_path / name), tmp_path / "home") == kept
 
 
 # Lines of JSON
