@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'evaluate', 'means']
 
 # %% ../nbs/library/15j_evaluation.ipynb #0d4ad549
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,14 @@ from .finetuning import PRESETS, FineTuning, fine_tune
 from .labelled import Labelled, labelled_sets
 from .parallel import bitexts
 from .probes import fit_probe, frozen
-from .results import Results, code_version, evaluations_of, open_results, read_results
+from .results import COLUMNS, Results, Unit, answer, code_of, evaluations_of, open_results
 from .retrieval import encode_bitexts, retrieval_rows
 from .tag_scores import SCORES
 
-# %% ../nbs/library/15j_evaluation.ipynb #c4d89bde
-_CODE = {
-    "retrieval": ("encoder", "retrieval"),
-    "frozen": ("encoder", "probes", "tag_scores"),
-    "fine-tuned": ("probes", "task_models", "finetuning", "tag_scores"),
-}
+# %% ../nbs/library/15j_evaluation.ipynb #7ecc01dd
+def _how(p: EvaluationParams, task: str) -> FineTuning:
+    "The paper's hyperparameters of a task, and the changes to them."
+    return FineTuning.of(asdict(PRESETS[task]) | p.changes)
 
 # %% ../nbs/library/15j_evaluation.ipynb #709b4ab1
 def _settings(p: EvaluationParams, task: str, encoder: Encoder) -> dict[str, Any]:
@@ -39,10 +37,10 @@ def _settings(p: EvaluationParams, task: str, encoder: Encoder) -> dict[str, Any
     of_way = {
         "retrieval": {"layer": p.layer, "scaling": p.scaling},
         "frozen": {"layer": p.layer},
-        "fine-tuned": {"layer": -1, "changes": p.changes},
+        "fine-tuned": {"layer": -1, "how": asdict(_how(p, task)) if way == "fine-tuned" else {}},
     }
     common = {"task": task, "way": way, "source": p.source, "encoder": encoder.identity}
-    return common | of_way[way] | {"code": code_version(*_CODE[way])}
+    return common | of_way[way] | {"code": code_of(way)}
 
 # %% ../nbs/library/15j_evaluation.ipynb #d8e62f31
 def _chosen(
@@ -56,17 +54,21 @@ def _chosen(
     absent = [f"{task} has nothing in `{x}`{did_you_mean(x, known)}" for x in languages if x not in known]
     return [one for one in found if not languages or {one.name, code(one)} & set(languages)], absent
 
+# %% ../nbs/library/15j_evaluation.ipynb #6569cf18
+Answer = tuple[list[dict[str, Any]], list[str]]  # Rows as `answer` gives them; complaints about what cannot be asked
+
 # %% ../nbs/library/15j_evaluation.ipynb #d40d4012
-def _ask_retrieval(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> list[str]:
-    "Ask what is missing; complaints about what cannot be asked."
+def _ask_retrieval(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> Answer:
+    "Ask what is missing."
     found, complaints = bitexts(task, p.data, p.source)
     chosen, absent = _chosen(task, found, p.languages, lambda bitext: bitext.target)
-    units = {bitext.name: (bitext.name, 0, content_hash(asdict(bitext))) for bitext in chosen}
+    units: dict[str, Unit] = {bitext.name: (bitext.name, 0, content_hash(asdict(bitext))) for bitext in found}
     waiting = [bitext for bitext in chosen if units[bitext.name] not in results]
     for bitext, source_NH, target_NH in encode_bitexts(waiting, lambda texts: encoder.encode(texts, p.layer)):
         where = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
         results.add(units[bitext.name], [where | row for row in retrieval_rows(source_NH, target_NH, p.scaling)])
-    return complaints + absent
+    rows = answer(results, [units[bitext.name] for bitext in chosen], content_hash(sorted(units.values())))
+    return rows, complaints + absent
 
 # %% ../nbs/library/15j_evaluation.ipynb #14ef8f6e
 def _source_set(found: Sequence[Labelled], task: str, source: str) -> Labelled:
@@ -98,9 +100,8 @@ def _frozen(p: EvaluationParams, task: str, encoder: Encoder, source: Labelled, 
 # %% ../nbs/library/15j_evaluation.ipynb #1515de4c
 def _fine_tuned(p: EvaluationParams, task: str, encoder: Encoder, source: Labelled, seeds: Sequence[int]) -> Predict:
     "The whole encoder, by the paper's hyperparameters and the changes to them; one seed."
-    how = FineTuning.of(asdict(PRESETS[task]) | p.changes)
     splits = source.splits["train"], source.splits["dev"]
-    tuned = fine_tune(encoder.model, encoder.tokenizer, *splits, how, seeds[0])
+    tuned = fine_tune(encoder.model, encoder.tokenizer, *splits, _how(p, task), seeds[0])
     return lambda texts: [tuned.predict(texts)]
 
 # %% ../nbs/library/15j_evaluation.ipynb #619327ba
@@ -119,49 +120,64 @@ def _score_rows(task: str, right: Sequence[Any], found: Sequence[Any]) -> list[d
 
 # %% ../nbs/library/15j_evaluation.ipynb #e6d4cf24
 def _groups(p: EvaluationParams) -> list[list[int]]:
-    "The seeds that are trained together: all of a frozen encoder; one seed alone takes all training sentences."
-    if p.mode == "frozen" and p.seeds == 1:
-        return [[0]]
+    "The seeds that are trained together: all of a frozen encoder, each alone of a tuned one."
     seeds = [42 + i for i in range(p.seeds)]
     return [seeds] if p.mode == "frozen" else [[seed] for seed in seeds]
 
 # %% ../nbs/library/15j_evaluation.ipynb #7f884805
-def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> list[str]:
-    "Ask what is missing; complaints about what cannot be asked."
+def _ask_group(
+    p: EvaluationParams, task: str, encoder: Encoder, source: Labelled, results: Results,
+    units: Mapping[str, Sequence[Unit]],  # Of each set, one a seed
+    waiting: Sequence[Labelled],  # The sets that lack some
+) -> None:  # fmt: skip
+    "Train some seeds together, and ask them."
+    seeds = [seed for _, seed, _ in units[waiting[0].name]]
+    predict = (_frozen if p.mode == "frozen" else _fine_tuned)(p, task, encoder, source, seeds)
+    for one in waiting:
+        test = one.splits["test"]
+        where = {"mode": p.mode, "source": source.code, "target": one.code, "items": len(test.texts)}
+        for unit, labels in zip(units[one.name], predict(test.texts)):
+            if unit not in results:
+                rows = _score_rows(task, test.labels, labels)
+                results.add(unit, [where | {"seed": unit[1]} | row for row in rows])
+
+# %% ../nbs/library/15j_evaluation.ipynb #023de345
+def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> Answer:
+    "Ask what is missing."
     found, complaints = labelled_sets(task, p.data)
     if not found:
-        return complaints
+        return [], complaints
     source = _source_set(found, task, p.source)
     taught = content_hash([asdict(source.splits[split]) for split in ("train", "dev")])
+    data = {one.name: content_hash(taught, asdict(one.splits["test"])) for one in found if "test" in one.splits}
     chosen, absent = _chosen(task, found, p.languages, lambda one: one.code)
-    targets = [one for one in chosen if "test" in one.splits]
-    data = {one.name: content_hash(taught, asdict(one.splits["test"])) for one in targets}
+    targets, asked = [one for one in chosen if one.name in data], []
     for seeds in _groups(p):
-        units = {one.name: [(one.name, seed, data[one.name]) for seed in seeds] for one in targets}
-        waiting = [one for one in targets if any(unit not in results for unit in units[one.name])]
-        predict = (_frozen if p.mode == "frozen" else _fine_tuned)(p, task, encoder, source, seeds) if waiting else None
-        for one in waiting:
-            test = one.splits["test"]
-            where = {"mode": p.mode, "source": source.code, "target": one.code, "items": len(test.texts)}
-            for unit, labels in zip(units[one.name], predict(test.texts) if predict else []):
-                if unit not in results:
-                    rows = _score_rows(task, test.labels, labels)
-                    results.add(unit, [where | {"seed": unit[1]} | row for row in rows])
-    return complaints + absent
+        units: dict[str, list[Unit]] = {
+            one.name: [(one.name, seed, data[one.name]) for seed in seeds] for one in targets
+        }
+        if waiting := [one for one in targets if any(unit not in results for unit in units[one.name])]:
+            _ask_group(p, task, encoder, source, results, units, waiting)
+        asked += [unit for one in targets for unit in units[one.name]]
+    return answer(results, asked, content_hash(sorted(data.items()))), complaints + absent
 
 # %% ../nbs/library/15j_evaluation.ipynb #a3d0f593
 def evaluate(
     p: EvaluationParams,  # Which encoder, which tasks, and how
     outputs: Path | str,  # The `outputs/` folder
-) -> tuple[pd.DataFrame, list[str]]:  # Rows as `read_results` gives them; complaints
-    "Ask an encoder what it was not asked before, and return all that is known of these tasks."
-    encoder, complaints = open_encoder(p.encoder, outputs), []
-    home = evaluations_of(p.encoder, outputs)
+) -> tuple[pd.DataFrame, list[str]]:  # Columns as in `read_results`; complaints
+    "Ask an encoder what it was not asked before, and return what was asked for."
+    encoder, found, complaints = open_encoder(p.encoder, outputs), [], []
+    home = evaluations_of(encoder.identity, outputs)
     for task in p.tasks:
-        with open_results(home, _settings(p, task, encoder)) as results:
-            complaints += (_ask_retrieval if task in RETRIEVAL else _ask_labelled)(p, task, encoder, results)
-    table = read_results([p.encoder], outputs)
-    return table[table.task.isin(p.tasks)].reset_index(drop=True), complaints
+        settings = _settings(p, task, encoder)
+        with open_results(home, settings, p.encoder) as results:
+            ask = _ask_retrieval if task in RETRIEVAL else _ask_labelled
+            rows, told = ask(p, task, encoder, results)
+        common = {"run": p.encoder, "task": task, "layer": settings["layer"]}
+        found += [common | row for row in rows]
+        complaints += told
+    return pd.DataFrame(found, columns=COLUMNS), complaints
 
 # %% ../nbs/library/15j_evaluation.ipynb #c0ed3a91
 def means(

@@ -13,14 +13,28 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from .comparison import family_of
+from .comparison import family_of, finite
+from .core import UserError
+
+# %% ../nbs/library/18_neutrality.ipynb #07a5e223
+def _checked(
+    x_LKH: np.ndarray,  # Sentence vectors
+    sentences: int = 1,  # At least so many of each language
+) -> np.ndarray:
+    "The vectors, if they are finite and enough."
+    if x_LKH.ndim != 3 or x_LKH.shape[1] < sentences:
+        raise UserError(
+            f"vectors of the shape {x_LKH.shape}; needed are languages, {sentences} sentences or more, width"
+        )
+    finite(x_LKH, "vectors by language, sentence and dimension")
+    return x_LKH
 
 # %% ../nbs/library/18_neutrality.ipynb #51540dd1
 def ways(
     x_LKH: np.ndarray,  # Sentence vectors
 ) -> dict[str, np.ndarray]:  # `raw`, `centred`, `stripped`, `levelled`, each [L, K, H]
     "The vectors, and the vectors without what is common, dominant, or a language's own."
-    centred_LKH = x_LKH - x_LKH.mean((0, 1))
+    centred_LKH = _checked(x_LKH) - x_LKH.mean((0, 1))
     flat = centred_LKH.reshape(-1, x_LKH.shape[2])
     top = np.linalg.eigh(flat.T @ flat)[1][:, -int(np.ceil(flat.shape[1] / 100)) :]
     stripped_LKH = centred_LKH - centred_LKH @ top @ top.T
@@ -37,7 +51,7 @@ def centroid_cosines(
     x_LKH: np.ndarray,  # Raw, centred or stripped
 ) -> np.ndarray:  # [L, L]
     "The cosine of each two languages' centroids."
-    centroids_LH = _unit(x_LKH.mean(1))
+    centroids_LH = _unit(_checked(x_LKH).mean(1))
     return centroids_LH @ centroids_LH.T
 
 # %% ../nbs/library/18_neutrality.ipynb #f432a465
@@ -45,7 +59,7 @@ def language_share(
     x_LKH: np.ndarray,  # Sentence vectors
 ) -> np.ndarray:  # [L], between 0 and 1
     "How much of what sets a language's sentences apart from the average one is the same in all of them."
-    centred_LKH = x_LKH - x_LKH.mean((0, 1))
+    centred_LKH = _checked(x_LKH) - x_LKH.mean((0, 1))
     own_L = (centred_LKH.mean(1) ** 2).sum(1)
     return own_L / (centred_LKH**2).sum(2).mean(1).clip(1e-12)
 
@@ -54,9 +68,13 @@ def isoscore(
     x_LKH: np.ndarray,  # Sentence vectors
 ) -> np.ndarray:  # A number between 0 and 1
     "How evenly the vectors vary in all directions (Rudman et al., 2022, arXiv 2108.07344)."
-    flat = x_LKH.reshape(-1, x_LKH.shape[2])
+    flat = _checked(x_LKH).reshape(-1, x_LKH.shape[2])
     size = flat.shape[1]
+    if min(flat.shape) < 2:
+        raise UserError(f"{flat.shape[0]} vectors of {size} dimensions vary in no direction; give two of each at least")
     variances_H = np.linalg.eigvalsh(np.cov(flat.T)).clip(0)
+    if not variances_H.any():
+        return np.asarray(0.0)
     scaled_H = np.sqrt(size) * variances_H / np.linalg.norm(variances_H).clip(1e-12)
     defect = np.linalg.norm(scaled_H - 1) / np.sqrt(2 * (size - np.sqrt(size)))
     used = (size - defect**2 * (size - np.sqrt(size))) ** 2 / size**2
@@ -67,7 +85,7 @@ def pair_cosines(
     x_LKH: np.ndarray,  # In any of the four ways
 ) -> tuple[np.ndarray, np.ndarray]:  # [L, L] each
     "Mean cosine of translations and of other sentences, for each two languages."
-    unit_LKH = _unit(x_LKH)
+    unit_LKH = _unit(_checked(x_LKH, 2))
     count, size = unit_LKH.shape[1:]
     flat, sums_LH = unit_LKH.reshape(-1, count * size), unit_LKH.sum(1)
     translations_LL = flat @ flat.T
@@ -84,7 +102,7 @@ def cka(
     x_LKH: np.ndarray,  # Sentence vectors
 ) -> np.ndarray:  # [L, L]
     "Debiased linear CKA of each two languages."
-    count = x_LKH.shape[1]
+    count = _checked(x_LKH, 3).shape[1]
     others_KK = ~np.eye(count, dtype=bool)
     levelled_LKH = x_LKH - x_LKH.mean(1, keepdims=True)
     gram_LKK = levelled_LKH @ levelled_LKH.transpose(0, 2, 1) * others_KK
@@ -97,8 +115,8 @@ def cka(
 def retrieval(
     x_LKH: np.ndarray,  # In any of the four ways
 ) -> np.ndarray:  # [L, L], from each language (row) to each (column)
-    "Top-1 accuracy by cosine from every language to every other."
-    unit_LKH = _unit(x_LKH.astype(np.float32))
+    "Top-1 accuracy by cosine from every language to every other; a tie is no hit."
+    unit_LKH = _unit(_checked(x_LKH).astype(np.float64))
     size, count, _ = unit_LKH.shape
     flat, each = unit_LKH.reshape(size * count, -1), np.arange(count)
     hits_LL = np.zeros((size, size))
@@ -106,7 +124,7 @@ def retrieval(
         cosine_KLK = (query_KH @ flat.T).reshape(count, size, count)
         translation_KL = cosine_KLK[each, :, each].copy()
         cosine_KLK[each, :, each] = -np.inf
-        hits_LL[row] = (translation_KL > cosine_KLK.max(2)).mean(0)
+        hits_LL[row] = (translation_KL > cosine_KLK.max(2) + 1e-9).mean(0)
     return hits_LL
 
 # %% ../nbs/library/18_neutrality.ipynb #368b5dee
@@ -116,7 +134,11 @@ def identified(
     level: bool,  # Take away each language's mean, known from other sentences
 ) -> np.ndarray:  # [L], accuracy
     "How often a linear probe, taught on other sentences, names the label."
-    size, count, width = x_LKH.shape
+    size, count, width = _checked(x_LKH, 4).shape
+    if len(labels) != size or len(set(labels)) < 2:
+        raise UserError(
+            f"{size} languages have the labels {sorted(set(labels))}; needed is one each, and two different"
+        )
     names, hits_LK = np.asarray(labels), np.zeros((size, count))
     quarters = np.array_split(np.arange(count), 4)
     for turn in range(4):
@@ -152,6 +174,8 @@ def nothing(
     sentences: int,  # K
 ) -> dict[str, float]:  # By measure; those without such a value are absent
     "Chance, the share of the largest script, or the value that centring forces."
+    if len(codes) < 2 or sentences < 1:
+        raise UserError(f"{len(codes)} languages and {sentences} sentences; needed are 2 and 1 at least")
     scripts = [code.rpartition("_")[2] for code in codes]
     largest = max(map(scripts.count, scripts)) / len(codes)
     known = {"CKA": 0.0, "script probe, raw": largest}
@@ -200,6 +224,8 @@ def families(
     "Glottolog's families, and as many drawn with replacement as there are."
     known = [family_of(code) for code in codes]
     names = sorted(set(known))
+    if not names:
+        raise UserError("no languages: there are no families to draw")
     weights_DF = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), draws)
     return Families(np.array([[name == k for k in known] for name in names], float), weights_DF.astype(float))
 
@@ -209,6 +235,7 @@ def mean_and_interval(
     sums: np.ndarray,  # As `Families.sums` gives them, or a difference of two such
 ) -> tuple[float, float, float]:  # Mean, and the ends of the 95 % interval, NaN where there is none
     "The mean over languages or pairs, with a percentile-bootstrap interval over families."
+    finite(sums, "sums over families")
     once = np.ones((1, len(families.member_FL)))
     mean = float(families.means(sums, once)[0])
     if sums.ndim == 0 or len(sums) < 2:

@@ -15,8 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .comparison import comparison, family_of
-from .core import UserError, read_json
-from .figures import looks, new_figure, unigram_table, validation_losses
+from .core import UserError
+from .figures import comparable, looks, new_figure, unigram_table, validation_losses
 from .preparation import open_run
 
 # %% ../nbs/library/18b_resources.ipynb #43195e4c
@@ -40,9 +40,7 @@ def last_losses(
 # %% ../nbs/library/18b_resources.ipynb #5e9af54d
 def _check_same(runs: Sequence[Path], last: pd.DataFrame) -> None:
     "Runs on other text, or of another length, cannot be compared."
-    data = {run.name: read_json(run / "provenance.json")["data"] for run in runs}
-    if len(set(data.values())) > 1:
-        raise UserError(f"the runs have different text, so their losses cannot be compared: {data}")
+    comparable(*runs)
     steps = last.groupby("run", sort=False).step.first().to_dict()
     if len(set(steps.values())) > 1:
         raise UserError(f"the runs ended at different steps: {steps}; compare runs of the same length")

@@ -68,11 +68,13 @@ def ranks_both_ways(
     neighbours, scale = SCALINGS[scaling]
     source_N1 = _nearness(source_NH, target_NH, neighbours)[:, None]
     target_N = _nearness(target_NH, source_NH, neighbours)
-    own_N = scale((source_NH * target_NH).sum(1), source_N1[:, 0], target_N) - 1e-9
-    there_N, back_N = np.zeros((2, len(own_N)), int)
+    own_N = scale((source_NH * target_NH).sum(1), source_N1[:, 0], target_N)
+    own_N = own_N - 1e-9 * np.abs(own_N).clip(1)  # What rounding may do
+    there_N, back_N = np.ones((2, len(own_N)), int)
     for rows in _chunks(len(own_N)):
         scores_CN = scale(source_NH[rows] @ target_NH.T, source_N1[rows], target_N)
-        there_N[rows] = (scores_CN >= own_N[rows, None]).sum(1)
+        np.fill_diagonal(scores_CN[:, rows], -np.inf)  # A translation is no rival of its own
+        there_N[rows] += (scores_CN >= own_N[rows, None]).sum(1)
         back_N += (scores_CN >= own_N).sum(0)
     return there_N, back_N
 
@@ -97,6 +99,8 @@ def scores(
     ranks_N: np.ndarray,  # From 1
 ) -> dict[str, float]:  # `acc1`, `acc5`, `acc10` and `mrr`
     "Accuracy among the first 1, 5 and 10, and mean reciprocal rank."
+    if not len(ranks_N) or not (np.asarray(ranks_N) >= 1).all():
+        raise UserError("ranks count from 1, and there must be one at least")
     return {f"acc{k}": float((ranks_N <= k).mean()) for k in (1, 5, 10)} | {"mrr": float((1 / ranks_N).mean())}
 
 # %% ../nbs/library/15_retrieval.ipynb #1be000b2
@@ -175,6 +179,8 @@ def mean_interval(
 ) -> tuple[float, float, float]:  # Mean, and the 95 % interval's two ends
     "The mean over languages with a percentile-bootstrap interval; languages are what is drawn."
     values = np.asarray(values, float)
+    if not len(values) or not np.isfinite(values).all():
+        raise UserError(f"a mean over languages needs a finite number of each, not {values.tolist()[:8]}")
     random = np.random.default_rng(seed)
     means = [random.choice(values, len(values)).mean() for _ in range(draws)]
     low, high = np.quantile(means, [0.025, 0.975])

@@ -16,6 +16,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from .core import writing
 from .figures import COLOURS, LABELS, new_figure
 
 # %% ../nbs/library/17b_table_figures.ipynb #4f476ea8
@@ -154,7 +155,8 @@ def save_tables(
     **tables: pd.DataFrame,  # Part of the name -> table
 ) -> None:
     "Write each table as CSV; numbers keep six digits."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for part, table in tables.items():
-        name = f"{path.name}-{part.replace('_', '-')}.csv"
-        table.to_csv(path.with_name(name), index=False, float_format="%.6g")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for part, table in tables.items():
+            name = f"{path.name}-{part.replace('_', '-')}.csv"
+            table.to_csv(path.with_name(name), index=False, float_format="%.6g")

@@ -47,6 +47,24 @@ def _rows(
     lucky = of_layer[of_layer.metric == f"chance_{metric.removesuffix('_back')}"]
     return rows.assign(chance=rows["name"].map(lucky.groupby("name").value.mean()))
 
+# %% ../nbs/library/17a_tables.ipynb #b84d12bf
+def _alike(
+    rows: pd.DataFrame,  # Of one score
+    score: str,  # Its name, for the error message
+) -> tuple[pd.DataFrame, list[str]]:  # And what was left out
+    "The rows that can be compared: one text, and the seeds of all runs."
+    if rows.data.nunique() > 1:
+        texts = ", ".join(f"{run} on {' and '.join(of)}" for run, of in rows.groupby("run").data.unique().items())
+        raise UserError(
+            f"{score} was asked on different text ({texts}): "
+            "evaluate all with the same `data`; nothing that is known is asked again"
+        )
+    by_run = rows.groupby("run").seed.agg(set)
+    if not (common := set.intersection(*by_run)):
+        raise UserError(f"{score}: the runs have no seed in common; evaluate all with the same `seeds`")
+    odd = [f"{', '.join(map(str, sorted(of - common)))} of {run}" for run, of in by_run.items() if of - common]
+    return rows[rows.seed.isin(common)], [f"left out, seeds that not every run has: {'; '.join(odd)}"] if odd else []
+
 # %% ../nbs/library/17a_tables.ipynb #3ecae1a1
 def _unit(task: str, name: str, target: str) -> str:
     "What a set counts as."
@@ -142,6 +160,7 @@ def score_table(
     absent = [label for label in encoders if not set(encoders[label]) & set(rows.run)]
     if broken := sorted(set(runs) - set(rows.run) - {run for label in absent for run in encoders[label]}):
         raise UserError(f"no {score} of {', '.join(broken)}: run nbs/04_evaluate.ipynb, or leave them out of encoders")
+    rows, unequal = _alike(rows, score)
     units = {pair: _unit(task, *pair) for pair in set(zip(rows["name"], rows.target))}
     rows = rows.assign(language=[units[pair] for pair in zip(rows["name"], rows.target)])
     values, told = _shared(rows)
@@ -149,7 +168,7 @@ def score_table(
     tokens = training_tokens({}, Path()) if tokens is None else tokens
     facts, origin = _facts(rows[rows.language.isin(values.index)], task, tokens)
     unknown = [f"not evaluated: {', '.join(absent)}"] if absent else []
-    return ScoreTable(score, by_run, facts.loc[by_run.index], [origin, *unknown, *told])
+    return ScoreTable(score, by_run, facts.loc[by_run.index], [origin, *unknown, *unequal, *told])
 
 # %% ../nbs/library/17a_tables.ipynb #08cfaf79
 def groups(

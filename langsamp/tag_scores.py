@@ -7,6 +7,7 @@ __all__ = ['SCORES', 'chunks', 'f1_seqeval', 'f1_seqeval_bare', 'token_accuracy'
 
 # %% ../nbs/library/15f_tag_scores.ipynb #569c95a3
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -17,6 +18,8 @@ def _read(
     tag: str,  # `B-PER`, `O`, or anything else that is not empty
 ) -> tuple[str, str]:  # Prefix, and type; `_` where there is none
     "A tag as seqeval reads it."
+    if not isinstance(tag, str) or not tag:
+        raise UserError(f"a tag is a text such as B-PER or O, not {tag!r}")
     before, hyphen, after = tag[1:].partition("-")
     return tag[0], (after if hyphen else before) or "_"
 
@@ -89,7 +92,21 @@ def token_accuracy(
     "The share of words with the right tag, over all sentences."
     _same_shape(gold, predicted)
     pairs = [pair for right, guess in zip(gold, predicted) for pair in zip(right, guess)]
+    if odd := [tag for pair in pairs for tag in pair if not isinstance(tag, str) or not tag]:
+        raise UserError(f"a tag is a text such as NOUN, not {odd[0]!r}")
     return sum(right == guess for right, guess in pairs) / max(len(pairs), 1)
+
+# %% ../nbs/library/15f_tag_scores.ipynb #5ce02522
+def _labels(
+    gold: Sequence[Any],  # Right labels
+    predicted: Sequence[Any],  # Labels to judge
+) -> tuple[list[str], list[str]]:
+    "Both, if each sentence has both and each label is a text."
+    if len(gold) != len(predicted) or not len(gold):
+        raise UserError(f"{len(gold)} right labels and {len(predicted)} predicted ones; give one of each a sentence")
+    if odd := [label for label in [*gold, *predicted] if not isinstance(label, str) or not label]:
+        raise UserError(f"a label is a text such as travel, not {odd[0]!r}")
+    return list(gold), list(predicted)
 
 # %% ../nbs/library/15f_tag_scores.ipynb #32accd51
 def f1_macro(
@@ -97,7 +114,7 @@ def f1_macro(
     predicted: Sequence[str],  # Labels to judge
 ) -> float:  # 0 to 1
     "The mean F1 over all labels that occur on either side."
-    return float(f1_score(gold, predicted, average="macro", zero_division=0))
+    return float(f1_score(*_labels(gold, predicted), average="macro", zero_division=0))
 
 # %% ../nbs/library/15f_tag_scores.ipynb #34e2662c
 def accuracy(
@@ -105,7 +122,7 @@ def accuracy(
     predicted: Sequence[str],  # Labels to judge
 ) -> float:  # 0 to 1
     "The share of right labels."
-    return float(accuracy_score(gold, predicted))
+    return float(accuracy_score(*_labels(gold, predicted)))
 
 # %% ../nbs/library/15f_tag_scores.ipynb #cbef914b
 SCORES: dict[str, Callable[..., float]] = {

@@ -12,8 +12,10 @@ from scipy import stats
 
 from langsamp import comparison as c
 from langsamp.core import UserError, write_json
+from langsamp.encoders import open_encoder
 from langsamp.paper_lists import paper_groups
-from langsamp.results import evaluations_of, open_results
+from langsamp.pretraining import pretrain
+from langsamp.results import answer, code_of, evaluations_of, open_results
 from langsamp.table_figures import beside_paper, paper_results, sortable, table_figure
 from langsamp.tables import (
     differences,
@@ -182,6 +184,7 @@ def made_up(task: str, names: dict[str, str], mode: str = "raw", metric: str = "
         own = random.normal(0, 0.1)
         for run, level in RUNS.items():
             common = {"run": run, "task": task, "mode": mode, "layer": -1, "source": "eng_Latn", "target": target}
+            common |= {"data": "d"}
             for seed in range(seeds):
                 value = float(np.clip(level + own + random.normal(0, 0.02), 0, 1))
                 rows.append(common | {"name": name, "seed": seed, "metric": metric, "value": value, "items": 500})
@@ -359,21 +362,26 @@ def test_every_number_of_the_paper_says_how_far_to_trust_it():
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def evaluated(tmp_path_factory, corpus):
     "An outputs folder with made-up results of every run."
     outputs = tmp_path_factory.mktemp("outputs")
+    short = {"steps": 1, "warmup_steps": 0, "save_every": 1}
+    for arm, seed in itertools.product(("both", "none"), (42, 43)):
+        pretrain(tiny.params_of(corpus, run_name=f"{arm}-{seed}", arm=arm, **short | {"seed": seed}), outputs)
     codes = list(paper_groups("tatoeba"))[:40]
     parts = {
         ("tatoeba", "retrieval"): made_up("tatoeba", {code[:3]: code for code in codes}),
         ("sib200", "frozen"): made_up("sib200", SIB, "frozen", "f1_macro", seeds=2),
     }
     for ((task, way), rows), run in itertools.product(parts.items(), RUNS):
-        (outputs / run.removeprefix("start:")).mkdir(exist_ok=True)
-        write_json(outputs / run.removeprefix("start:") / "provenance.json", {"code": "made up"})
-        with open_results(evaluations_of(run, outputs), {"task": task, "way": way, "layer": -1}) as results:
-            for (name, seed), some in rows[rows.run == run].groupby(["name", "seed"]):
+        home = evaluations_of(open_encoder(run, outputs).identity, outputs)
+        settings = {"task": task, "way": way, "layer": -1, "code": code_of(way)}
+        with open_results(home, settings) as results:
+            units = rows[rows.run == run].groupby(["name", "seed"])
+            for (name, seed), some in units:
                 columns = ["mode", "source", "target", "seed", "metric", "value", "items"]
                 results.add((str(name), int(seed), ""), json.loads(some[columns].to_json(orient="records")))
+            answer(results, list(results.rows), "d")
     return outputs
 
 

@@ -12,9 +12,9 @@ import tiny
 
 from langsamp.analysis_params import EvaluationParams
 from langsamp.core import UserError
-from langsamp.encoders import Encoder
+from langsamp.encoders import Encoder, open_encoder
 from langsamp.evaluation import evaluate, means
-from langsamp.results import COLUMNS, Results, evaluations_of, open_results, read_results
+from langsamp.results import COLUMNS, Results, answer, code_of, evaluations_of, open_results, read_results
 
 ALPHABETS = dict(fra="eng_Latn", nld="eng_Latn", spa="eng_Latn", deu="rus_Cyrl", rus="rus_Cyrl", hin="hin_Deva")
 TOPICS = {"sports": 0, "travel": 1, "health": 2}
@@ -63,7 +63,7 @@ def rows_of(table) -> str:
 
 
 def files_of(p: EvaluationParams, outputs: Path) -> list[Path]:
-    return sorted(evaluations_of(p.encoder, outputs).glob("*/rows.jsonl"))
+    return sorted(evaluations_of(open_encoder(p.encoder, outputs).identity, outputs).glob("*/rows.jsonl"))
 
 
 def lines(p: EvaluationParams, outputs: Path) -> int:
@@ -87,7 +87,7 @@ def killed_at(count: int, p: EvaluationParams, outputs: Path) -> None:
 @pytest.fixture
 def fresh(asked, unbroken, outputs):
     "The same encoder without any results."
-    shutil.rmtree(evaluations_of(asked.encoder, outputs), ignore_errors=True)
+    shutil.rmtree(evaluations_of(open_encoder(asked.encoder, outputs).identity, outputs), ignore_errors=True)
     return asked
 
 
@@ -138,21 +138,28 @@ def test_results_with_nan_are_refused(tmp_path):
     assert not (tmp_path / "rows.jsonl").exists() or not (tmp_path / "rows.jsonl").read_bytes()
 
 
-def test_reading_does_not_cut_what_is_being_written(tmp_path):
-    with open_results(evaluations_of("one", tmp_path), {"task": "udhr"}) as results:
+def test_reading_does_not_cut_what_is_being_written(asked, outputs):
+    encoder = open_encoder(asked.encoder, outputs)
+    home = evaluations_of(encoder.identity, outputs)
+    settings = {"task": "made up", "way": "retrieval", "layer": -1, "code": code_of("retrieval")}
+    with open_results(home, settings) as results:
         results.add(("a", 0, "d"), [{"metric": "acc1", "value": 1.0}])
-        with open(results.path, "a", encoding="utf-8") as file:
+        answer(results, [("a", 0, "d")], "d")
+        with open(results.path, "a") as file:
             file.write('{"name": "b"')
-        assert len(read_results(["one"], tmp_path)) == 1
+        table = read_results([asked.encoder], outputs)
+        assert len(table[table.task == "made up"]) == 1
         assert results.path.read_text().endswith('{"name": "b"')
+    shutil.rmtree(results.path.parent)
 
 
 def test_settings_keep_results_apart(asked, uninterrupted, outputs):
-    evaluate(asked, outputs)
-    other = replace(asked, tasks=["tatoeba"], layer=0)
-    table = evaluate(other, outputs)[0]
-    by_layer = table[table.metric == "acc1"].groupby("layer").value.sum()
-    assert set(by_layer.index) == {-1, 0} and len(table) == 2 * len(table[table.layer == 0])
+    "Each answer has its own layer; a table has both."
+    ours = [evaluate(replace(asked, tasks=["tatoeba"], layer=layer), outputs)[0] for layer in (-1, 0)]
+    assert [set(table.layer) for table in ours] == [{-1}, {0}] and len(ours[0]) == len(ours[1])
+    table = read_results([asked.encoder], outputs)
+    by_layer = table[(table.metric == "acc1") & (table.task == "tatoeba")].groupby("layer").value.sum()
+    assert set(by_layer.index) == {-1, 0} and by_layer[-1] != by_layer[0]
 
 
 def test_what_is_missing_is_said(asked, uninterrupted, outputs, data, tmp_path):

@@ -1,0 +1,631 @@
+"An answer is that of this encoder, this text, these settings and this code: not of a name, and not of a date."
+
+import errno
+import json
+import resource
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from transformers import AutoModel
+
+import langsamp
+from langsamp import (
+    analysis_params,
+    comparison,
+    evaluation,
+    figures,
+    neutrality,
+    reproduction,
+    resources,
+    results,
+    retrieval,
+    tables,
+    tag_scores,
+    vectors,
+)
+from langsamp.analysis_params import EvaluationParams
+from langsamp.core import UserError, read_json, write_json
+from langsamp.encoders import Encoder, open_encoder
+from langsamp.evaluation import evaluate
+from langsamp.params import PretrainParams
+from langsamp.preparation import open_run
+from langsamp.pretraining import main, pretrain
+from langsamp.results import read_results
+
+NAMES = {"fra": "eng_Latn", "rus": "rus_Cyrl"}
+
+
+def write_pairs(folder: Path, seed: int) -> Path:
+    "Two Tatoeba sets of thirty pairs."
+    (folder / "tatoeba").mkdir(parents=True)
+    for name, alphabet in NAMES.items():
+        for side, code in (("eng", "eng_Latn"), (name, alphabet)):
+            lines = tiny.sentences(code, 30, seed=seed)
+            (folder / f"tatoeba/tatoeba.{name}-eng.{side}").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_topics(folder: Path, *codes: str) -> Path:
+    "A SIB-200 of three topics, hard enough that two draws of training sentences give two heads."
+    words = [sentence.split() for sentence in tiny.sentences("eng_Latn", 40, seed=5)]
+    random = np.random.default_rng(0)
+    for code in codes:
+        (folder / "sib200" / code).mkdir(parents=True)
+        for split, count in {"train": 12, "dev": 6, "test": 20}.items():
+            rows = [
+                f"{i}\t{topic}\t{' '.join([*random.choice(words[n], 2), *random.choice(sum(words, []), 5)])}"
+                for i in range(count)
+                for n, topic in enumerate(("sports", "travel", "health"))
+            ]
+            (folder / "sib200" / code / f"{split}.tsv").write_text(
+                "index_id\tcategory\ttext\n" + "\n".join(rows) + "\n"
+            )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> dict[str, Path]:
+    "Two states of a data set."
+    home = tmp_path_factory.mktemp("sets")
+    return {
+        name: write_topics(write_pairs(home / name, seed), "eng_Latn", "deu_Latn") for seed, name in enumerate("AB")
+    }
+
+
+@pytest.fixture
+def home(tmp_path, stock) -> Path:
+    "Outputs beside a checkpoint of one's own."
+    shutil.copytree(stock, tmp_path / "mine")
+    return tmp_path / "outputs"
+
+
+def asked(home: Path, data: Path, **more) -> EvaluationParams:
+    return EvaluationParams(**{"encoder": str(home.parent / "mine"), "tasks": ["tatoeba"], "data": str(data), **more})
+
+
+def other_weights(folder: Path) -> None:
+    "The same name, another encoder."
+    model = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) / 5)
+    model.save_pretrained(folder)
+
+
+# Keyed by content
+
+
+def test_the_same_question_has_the_same_answer(home, sets):
+    "Tatoeba from A, from B, and from A again; a table shows what was asked last and never a mixture."
+    first = evaluate(asked(home, sets["A"]), home)[0]
+    second = evaluate(asked(home, sets["B"]), home)[0]
+    again = evaluate(asked(home, sets["A"]), home)[0]
+    values = [table.value.tolist() for table in (first, second, again)]
+    assert values[0] == values[2] != values[1]
+    assert read_results([asked(home, sets["A"]).encoder], home).value.tolist() == values[0]
+
+
+def test_an_answer_is_that_and_no_more(home, sets):
+    "Other languages, layers, tasks and ways that were asked before stay out of it; a table finds them all."
+    whole = evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)[0]
+    few = evaluate(asked(home, sets["A"], languages=["rus"], layer=1), home)[0]
+    assert set(whole.task) == {"tatoeba", "sib200"} and set(whole.layer) == {-1}
+    assert set(few["name"]) == {"rus-eng"} or set(few["name"]) == {"rus"}
+    assert set(few.layer) == {1} and set(few.task) == {"tatoeba"}
+    assert len(read_results(list(set(whole.run)), home)) == len(whole) + len(few)
+
+
+def test_one_language_of_other_text_starts_a_new_answer(home, sets):
+    "After all of A, one language of B: the table holds that one, not the others of A beside it; after A, all again."
+    evaluate(asked(home, sets["A"]), home)
+    evaluate(asked(home, sets["B"], languages=["rus"]), home)
+    name = asked(home, sets["A"]).encoder
+    assert read_results([name], home)["name"].nunique() == 1
+    evaluate(asked(home, sets["A"], languages=["rus"]), home)
+    evaluate(asked(home, sets["A"], languages=["fra"]), home)
+    both = read_results([name], home)
+    assert both["name"].nunique() == 2 and both.data.nunique() == 1
+
+
+def test_two_names_do_not_share_a_folder(home, sets, monkeypatch):
+    "The folders `a/b` and `a--b`, which were one under outputs/evaluations/."
+    monkeypatch.chdir(home.parent)
+    shutil.copytree("mine", "a/b")
+    shutil.copytree("mine", "a--b")
+    other_weights(Path("a--b"))
+    found = [evaluate(asked(home, sets["A"], encoder=name), home)[0].value.tolist() for name in ("a/b", "a--b")]
+    assert found[0] != found[1]
+    assert [read_results([name], home).value.tolist() for name in ("a/b", "a--b")] == found
+
+
+def test_a_retrained_encoder_has_no_results_of_the_old_one(home, sets):
+    mine = asked(home, sets["A"])
+    old = evaluate(mine, home)[0].value.tolist()
+    other_weights(home.parent / "mine")
+    with pytest.raises(UserError, match="no results of .*mine` with its present weights"):
+        read_results([mine.encoder], home)
+    new = evaluate(mine, home)[0].value.tolist()
+    assert new != old and read_results([mine.encoder], home).value.tolist() == new
+
+
+def test_no_clock_decides(home, sets, monkeypatch):
+    "The new encoder is asked while the clock is ten years behind."
+    mine, real = asked(home, sets["A"]), results.provenance
+    old = evaluate(mine, home)[0].value.tolist()
+    other_weights(home.parent / "mine")
+    monkeypatch.setattr(results, "provenance", lambda: real() | {"started": "2016-01-01T00:00:00+00:00"})
+    new = evaluate(mine, home)[0].value.tolist()
+    assert new != old and read_results([mine.encoder], home).value.tolist() == new
+
+
+def test_results_of_other_code_are_not_read(home, sets, monkeypatch):
+    mine = asked(home, sets["A"])
+    evaluate(mine, home)
+    monkeypatch.setattr(results, "code_of", lambda way: "newer")
+    with pytest.raises(UserError, match="no results of .* and this code"):
+        read_results([mine.encoder], home)
+
+
+def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
+    "Whatever module of ours runs between text and score is hashed; editing it, or `evaluation`, gives another version."
+    ran: dict[str, set[str]] = {}
+
+    def watched(way, work):
+        def call(*given):
+            sys.setprofile(lambda frame, *_: ran.setdefault(way, set()).add(frame.f_globals.get("__name__", "")))
+            try:
+                return work(*given)
+            finally:
+                sys.setprofile(None)
+
+        return call
+
+    for way, name in [("retrieval", "retrieval_rows"), ("frozen", "_frozen"), ("fine-tuned", "_fine_tuned")]:
+        monkeypatch.setattr(evaluation, name, watched(way, getattr(evaluation, name)))
+    monkeypatch.setattr(Encoder, "encode", watched("retrieval", Encoder.encode))
+    evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)
+    quick = {"epochs": 1, "batch_size": 8, "accumulation": 1}
+    evaluate(asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", changes=quick), home)
+    assert ran.keys() == {"retrieval", "frozen", "fine-tuned"}
+    shutil.copytree(langsamp.__path__[0], tmp_path / "edited", ignore=shutil.ignore_patterns("data", "__pycache__"))
+    monkeypatch.setattr(langsamp, "__path__", [str(tmp_path / "edited")])
+    for way, names in ran.items():
+        ours = {name.removeprefix("langsamp.") for name in names if name.startswith("langsamp.")} - {"encoders"}
+        assert len(ours) > 2
+        for name in ours | {"evaluation"}:
+            before, path = results.code_of(way), tmp_path / f"edited/{name}.py"
+            path.write_text(path.read_text() + "\n# Edited\n")
+            assert results.code_of(way) != before, f"{name} is no part of the code of {way}"
+
+
+def test_hyperparameters_count_named_or_not(home, sets):
+    "The paper's value written out is the same question; another one is another."
+    mine = asked(home, sets["A"], tasks=["sib200"], mode="fine-tuned")
+    encoder = open_encoder(mine.encoder, home)
+    settings = [
+        evaluation._settings(replace(mine, changes=c), "sib200", encoder) for c in ({}, {"epochs": 40}, {"epochs": 41})
+    ]
+    assert settings[0] == settings[1] != settings[2]
+
+
+# Seeds
+
+
+def test_exactly_the_seeds_asked(home, sets):
+    found = {}
+    for count in (1, 2, 1, 3):
+        found[count] = evaluate(asked(home, sets["A"], tasks=["sib200"], seeds=count), home)[0]
+        assert sorted(set(found[count].seed)) == [42 + i for i in range(count)]
+    shared = found[3][found[3].seed == 42].reset_index(drop=True)
+    assert found[1].equals(shared), "seed 42 is the same number in every request"
+
+
+def test_a_byte_copy_does_not_differ(home, sets):
+    "One was asked with one seed and then with two, the other with three at once."
+    shutil.copytree(home.parent / "mine", home.parent / "copy")
+    names = {"mine": str(home.parent / "mine"), "copy": str(home.parent / "copy")}
+    for name, counts in {"mine": (1, 2), "copy": (3,)}.items():
+        for count in counts:
+            evaluate(asked(home, sets["A"], encoder=names[name], tasks=["sib200"], seeds=count), home)
+    rows = read_results(list(names.values()), home)
+    spread = rows[rows.metric == "f1_macro"].groupby("seed").value.mean()
+    assert spread.nunique() > 1, "the seeds do differ, or this shows nothing"
+    table = tables.score_table(rows, {k: [v] for k, v in names.items()}, "sib200:frozen:f1_macro")
+    assert (table.values["mine"] == table.values["copy"]).all()
+
+
+def made_up(run: str, seeds: range, data: str = "d") -> pd.DataFrame:
+    "Results whose value is their seed."
+    columns = dict(run=run, task="sib200", mode="frozen", layer=-1, source="eng_Latn", metric="f1_macro", items=9)
+    rows = [
+        columns | dict(target=c, name=c, seed=s, value=s / 100, data=data)
+        for c in ("deu_Latn", "rus_Cyrl")
+        for s in seeds
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_table_takes_the_seeds_that_all_runs_have():
+    rows = pd.concat([made_up("one", range(42, 44)), made_up("two", range(42, 47))])
+    table = tables.score_table(rows, {"a": ["one"], "b": ["two"]}, "sib200:frozen:f1_macro")
+    assert (table.values == 42.5).all(axis=None)
+    assert "left out, seeds that not every run has: 44, 45, 46 of two" in table.notes
+    with pytest.raises(UserError, match="no seed in common"):
+        both = pd.concat([made_up("one", range(0, 1)), made_up("two", range(42, 43))])
+        tables.score_table(both, {"a": ["one"], "b": ["two"]}, "sib200:frozen:f1_macro")
+
+
+def test_a_table_of_two_texts_is_refused():
+    rows = pd.concat([made_up("one", range(42, 43)), made_up("two", range(42, 43), data="e")])
+    with pytest.raises(UserError, match="different text .one on d, two on e.* same `data`"):
+        tables.score_table(rows, {"a": ["one"], "b": ["two"]}, "sib200:frozen:f1_macro")
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, corpus) -> Path:
+    "Outputs with three runs of two steps: of one text, of a smaller vocabulary, of fewer languages."
+    outputs = tmp_path_factory.mktemp("outputs")
+    few = {"steps": 2, "warmup_steps": 0, "save_every": 1}
+    changes = {"one": {}, "two": {"seed": 8}, "small": {"vocabulary_size": 200}, "fewer": {"languages": ["eng_Latn"]}}
+    for name, change in (changes | {"longer": {"block_size": 24}}).items():
+        pretrain(tiny.params_of(corpus, run_name=name, **few, **change), outputs)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "other,named", [("small", "tokenizer"), ("fewer", "language-scripts"), ("longer", "block_size")]
+)
+def test_incomparable_runs_have_no_common_figure(runs, other, named):
+    for draw in (
+        lambda: figures.validation_losses(runs / "one", runs / other),
+        lambda: figures.run_retrieval([runs / "one", runs / other]),
+        lambda: resources.last_losses({"a": [runs / "one"], "b": [runs / other]}),
+    ):
+        with pytest.raises(UserError, match=f"different text.*one: .*{named}.*{other}: .*{named}"):
+            draw()
+    losses = figures.validation_losses(runs / "one", runs / "two")
+    assert losses.groupby("run").code.nunique().tolist() == [3, 3]
+
+
+def test_the_page_refuses_incomparable_runs(runs):
+    with pytest.raises(AssertionError, match="the runs have different text"):
+        tiny.papermill("nbs/figures/pretraining.ipynb", runs / "page.ipynb", runs, "-y", "{runs: [one, small]}")
+
+
+def test_runs_of_other_lengths_are_told_apart(runs):
+    losses = figures.validation_losses(runs / "one", runs / "two")
+    cut = losses[(losses.run == "one") | (losses.step < 2)]
+    figure, _ = figures.script_losses(cut, figures.unigram_table(runs / "one"))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert any("step 2" in label for label in labels) and any("step 1" in label for label in labels)
+
+
+def reproduced(corpus: Path, **changes) -> analysis_params.ReproductionParams:
+    given = {k: v for k, v in asdict(tiny.params_of(corpus)).items() if k not in ("run_name", "arm", "seed")}
+    short = {"steps": 2, "warmup_steps": 0, "save_every": 2}
+    return analysis_params.ReproductionParams(name="tiny", arms=["both", "none"], changes=given | short | changes)
+
+
+@pytest.fixture
+def finished(corpus, tmp_path, monkeypatch) -> Path:
+    "A reproduction whose runs are there, and whose other jobs are not run."
+    for job in reproduction.pretraining_jobs(reproduced(corpus)):
+        pretrain(PretrainParams.of(job.parameters), tmp_path)
+        (tmp_path / job.output).write_text("{}")
+    monkeypatch.setattr(reproduction, "_command", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(reproduction, "evaluation_jobs", lambda p: [])
+    monkeypatch.setattr(reproduction, "figure_jobs", lambda p: [])
+    return tmp_path
+
+
+def test_a_reproduction_does_not_give_old_runs_for_others(corpus, finished):
+    assert len(reproduction.reproduce(reproduced(corpus), finished)) == 2
+    with pytest.raises(
+        UserError, match="tiny-both-42 belongs to a run with other parameters .*learning_rate: .* → 0.01"
+    ):
+        reproduction.reproduce(reproduced(corpus, learning_rate=0.01), finished)
+
+
+def test_a_reproduction_does_not_give_old_runs_for_other_text(corpus, finished, tmp_path):
+    other = tiny.write_corpus(tmp_path / "text")
+    for job in reproduction.pretraining_jobs(reproduced(other)):
+        shutil.rmtree(finished / job.parameters["run_name"])
+        pretrain(PretrainParams.of(job.parameters), tmp_path)
+        (tmp_path / job.output).write_text("{}")
+    with open(other / "train/eng_Latn.txt", "a") as file:
+        file.write("one more line of text\n")
+    with pytest.raises(UserError, match="tiny-both-42 began from other text"):
+        reproduction.reproduce(reproduced(other), finished)
+
+
+# Not a number, and ties
+
+NAN = np.array([0.5, float("nan"), 1.0])
+FAMILIES = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: comparison.flip_test(x, FAMILIES),
+        lambda x: comparison.family_bootstrap(x, FAMILIES),
+        lambda x: comparison.sign_test(x),
+        lambda x: comparison.effect_size(x),
+        lambda x: comparison.detectable(x[1], 1.0),
+        lambda x: comparison.holm(x),
+        lambda x: comparison.across_seeds(x, x),
+        lambda x: comparison.comparison(*[pd.Series(y, FAMILIES) for y in (x, [0.0] * 3, FAMILIES)]),
+        lambda x: comparison.comparison(*[pd.Series(y, FAMILIES) for y in ([0.0] * 3, x, FAMILIES)]),
+        lambda x: retrieval.mean_interval(x),
+        lambda x: retrieval.scores(x),
+        lambda x: retrieval.ranks_both_ways(x[:, None], np.ones((3, 1))),
+        lambda x: retrieval.ranks(np.ones((3, 1)), x[:, None], "csls"),
+        lambda x: retrieval.retrieval_rows(np.ones((3, 1)), x[:, None]),
+        lambda x: tag_scores.f1_macro(["a"] * 3, x.tolist()),
+        lambda x: tag_scores.accuracy(["a"] * 3, x.tolist()),
+        lambda x: tag_scores.f1_seqeval([["O"] * 3], [x.tolist()]),
+        lambda x: tag_scores.f1_seqeval_bare([x.tolist()], [["X"] * 3]),
+        lambda x: tag_scores.token_accuracy([["O"] * 3], [x.tolist()]),
+        lambda x: neutrality.mean_and_interval(neutrality.families(["eng_Latn", "fin_Latn", "tha_Thai"], 9), x),
+    ],
+)
+def test_a_number_that_is_none_is_an_error(ask):
+    for x in (NAN, np.where(np.isnan(NAN), np.inf, NAN)):
+        if ask.__code__.co_names[-1] != "detectable" or np.isnan(x).any():  # An interval may be endless
+            with pytest.raises(UserError):
+                ask(x)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        neutrality.ways,
+        neutrality.centroid_cosines,
+        neutrality.language_share,
+        neutrality.isoscore,
+        neutrality.pair_cosines,
+        neutrality.margins,
+        neutrality.cka,
+        neutrality.retrieval,
+        lambda x: neutrality.identified(x, ["a", "b", "c"], True),
+        lambda x: neutrality.measure(x, ["eng_Latn", "rus_Cyrl", "deu_Latn"]),
+    ],
+)
+def test_a_vector_that_is_none_is_an_error(ask):
+    x_LKH = np.random.default_rng(0).normal(size=(3, 8, 4))
+    ask(x_LKH)
+    for value in (np.nan, np.inf):
+        x_LKH[1, 2, 3] = value
+        with pytest.raises(UserError, match="number 2, 3, 4 is"):
+            ask(x_LKH)
+
+
+@pytest.mark.parametrize(
+    "ask", [comparison.sign_test, comparison.effect_size, retrieval.mean_interval, comparison.holm]
+)
+def test_nothing_can_be_said_of_none(ask):
+    with pytest.raises(UserError):
+        ask([])
+
+
+def test_neutrality_of_too_little_is_an_error():
+    few = np.random.default_rng(0).normal(size=(2, 2, 4))
+    for ask in (
+        lambda: neutrality.cka(few),
+        lambda: neutrality.pair_cosines(few[:, :1]),
+        lambda: neutrality.identified(few, ["a", "b"], False),
+        lambda: neutrality.identified(np.ones((2, 8, 4)), ["a", "a"], False),
+        lambda: neutrality.isoscore(few[:, :, :1]),
+        lambda: neutrality.nothing(["eng_Latn"], 9),
+        lambda: neutrality.families([]),
+    ):
+        with pytest.raises(UserError):
+            ask()
+    assert neutrality.isoscore(np.ones((3, 8, 4))) == 0, "what does not vary does not vary evenly"
+
+
+@pytest.mark.parametrize("scaling", retrieval.SCALINGS)
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_anti_correlated_vectors_have_ranks(scaling, size):
+    "Also with noise, so that rounding differs: whatever margin divides by, a translation is no rival of its own."
+    random = np.random.default_rng(size)
+    for noise in (0, 1e-3, 0.3):
+        source = np.ones((size, 8)) + noise * random.normal(size=(size, 8))
+        target = -source + noise * random.normal(size=(size, 8))
+        for ranks_N in retrieval.ranks_both_ways(source, target, scaling):
+            assert ranks_N.min() >= 1 and ranks_N.max() <= size
+        rows = pd.DataFrame(retrieval.retrieval_rows(source, target, scaling))
+        assert np.isfinite(rows.value).all() and rows.value.between(0, 1).all()
+
+
+def test_ties_are_ties_under_any_divisor():
+    "A twin of each candidate costs a place where margin divides by nearly nothing."
+    random = np.random.default_rng(0)
+    source = np.ones((6, 64)) + 0.1 * random.normal(size=(6, 64))
+    target = -source + 0.1 * random.normal(size=(6, 64))
+    twice = [np.vstack([x, x[::-1]]) for x in (source, target)]
+    assert (retrieval.ranks(*twice, "margin") >= 2).all()
+
+
+@pytest.mark.parametrize("languages,sentences,width", [(7, 3, 33), (3, 7, 33), (3, 3, 384), (7, 3, 769), (3, 50, 96)])
+def test_ties_are_no_hits(languages, sentences, width):
+    "Every sentence stands there twice, so no nearest one is the translation, whatever rounding says."
+    random = np.random.default_rng(sentences)
+    meaning = random.normal(size=(1, sentences, width)) + 2
+    x_LKH = meaning + 0.3 * random.normal(size=(languages, sentences, width))
+    hits_LL = neutrality.retrieval(np.concatenate([x_LKH, x_LKH[:, ::-1]], 1))
+    assert hits_LL[~np.eye(languages, dtype=bool)].max() == 0
+
+
+def test_rounding_wins_nothing():
+    "Two encoders whose means were added up in another order."
+    index = [f"l{i}" for i in range(60)]
+    base = pd.Series(np.random.default_rng(0).uniform(10, 90, 60), index)
+    dust = base * (1 + 1e-15) + 1e-14
+    assert (dust != base).any()
+    found = comparison.comparison(dust, base, pd.Series(index, index), draws=500)
+    assert (found["difference"], found["p"], found["won"], found["lost"], found["effect"]) == (0, 1, 0, 0, 0)
+
+
+def test_a_table_of_numbers_that_are_none_is_refused():
+    rows = pd.concat([made_up("one", range(42, 43)), made_up("two", range(42, 43))])
+    table = tables.score_table(rows, {"a": ["one"], "b": ["two"]}, "sib200:frozen:f1_macro")
+    table.runs.iloc[0, 0] = np.nan
+    with pytest.raises(UserError, match="number 1 is nan"):
+        tables.differences([table], "b")
+
+
+# Files that are gone, broken or cannot be written
+
+
+@pytest.fixture
+def harmed(runs, tmp_path) -> Path:
+    "Outputs to harm."
+    for name in ("one", "data"):
+        shutil.copytree(runs / name, tmp_path / name)
+    return tmp_path
+
+
+def half(path: Path) -> None:
+    "A file that broke off."
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "name,how,ask",
+    [
+        ("corpus.json", "half", lambda run: figures.validation_losses(run)),
+        ("corpus.json", "half", lambda run: tables.training_tokens({"a": [run.name]}, run.parent)),
+        ("corpus.json", "half", lambda run: open_encoder(run.name, run.parent)),
+        ("provenance.json", "half", lambda run: open_encoder(f"start:{run.name}", run.parent)),
+        ("provenance.json", "half", lambda run: save(run)),
+        ("provenance.json", "gone", lambda run: save(run)),
+        ("result.json", "half", lambda run: vectors.drawn_blocks(run)),
+        ("result.json", "half", lambda run: pretrain(open_run(run)[0], run.parent)),
+        ("model/config.json", "half", lambda run: vectors.read_vectors(run)),
+        ("model/config.json", "gone", lambda run: vectors.read_vectors(run)),
+    ],
+)
+def test_broken_files_of_a_run_are_named(harmed, name, how, ask):
+    path = harmed / "one" / name
+    half(path) if how == "half" else path.unlink()
+    with pytest.raises(UserError, match=rf"{path.name}.*(restore|delete)"):
+        ask(harmed / "one")
+
+
+def save(run: Path) -> None:
+    figure, _ = figures.new_figure()
+    figures.save_figure(figure, pd.DataFrame({"x": [1]}), run.parent / "figures/x", [run])
+
+
+def test_metrics_that_broke_off_are_no_shorter_run(harmed):
+    "Half of the file is lost, in a line or between two: the last loss would be that of an earlier step."
+    path = harmed / "one/metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if json.loads(line)["step"] < 2))
+    with pytest.raises(UserError, match=r"metrics.jsonl breaks off at step 1, the run ended at 2"):
+        figures.validation_losses(harmed / "one")
+    path.write_text('{"step": 1, "lo\n' + "".join(lines))
+    with pytest.raises(UserError, match=r"metrics.jsonl:1 is damaged"):
+        figures.validation_losses(harmed / "one")
+
+
+@pytest.mark.parametrize("name", ["settings.json", "asked.json", "rows.jsonl"])
+def test_broken_results_are_named(home, sets, name):
+    mine = asked(home, sets["A"])
+    evaluate(mine, home)
+    (path,) = home.glob(f"evaluations/*/*/{name}")
+    path.write_text(
+        path.read_text()[:20] + "\n" + path.read_text()[20:] if name == "rows.jsonl" else path.read_text()[:20]
+    )
+    for ask in (lambda: evaluate(mine, home), lambda: read_results([mine.encoder], home)):
+        with pytest.raises(UserError, match=rf"{path.name}.*delete"):
+            ask()
+    path.unlink()
+    assert len(evaluate(mine, home)[0]) and len(read_results([mine.encoder], home))
+
+
+def test_a_figure_without_prepared_text_says_how_to_make_it(harmed, corpus):
+    "The run's encoder needs none of it; what does is told the mend, and the mend works."
+    shutil.rmtree(harmed / "data")
+    assert open_encoder("one", harmed).arm == "both"
+    for ask in (
+        lambda: figures.unigram_table(harmed / "one"),
+        lambda: vectors.drawn_blocks(harmed / "one"),
+        lambda: open_encoder("start:one", harmed),
+        lambda: figures.run_retrieval([harmed / "one"]),
+    ):
+        with pytest.raises(UserError, match=r"data/.* is missing or damaged; the run's own command .*03_pretrain"):
+            ask()
+    params = tiny.write_params(harmed / "p.yaml", open_run(harmed / "one")[0])
+    assert main([str(params), str(harmed)]) == 0
+    assert len(figures.unigram_table(harmed / "one"))
+
+
+@contextmanager
+def largest_file(size: int):
+    "No file may grow beyond so many bytes, as on a full disk."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_in_an_evaluation(home, sets, monkeypatch):
+    "Whatever file is the first that does not fit; then the same rows as without."
+    mine, named = asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), set()
+    encoder = open_encoder(mine.encoder, home)
+    monkeypatch.setattr(evaluation, "open_encoder", lambda *_: encoder)  # Its progress bar is a file of pytest's
+    for size in (1, 1500, 4000):
+        with largest_file(size), pytest.raises(UserError, match="cannot write .*File too large.*Make room") as told:
+            evaluate(mine, home)
+        named.add(str(told.value).partition(":")[0].rpartition("/")[2])
+    assert named >= {"settings.json", "rows.jsonl"}, named
+    found = evaluate(mine, home)[0]
+    assert found.equals(evaluate(mine, home.parent / "fresh")[0])
+
+
+def test_a_full_disk_under_a_figure(harmed):
+    with largest_file(500), pytest.raises(UserError, match="cannot write .*figures/x.*Make room"):
+        save(harmed / "one")
+    with largest_file(5), pytest.raises(UserError, match="cannot write .*tables/x"):
+        from langsamp.table_figures import save_tables
+
+        save_tables(harmed / "tables/x", a=pd.DataFrame({"x": range(9)}))
+
+
+def test_an_evaluation_needs_no_temporary_folder(home, sets, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("mkstemp", "mkdtemp", "TemporaryFile", "NamedTemporaryFile", "TemporaryDirectory"):
+        monkeypatch.setattr(tempfile, name, full)
+    quick = {"epochs": 1, "batch_size": 8, "accumulation": 1}
+    assert len(evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)[0])
+    tuned = asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", changes=quick)
+    assert len(evaluate(tuned, home)[0])
+
+
+def test_json_is_read_or_named(tmp_path):
+    write_json(tmp_path / "a.json", {"ü": [1]})
+    assert read_json(tmp_path / "a.json") == {"ü": [1]}
+    for content in (b"", b'{"a": ', b"\xff\xfe"):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"cannot read .*a.json: .*delete it"):
+            read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"cannot read .*b.json"):
+        read_json(tmp_path / "b.json")
