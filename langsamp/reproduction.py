@@ -13,18 +13,21 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from .analysis_params import ReproductionParams
-from .core import UserError, repo_root
+from .core import UserError, repo_root, writing
 from .figures import LABELS
 from .homes import local_data
-from .results import evaluations_of
+from .params import PretrainParams
+from .pretraining import pretrain
+from .runs import same_params
 from .strict import read_yaml
 
 # %% ../nbs/library/19_reproduction.ipynb #507d5899
@@ -78,10 +81,8 @@ def _tasks(p: ReproductionParams) -> list[str]:
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
     "Each encoder with all tasks."
     for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), _floor(p)]:
-        output = evaluations_of(encoder, "") / f"layer-{p.layer}.ipynb"
-        yield Job(
-            "evaluate", "04_evaluate.ipynb", str(output), {"encoder": encoder, "tasks": _tasks(p), "layer": p.layer}
-        )
+        output = f"evaluations/{quote(encoder, safe='')}-layer-{p.layer}.ipynb"
+        yield Job("evaluate", "04_evaluate.ipynb", output, {"encoder": encoder, "tasks": _tasks(p), "layer": p.layer})
 
 # %% ../nbs/library/19_reproduction.ipynb #06aa2978
 def _encoders(p: ReproductionParams, *arms: str) -> dict[str, list[str]]:
@@ -112,16 +113,24 @@ def figure_jobs(p: ReproductionParams) -> Iterator[Job]:
 def _command(job: Job, outputs: Path) -> list[str]:
     "The papermill command of a job, its parameters in a file beside the output."
     output = outputs / job.output
-    output.parent.mkdir(parents=True, exist_ok=True)
     parameters = output.with_suffix(".yaml")
-    parameters.write_text(json.dumps(job.parameters, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with writing(parameters):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        parameters.write_text(json.dumps(job.parameters, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     quiet = ["--no-progress-bar", "--log-level", "WARNING"]
     notebook = repo_root() / "nbs" / job.notebook
     return [sys.executable, "-m", "papermill", str(notebook), str(output), "-f", str(parameters), *quiet]
 
+# %% ../nbs/library/19_reproduction.ipynb #97d5a76c
+def _check_runs(p: ReproductionParams, outputs: Path) -> None:
+    "Refuse runs that were made with other parameters, naming these."
+    for job in pretraining_jobs(p):
+        wanted = PretrainParams.of(job.parameters)
+        same_params(outputs / wanted.run_name, asdict(wanted))
+
 # %% ../nbs/library/19_reproduction.ipynb #1315d6b8
 def _finished(job: Job, outputs: Path) -> bool:
-    "Whether a run is there, and its notebook; anything else is done again, from what it kept."
+    "Whether a run and its notebook are there; anything else is done again, from what it kept."
     output = outputs / job.output
     return job.stage == "pretrain" and output.exists() and (output.parent / "result.json").exists()
 
@@ -130,10 +139,12 @@ def run_job(
     job: Job,  # What to run
     outputs: Path,  # The `outputs/` folder
     threads: int,  # Of this job
-) -> dict[str, Any]:  # `stage`, `output` and `seconds`; 0 for a run that was finished before
+) -> dict[str, Any]:  # `stage`, `output` and `seconds`; few for a run that was finished before
     "Run a notebook; one that fails is a `UserError` with its last words."
     begun = time.monotonic()
-    if not _finished(job, outputs):
+    if _finished(job, outputs):
+        pretrain(PretrainParams.of(job.parameters), outputs)
+    else:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "LANGSAMP_OUTPUTS": str(outputs)}
         done = subprocess.run(_command(job, outputs), env=environment, capture_output=True, cwd=repo_root())
         if done.returncode:
@@ -152,6 +163,7 @@ def reproduce(
 ) -> pd.DataFrame:  # A row a job, with its seconds
     "Run all jobs, stage by stage. Called again it goes on."
     outputs, threads = Path(outputs).resolve(), max(1, (os.cpu_count() or 1) // p.processes)
+    _check_runs(p, outputs)
     done = []
     for stage in (pretraining_jobs, evaluation_jobs, figure_jobs):
         with ThreadPoolExecutor(p.processes) as pool:

@@ -161,5 +161,10 @@ def read_metrics(
     path: Path,  # A `metrics.jsonl`, there or not
 ) -> list[dict[str, Any]]:
     "The lines of a metrics file; a last line that broke off is left out."
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else [], 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}:{number} is damaged ({error}); restore the file, or begin a new run") from None
+    return found

@@ -145,7 +145,7 @@ def test_reading_does_not_cut_what_is_being_written(asked, outputs):
     with open_results(home, settings) as results:
         results.add(("a", 0, "d"), [{"metric": "acc1", "value": 1.0}])
         answer(results, [("a", 0, "d")], "d")
-        with open(results.path, "a") as file:
+        with open(results.path, "a", encoding="utf-8") as file:
             file.write('{"name": "b"')
         table = read_results([asked.encoder], outputs)
         assert len(table[table.task == "made up"]) == 1

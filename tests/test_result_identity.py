@@ -344,7 +344,7 @@ def test_a_reproduction_does_not_give_old_runs_for_other_text(corpus, finished, 
         shutil.rmtree(finished / job.parameters["run_name"])
         pretrain(PretrainParams.of(job.parameters), tmp_path)
         (tmp_path / job.output).write_text("{}")
-    with open(other / "train/eng_Latn.txt", "a") as file:
+    with open(other / "train/eng_Latn.txt", "a", encoding="utf-8") as file:
         file.write("one more line of text\n")
     with pytest.raises(UserError, match="tiny-both-42 began from other text"):
         reproduction.reproduce(reproduced(other), finished)
