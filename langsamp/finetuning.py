@@ -139,10 +139,17 @@ class Tuned:
         found: list[list[str]] = [[""] * (len(text) if self.reading.words else 1) for text in texts]
         for rows in by_length([window.ids for window in windows]):
             batch = padded([windows[i].ids for i in rows], self.model, self.reading.tokenizer)
-            for i, best_L in zip(rows, logits_of(self.model.eval(), batch).argmax(-1).tolist()):
+            for i, best_L in zip(rows, _best(logits_of(self.model.eval(), batch)).tolist()):
                 tags = [self.reading.labels[best_L[place]] for place in windows[i].firsts]
                 found[windows[i].sentence][windows[i].start : windows[i].start + len(tags)] = tags
         return found if self.reading.words else [labels[0] for labels in found]
+
+# %% ../nbs/library/15h_finetuning.ipynb #e76d67b9
+def _best(logits: Tensor) -> Tensor:
+    "The class with the highest number; where there are no numbers, no class is highest."
+    if not logits.isfinite().all():
+        raise UserError("the fine-tuned encoder gives no finite numbers: lower learning_rate")
+    return logits.argmax(-1)
 
 # %% ../nbs/library/15h_finetuning.ipynb #60b31845
 def _learn(

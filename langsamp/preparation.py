@@ -47,7 +47,7 @@ class Corpus:
     @property
     def facts(self) -> dict[str, Any]:
         "The tokenizer's size and special ids."
-        return manifest_of(self.tokenizer) or {}
+        return _prepared(self.tokenizer, self.shards)
 
     @property
     def identity(self) -> str:
@@ -56,10 +56,22 @@ class Corpus:
 
     def sequences(self, split: str, p: CorpusParams) -> Blocks:
         "One split cut into sequences as `packing` says: packed sentences, or windows on the stream."
-        if p.packing == "stream":
-            return Blocks(self.shards, split, p.block_size, self.facts["pad"])
-        pack_shards(self.shards, p.block_size)
-        return Rows(self.shards, split, p.block_size, self.facts["pad"])
+        kind, pad = Blocks if p.packing == "stream" else Rows, self.facts["pad"]
+        if kind is Rows:
+            pack_shards(self.shards, p.block_size)
+        return kind(self.shards, split, p.block_size, pad)
+
+# %% ../nbs/library/12a_preparation.ipynb #dd93d7ec
+def _prepared(
+    tokenizer: Path,  # Its folder
+    shards: Sequence[Path],  # Their folders
+) -> dict[str, Any]:  # The tokenizer's facts
+    "What a run reads; where some of it is gone, how to make it again."
+    lost = [folder for folder in (tokenizer, *shards) if not folder.is_dir()]
+    if not lost and (facts := manifest_of(tokenizer)):
+        return facts
+    mend = "the run's own command (nbs/03_pretrain.ipynb) prepares its text again"
+    raise UserError(f"{(lost or [tokenizer])[0]} is missing or damaged; {mend}")
 
 # %% ../nbs/library/12a_preparation.ipynb #a7b6ef46
 def without_text(
