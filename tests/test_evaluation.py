@@ -128,7 +128,7 @@ def test_a_line_is_written_whole_or_not_at_all(tmp_path):
     whole = (tmp_path / "rows.jsonl").read_bytes()
     for cut in range(1, len(whole)):
         (tmp_path / "rows.jsonl").write_bytes(whole + whole[:cut])
-        assert Results(tmp_path / "rows.jsonl").rows == {("a", 0, "d")}, f"cut at {cut}"
+        assert Results(tmp_path / "rows.jsonl").rows.keys() == {("a", 0, "d")}, f"cut at {cut}"
         assert (tmp_path / "rows.jsonl").read_bytes() == whole
 
 
