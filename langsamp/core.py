@@ -189,9 +189,13 @@ def write_json(
 # %% ../nbs/library/00_core.ipynb #9e763099
 def read_json(
     path: Path | str,  # A file that `write_json` wrote, or any other
+    mend: str = "restore it, or delete it and give the command that wrote it again",
 ) -> Any:
-    "Read a JSON file."
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    "Read a JSON file; one that is missing or broken is a `UserError`."
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; {mend}") from error
 
 # %% ../nbs/library/00_core.ipynb #c85f8a97
 def _sum_of(
@@ -221,7 +225,7 @@ def manifest_of(
     "The manifest of a sealed folder; `None` where there is none that can be read."
     try:
         found = read_json(Path(folder) / "manifest.json")
-    except (OSError, ValueError):
+    except UserError:
         return None
     if not (isinstance(found, dict) and isinstance(found.get("files"), dict)):
         return None

@@ -45,7 +45,7 @@ def _begun(folder: Path, origin: Any) -> dict[str, Any]:
     "What an earlier try recorded; a fresh start where its parts are gone or its files were others."
     try:
         state = read_json(folder / "progress.json")
-    except (OSError, ValueError):
+    except UserError:
         state = {}
     if state.get("origin") == origin and _sizes(folder, state["parts"]) == state["parts"]:
         state.setdefault("dropped", {})
