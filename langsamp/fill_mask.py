@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .backbones import longest_block
 from .core import UserError
+from .encodable import tokenized
 from .model import ARMS, LangSAMPForMaskedLM, ids_of
 
 # %% ../nbs/library/14c_fill_mask.ipynb #8f114595
@@ -41,6 +42,7 @@ def _read(
     "The pieces of a text; refused when it has no mask or is too long."
     mask = tokenizer.mask_token
     closed = re.sub(rf"\s+(?={re.escape(mask)})", "", text)
+    tokenized(tokenizer, [closed])  # Names what cannot be encoded
     batch = tokenizer(closed, return_tensors="pt", return_special_tokens_mask=True)
     ids_L, at_M = batch["input_ids"][0], (batch["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
     if not len(at_M):

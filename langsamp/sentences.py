@@ -15,6 +15,7 @@ from transformers import AutoModel
 
 from .backbones import longest_block, stock_encoder
 from .core import UserError, did_you_mean, read_json, sealed_folder, write_json
+from .encoder import padding_id
 from .encoders import Encoder
 
 # %% ../nbs/library/14b_sentences.ipynb #dd736017
@@ -89,6 +90,7 @@ def _write_modules(
 # %% ../nbs/library/14b_sentences.ipynb #3f6a1540
 def _fresh(
     tokenizer: Any,  # A fast one; left as it is
+    model: Any,  # Knows what fills up short rows where the tokenizer does not
     longest: int,  # Tokens that a text is cut at
 ) -> Any:
     "The tokenizer as if nobody had used it."
@@ -96,6 +98,8 @@ def _fresh(
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.model_max_length = longest
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(model, tokenizer))
     return tokenizer
 
 # %% ../nbs/library/14b_sentences.ipynb #611aa346
@@ -128,6 +132,6 @@ def save_sentence_encoder(
     facts = {"encoder": encoder.name, "identity": encoder.identity, "layer": layer, "pooling": pooling}
     with sealed_folder(folder, **facts) as part:
         depth = _cut(model, layer, part)
-        _fresh(encoder.tokenizer, longest).save_pretrained(part)
+        _fresh(encoder.tokenizer, model, longest).save_pretrained(part)
         _write_modules(part, model.config.hidden_size, longest, pooling, None if depth == layer else layer)
     return folder

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from sentence_transformers import SentenceTransformer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
@@ -25,7 +26,9 @@ from langsamp.corpus import find_sources
 from langsamp.encoder import encode
 from langsamp.encoders import open_encoder
 from langsamp.examples import Examples
+from langsamp.fill_mask import fill_mask
 from langsamp.finetuning import FineTuning, fine_tune
+from langsamp.model import from_backbone
 from langsamp.params import PlanParams, PretrainParams, StartParams
 from langsamp.pieces import old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer, token_ids
 from langsamp.planning import plan
@@ -33,6 +36,7 @@ from langsamp.preparation import prepare
 from langsamp.pretraining import pretrain
 from langsamp.probes import frozen, word_vectors, word_windows
 from langsamp.rows import adapted, restored
+from langsamp.sentences import save_sentence_encoder
 from langsamp.starts import make_start, start_chart, start_table
 from langsamp.strict import read_yaml
 from langsamp.tokenizer import Encoder, pretrained_tokenizer, trained_tokenizer
@@ -313,7 +317,9 @@ def test_evaluation_names_what_cannot_be_encoded(tmp_path):
     save(unigram("ab", None), tmp_path / "b", without=("unk",), model=xlm_r(40))
     encoder = open_encoder(str(tmp_path / "b"), tmp_path)
     tagged = Examples([["ab", "aΩ"]] * 4, [["X", "Y"]] * 4)
+    model = from_backbone(str(tmp_path / "b"), ["eng"], ["Latn"])
     asked: list[Callable] = [
+        lambda: fill_mask("aΩ <mask>", model, encoder.tokenizer),
         lambda: encoder.encode(["ab", "aΩ"]),
         lambda: frozen(encoder.model, encoder.tokenizer, tagged, tagged, -1),
         lambda: fine_tune(
@@ -432,6 +438,15 @@ def test_an_encoder_whose_tokenizer_has_no_padding_token(tmp_path):
     assert np.array_equal(encode(texts, opened.model, pad), opened.encode(texts))
     for one, other in zip(word_vectors(words, opened.model, pad), word_vectors(words, opened.model, opened.tokenizer)):
         assert np.array_equal(one, other)
+
+
+def test_a_sentence_encoder_without_a_padding_token_can_be_used(tmp_path):
+    "It fills up short sentences with what the model was made for."
+    save(unigram("abcd", 3), tmp_path / "x", without=("pad",), model=xlm_r(40))
+    encoder, texts = open_encoder(str(tmp_path / "x"), tmp_path), ["ab", "abcd abcd ab"]
+    folder = save_sentence_encoder(encoder, tmp_path / "sentences")
+    vectors = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    assert np.allclose(vectors, encoder.encode(texts), atol=1e-5)
 
 
 # Starts without text
