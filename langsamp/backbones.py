@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-from .core import UserError
+from .core import UserError, downloading
 
 # %% ../nbs/library/07c_backbones.ipynb #f46a5ea3
 class _Between(nn.Module):
@@ -195,14 +195,16 @@ def load_backbone(
 ) -> PreTrainedModel:  # In float32 and in evaluation mode
     "A stock masked language model. No code from a checkpoint is run, and no pickle is read."
     try:
-        config = _config_of(start)
+        with downloading():
+            config = _config_of(start)
         if dropout is not None:
             set_dropout(config, dropout)
         if isinstance(start, PreTrainedConfig):
             return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
         refuse_pickles(start)
         options = {"config": config, "dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-        mlm, report = AutoModelForMaskedLM.from_pretrained(start, **options, output_loading_info=True)
+        with downloading():
+            mlm, report = AutoModelForMaskedLM.from_pretrained(start, **options, output_loading_info=True)
     except (OSError, ValueError) as error:
         why = str(error).partition("\n")[0]
         raise UserError(f"no masked language model at `{start}`: give a name or a folder ({why})") from error

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from .core import UserError, damage, read_json, sealed_folder, sha256, sweep, write_json, writing
 from .corpus import Ledger, Source, clean_lines, refuse_bad
 from .encodable import lost_complaints
+from .locks import file_lock
 from .tokenizer import Encoder
 from .workers import workers
 
@@ -117,7 +117,7 @@ def _turn(
     "Be the only one who writes a shard of `code`; the system ends the turn of a process that dies."
     with writing(lock := home / ".locks" / code):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with file_lock(lock):
             yield
 
 # %% ../nbs/library/06_blocks.ipynb #d2ed14ac

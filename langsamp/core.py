@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['SHARED_FOLDERS', 'UserError', 'did_you_mean', 'repo_root', 'outputs_folder', 'cache_folder', 'sha256', 'writing',
-           'sweep', 'write_json', 'read_json', 'seal', 'manifest_of', 'damage', 'scratch_folder', 'sealed_folder']
+           'downloading', 'sweep', 'write_json', 'read_json', 'seal', 'manifest_of', 'damage', 'scratch_folder',
+           'sealed_folder']
 
 # %% ../nbs/library/00_core.ipynb #b83d612a
 import difflib
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -21,6 +20,8 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from .disks import disk_error, flush, movable_folders, refusal, refused_place
 
 # %% ../nbs/library/00_core.ipynb #0ed19871
 class UserError(Exception):
@@ -76,18 +77,9 @@ def _flush(path: Path) -> None:
     "Ask the system to put a file or folder on the disk."
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        flush(handle)
     finally:
         os.close(handle)
-
-# %% ../nbs/library/00_core.ipynb #e6ccf765
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-
-# %% ../nbs/library/00_core.ipynb #f3c60587
-def _number(error: BaseException) -> int | None:
-    "The system's number of an error, wherever it stands."
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return int(told[1]) if told else getattr(error, "errno", None)
 
 # %% ../nbs/library/00_core.ipynb #1a18d8cc
 @contextmanager
@@ -99,13 +91,26 @@ def writing(
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or _number(error) not in _DISK:
+        if isinstance(error, UserError) or not (refused := disk_error(error)):
             raise
-        there = next(folder for folder in Path(path).absolute().parents if folder.exists())
+        place, variable = refused_place(Path(path), refused)
+        there = next(folder for folder in place.absolute().parents if folder.is_dir())
         room = f"{shutil.disk_usage(there).free:,} bytes are free in {there}"
         sizes = f"it needs {needed:,} bytes, {room}" if needed else room
-        mend = "Make room, or choose another outputs folder; the same command goes on from what is whole"
-        raise UserError(f"cannot write {path}: {error}; {sizes}. {mend}") from error
+        raise UserError(f"cannot write {place}: {error}; {sizes}. {refusal(place, variable, refused)}") from error
+
+# %% ../nbs/library/00_core.ipynb #3e9f2e6f
+@contextmanager
+def downloading() -> Generator[None]:
+    "Make a cache of Hugging Face that is full or closed a `UserError` that names it. Other exceptions pass."
+    try:
+        yield
+    except OSError as error:
+        refused = disk_error(error)
+        if refused is None or movable_folders()["HF_HOME"] not in Path(str(refused.filename)).absolute().parents:
+            raise
+        with writing(str(refused.filename)):
+            raise
 
 # %% ../nbs/library/00_core.ipynb #715adc06
 def _locked(
@@ -261,14 +266,16 @@ def _swept_once(folder: Path) -> None:
 @contextmanager
 def scratch_folder(
     path: Path | str,  # What will be made of the folder's content
+    needed: int = 0,  # Bytes that will be written, where they are known: for the message of a full disk
 ) -> Generator[Path]:  # A folder beside `path`, gone at the end
     "A folder to write into. Before a process makes its first one beside `path`, it sweeps there."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _swept_once(path.parent.absolute())
-    names = (path.with_name(f".part-{path.name}-{number}-{os.getpid()}") for number in count())
-    with _held(next(name for name in names if not name.exists()), Path.mkdir) as part:
-        yield part
+    with writing(path, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _swept_once(path.parent.absolute())
+        names = (path.with_name(f".part-{path.name}-{number}-{os.getpid()}") for number in count())
+        with _held(next(name for name in names if not name.exists()), Path.mkdir) as part:
+            yield part
 
 # %% ../nbs/library/00_core.ipynb #6bad6344
 @contextmanager
@@ -280,7 +287,7 @@ def sealed_folder(
 ) -> Generator[Path]:  # The folder to write into
     "A folder that appears at `path`, whole and sealed, when the block ends well, and not at all otherwise."
     path = Path(path)
-    with writing(path, needed), scratch_folder(path) as part:
+    with scratch_folder(path, needed) as part:
         yield part
         seal(part, **facts)
         if manifest_of(path) != manifest_of(part) or damage(path):

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from .backbones import refuse_pickles
 from .blocks import content_hash
-from .core import UserError
+from .core import UserError, downloading
 from .encoder import encode
 from .preparation import open_run
 from .pretraining import start_of, starting_model
@@ -90,8 +90,9 @@ def _other(name: str, outputs: Path) -> tuple[str, Any, Any]:
     place = find_backbone(name, outputs)
     try:
         refuse_pickles(place)
-        model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_SAFE)
-        return "other", model, load_tokenizer(place)
+        with downloading():
+            model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_SAFE)
+            return "other", model, load_tokenizer(place)
     except (OSError, ValueError) as error:
         why = str(error).partition("\n")[0]
         raise UserError(f"no run `{name}` under {outputs}, and no checkpoint of that name ({why})") from error

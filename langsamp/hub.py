@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-from filelock import FileLock
 from huggingface_hub import HfApi
 
 from .codes import parse_code
@@ -23,6 +22,8 @@ from .core import UserError, did_you_mean, manifest_of, read_json, seal, write_j
 from .corpus import Ledger, Source, bad_lines, joined
 from .dataset_files import config_names, data_files, dataset_errors, undescribed
 from .dataset_rows import open_rows, read_texts
+from .disks import flush
+from .locks import file_lock
 
 # %% ../nbs/library/04b_hub.ipynb #9811655f
 def _write_part(
@@ -37,7 +38,7 @@ def _write_part(
             file.write("".join(f"{line}\n" for line in lines).encode(errors="surrogatepass"))
             rows += len(lines)
     with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+        flush(file.fileno())
     return rows
 
 # %% ../nbs/library/04b_hub.ipynb #96b6bed1
@@ -201,7 +202,7 @@ def hub_sources(
     home = home / _place(name)
     home.mkdir(parents=True, exist_ok=True)
     sources: dict[str, list[Source]] = {}
-    with FileLock(home / ".lock"):
+    with file_lock(home / ".lock"):
         known = _known(name, home)
         chosen, complaints = _choose(name, known["configs"], languages)
         for code, config in ((code, config) for code, configs in chosen.items() for config in configs):

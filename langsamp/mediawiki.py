@@ -39,7 +39,6 @@ def fetch_mediawiki(
 ) -> Path:  # The package, named as apt names it: `mediawiki_VERSION_all.deb`
     "The Debian package `mediawiki` from the cache, else through apt. The version named above must have its checksum."
     folder = cache or cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob("mediawiki_*.deb")):
         with scratch_folder(folder / "mediawiki.deb") as part:
             package = _apt_download("mediawiki", part)

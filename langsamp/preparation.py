@@ -19,7 +19,6 @@ from typing import Any
 # %% ../nbs/library/12a_preparation.ipynb #c1a0d2f4
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from .batches import Pieces
 from .blocks import Blocks, content_hash, corpus_report, source_hash, write_shards
@@ -27,6 +26,7 @@ from .core import UserError, damage, manifest_of, read_json, sweep, write_json
 from .corpora import open_corpus, say, shortened
 from .corpus import Source
 from .encodable import lost_complaints
+from .locks import file_lock
 from .packing import Rows, pack_shards
 from .params import CorpusParams, PretrainParams
 from .sampling import quotas, sampling_table
@@ -122,7 +122,7 @@ def prepare(
     "Read, clean and encode the corpus; whatever is there already is not made again."
     sources, complaints = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
     home = _tidied(outputs)
-    with FileLock(home / ".lock"):  # A run that starts at the same time waits here
+    with file_lock(home / ".lock"):  # A run that starts at the same time waits here
         tokenizer = tokenizer_of(p, sources, outputs)
         if _swept([tokenizer]):
             tokenizer = tokenizer_of(p, sources, outputs)

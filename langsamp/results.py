@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 import langsamp
 from .blocks import content_hash
 from .core import UserError, read_json, sha256, write_json, writing
+from .disks import flush
 from .encoders import open_encoder
+from .locks import file_lock
 from .runs import provenance
 
 # %% ../nbs/library/15i_results.ipynb #482d80a3
@@ -95,7 +97,7 @@ class Results:
         with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         self.rows[unit] = json.loads(text)["rows"]
 
 # %% ../nbs/library/15i_results.ipynb #7dc89b27
@@ -138,7 +140,7 @@ def open_results(
     try:
         with writing(path):
             place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / ".lock", timeout=0):
+        with file_lock(place / ".lock", timeout=0):
             sessions = read_json(path)["sessions"] if path.exists() else []
             session = {"encoder": name, **provenance()}
             write_json(path, {"settings": dict(settings), "sessions": [*sessions, session]})

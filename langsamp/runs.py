@@ -20,11 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 import langsamp
 from .blocks import content_hash
 from .core import UserError, read_json, write_json, writing
+from .locks import file_lock
 from .strict import read_yaml
 
 # %% ../nbs/library/09_runs.ipynb #2090cfd7
@@ -37,7 +38,7 @@ def locked(
     try:
         with writing(owner):
             folder.mkdir(parents=True, exist_ok=True)
-        with writing(folder), FileLock(folder / ".lock", timeout=0):
+        with writing(folder), file_lock(folder / ".lock", timeout=0):
             write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
             for part in folder.rglob(".*part-*"):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
@@ -106,7 +107,7 @@ def provenance() -> dict[str, Any]:
             "system": platform.platform(),
             "processors": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "processes": int(os.environ.get("WORLD_SIZE", 1)),
+            "processes": int(world) if (world := os.environ.get("WORLD_SIZE", "")).isdecimal() else 1,
             "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }

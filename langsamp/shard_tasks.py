@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from .blocks import write_shards
 from .core import UserError, outputs_folder
 from .corpora import open_corpus
 from .corpus import Source
 from .environment import show_any_text
+from .locks import file_lock
 from .packing import pack_shards
 from .params import PretrainParams
 from .preparation import tokenizer_of
@@ -54,7 +53,7 @@ def run_task(
     sources, _ = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
     home = outputs / "data"
     home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"):
+    with file_lock(home / ".lock"):
         tokenizer = tokenizer_of(p, sources, outputs)
     mine = {code: sources[code] for code in sorted(tasks(sources, of)[task])}
     shards = write_shards(mine, tokenizer, home / "shards", processes, p.on_bad_line == "stop")

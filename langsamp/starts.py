@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 from transformers.utils import cached_file
 
 from .backbones import load_backbone
 from .blocks import content_hash, source_hash
-from .core import UserError, damage, read_json, sealed_folder, sha256, write_json
+from .core import UserError, damage, downloading, read_json, sealed_folder, sha256, write_json
 from .corpora import open_corpus
 from .corpus import Source
 from .e5small import e5_small
+from .locks import file_lock
 from .params import StartParams
 from .pieces import pieces_of, read_tokenizer, save_tokenizer
 from .rows import Move, adapted
@@ -48,10 +48,12 @@ def weight_sums(
     "The checksums of a checkpoint's weights; no checkpoint is a `UserError`."
     try:
         for name in _WEIGHTS:
-            if path := cached_file(backbone, name, _raise_exceptions_for_missing_entries=False):
-                parts = read_json(path)["weight_map"].values() if name.endswith(".json") else []
+            with downloading():
+                path = cached_file(backbone, name, _raise_exceptions_for_missing_entries=False)
+                parts = read_json(path)["weight_map"].values() if path and name.endswith(".json") else []
                 files = {part: str(cached_file(backbone, part)) for part in sorted({*parts})} or {name: path}
-                return {part: sha256(file) for part, file in files.items()}
+            if path:
+                return {part: sha256(str(file)) for part, file in files.items()}
         reason = f"none of {', '.join(_WEIGHTS)}"
     except (OSError, ValueError) as error:
         reason = str(error)
@@ -108,7 +110,7 @@ def make_start(
     backbone = find_backbone(p.backbone, outputs)
     facts = {"parameters": asdict(p), "text": text, "weights": weight_sums(backbone)}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / ".lock"):
+    with file_lock(folder.parent / ".lock"):
         if not _found(folder, facts):
             with sealed_folder(folder) as part:
                 write_json(part / "start.json", facts | _write(p, backbone, sources, home, part))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from .core import UserError, manifest_of, sealed_folder, sha256
+from .core import UserError, downloading, manifest_of, sealed_folder, sha256
 from .corpus import Ledger, Source, clean_lines, uniform
 from .encodable import encodable, encodes, says_unknown
 
@@ -203,7 +203,8 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with downloading():
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_no_tokenizer(name, str(error))) from None
     if not tokenizer.is_fast:

@@ -1,6 +1,8 @@
 "Parameters decide, and nothing beside them: files of parameters, shells, launchers, locales and file systems."
 
 import ast
+import errno
+import fcntl
 import os
 import re
 import shutil
@@ -13,12 +15,26 @@ from types import SimpleNamespace
 import accelerate
 import pytest
 import tiny
+import transformers
 
 import langsamp
-from langsamp import machines, pretraining, runs, shard_tasks
+from langsamp import (
+    backbones,
+    e5small,
+    encoders,
+    machines,
+    mediawiki,
+    pretraining,
+    results,
+    runs,
+    shard_tasks,
+    starts,
+    tokenizer,
+    udhr,
+)
 from langsamp.analysis_params import ReproductionParams, TableParams, VectorParams
 from langsamp.benchmark_params import BenchmarkParams, CorpusPassParams, EncodingParams, RaceParams
-from langsamp.core import UserError
+from langsamp.core import UserError, damage, sealed_folder, write_json, writing
 from langsamp.environment import OVERRIDDEN, REFUSED, launched, parameters_decide
 from langsamp.params import CorpusBuildParams, PretrainingFigureParams, PretrainParams, StartParams
 from langsamp.pretraining import main
@@ -445,3 +461,125 @@ show_any_text(); print("\\u0431", run_name_fits("\\u0431"))"""
     done = subprocess.run([sys.executable, "-c", code], env=western, capture_output=True)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert done.stdout.count(rb"\u0431") == 2 and b"PYTHONUTF8=1" in done.stdout
+
+
+# File systems
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush(tmp_path, monkeypatch, number):
+    "Everything that is flushed is written all the same: sealed folders, JSON files, results, files of the Hub."
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+    with sealed_folder(tmp_path / "sealed") as part:
+        (part / "a").write_text("a")
+    assert not damage(tmp_path / "sealed")
+    results.Results(tmp_path / "rows.jsonl").add(("eng_Latn", 0, "x"), [{"value": 1.0}])
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        write_json(tmp_path / "a.json", 1)
+
+
+def test_nothing_is_flushed_but_by_the_one_that_knows():
+    "No module calls os.fsync or makes a FileLock of its own."
+    ours = {path.stem: path.read_text(encoding="utf-8") for path in Path(langsamp.__path__[0]).glob("*.py")}
+    assert [name for name, text in ours.items() if "os.fsync(" in text] == ["disks"]
+    assert [name for name, text in ours.items() if " FileLock(" in text] == ["locks"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(corpus, tmp_path, capsys, monkeypatch, number):
+    "By the command: status 2, and a message that says to move outputs."
+
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="unlocked"))
+    assert main([str(params), str(tmp_path / "outputs")]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path}/outputs/unlocked has no locks" in told and "move outputs" in told and "LANGSAMP_OUTPUTS" in told
+
+
+@pytest.mark.parametrize("shell", [{"LANGSAMP_CACHE": "/dev/null/x"}, {"HOME": "/dev/null"}], ids=str)
+def test_a_cache_that_cannot_be_made(shell, monkeypatch):
+    "The folder and its variable are named, where the default corpus is fetched."
+    for name in ("LANGSAMP_CACHE", "XDG_CACHE_HOME", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in shell.items():
+        monkeypatch.setenv(name, value)
+    for fetch in (udhr.udhr_corpus, mediawiki.mediawiki_corpus, e5small.e5_small):
+        told = refusal(fetch)
+        assert "cannot write /dev/null/" in told and "set LANGSAMP_CACHE to another folder" in told
+
+
+def closed(place: Path, number: int = errno.EACCES):
+    "What a library does whose cache may not be written: transformers wraps the error in one of its own."
+
+    def refuse(*_, **__):
+        try:
+            raise OSError(number, os.strerror(number), str(place / "hub/x.lock"))
+        except OSError as error:
+            raise OSError(f"{type(error).__name__} at {place} when downloading x.") from error
+
+    return refuse
+
+
+def test_a_cache_of_hugging_face_that_is_closed(tmp_path, monkeypatch):
+    "HF_HOME is named, wherever a checkpoint or a tokenizer is fetched; not `give a Hugging Face name`."
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for module, name in ((starts, "cached_file"), (backbones, "_config_of")):
+        monkeypatch.setattr(module, name, closed(tmp_path / "hf"))
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", closed(tmp_path / "hf"))
+    monkeypatch.setattr(encoders.AutoModel, "from_pretrained", closed(tmp_path / "hf", errno.EROFS))
+    fetches = [(starts.weight_sums, "a/b"), (backbones.load_backbone, "a/b")]
+    fetches += [(tokenizer.pretrained_tokenizer, "a/b", tmp_path), (encoders.open_encoder, "a/b", tmp_path)]
+    for fetch, *arguments in fetches:
+        told = refusal(fetch, *arguments)
+        assert f"cannot write {tmp_path}/hf/hub/x.lock" in told and "set HF_HOME to another folder" in told, fetch
+
+
+def test_the_mend_is_that_of_the_folder_that_refused(tmp_path, monkeypatch):
+    "Not that of the block around it: a temporary folder that is full while outputs has room, and the other way round."
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("LANGSAMP_CACHE", str(tmp_path / "cache"))
+
+    def fill(place: Path | None) -> None:
+        with writing(tmp_path / "outputs/run/weights"):
+            raise OSError(errno.ENOSPC, "No space left on device", place and str(place))
+
+    assert f"cannot write {scratch}/x" in refusal(fill, scratch / "x")
+    assert "set LANGSAMP_CACHE to another folder" in refusal(fill, tmp_path / "cache/x")
+    for place in (None, tmp_path / "outputs/run/.part-weights"):
+        told = refusal(fill, place)
+        assert f"cannot write {tmp_path}/outputs/run/weights" in told and "choose another outputs folder" in told
+
+
+def test_a_shell_with_a_strange_size_of_the_world_is_recorded(monkeypatch):
+    "An evaluation, which no launcher starts, has one process whatever is left over."
+    for value in ("", "many"):
+        monkeypatch.setenv("WORLD_SIZE", value)
+        assert runs.provenance()["machine"]["processes"] == 1
+
+
+# Commands that are written down
+
+
+SUFFIXES = {".ipynb", ".yaml", ".sh", ".py", ".md", ""}
+
+
+def test_every_path_that_a_command_names_is_there():
+    "In notebooks, params files, README and Makefile: no notebook and no params file that does not exist."
+    own = re.compile(r"params/mine\.yaml|(OUT|THEIR|NAME|mine)\b|\$|\*|\{")
+    folders = [
+        *(tiny.ROOT / "nbs").rglob("*.ipynb"),
+        *(tiny.ROOT / "params").rglob("*"),
+        *(tiny.ROOT / "scripts").iterdir(),
+    ]
+    missing = []
+    for path in [*folders, tiny.ROOT / "README.md", tiny.ROOT / "Makefile"]:
+        text = path.read_text(encoding="utf-8") if path.is_file() and path.suffix in SUFFIXES else ""
+        for name in re.findall(r"(?<![\w/.])(?:nbs|params|scripts)/[\w./-]+\.(?:yaml|ipynb|py|sh)\b", text):
+            if not own.search(name) and not (tiny.ROOT / name).exists():
+                missing.append(f"{path.relative_to(tiny.ROOT)}: {name}")
+    assert missing == []
