@@ -145,6 +145,8 @@ def pretrain(
             corpus = prepare(p, Path(outputs))
         same_origin(folder, corpus.identity, start_of(p, outputs))
         if (folder / "result.json").exists():
+            if not (folder / "corpus.json").exists():
+                keep_corpus(corpus, folder)
             return read_json(folder / "result.json")
         return _run(p, corpus, folder, machine.is_main_process)
 

@@ -525,6 +525,15 @@ def test_broken_files_of_a_run_are_named(harmed, name, how, ask):
         ask(harmed / "one")
 
 
+def test_what_is_told_of_a_broken_corpus_file_helps(harmed):
+    "Deleted, and the run's command given again: the file is there as it was."
+    path = harmed / "one/corpus.json"
+    kept, p = path.read_bytes(), open_run(harmed / "one")[0]
+    path.unlink()
+    pretrain(p, harmed)
+    assert path.read_bytes() == kept
+
+
 def save(run: Path) -> None:
     figure, _ = figures.new_figure()
     figures.save_figure(figure, pd.DataFrame({"x": [1]}), run.parent / "figures/x", [run])
