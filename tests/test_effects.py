@@ -416,7 +416,7 @@ STAGES["04_evaluate"] = Stage(
         "tasks": Effect([["tatoeba"]], "tasks, languages, seeds, topics", given={"seeds": 2}),
         "languages": Effect([["deu_Latn", "fra"]], f"languages, complaints, {SCORES}"),
         "data": Effect(["@sets2"], SCORES),
-        "source": Effect(["deu_Latn"], "tasks, languages, complaints, retrieval, topics"),
+        "source": Effect(["deu_Latn"], "tasks, languages, seeds, complaints, retrieval, topics"),
         "layer": Effect([0], SCORES),
         "scaling": Effect(["csls", "margin"], "retrieval"),
         "mode": Effect(["fine-tuned"], "learnt, topics", given={"tasks": ["sib200"], "seeds": 2}),
