@@ -71,13 +71,14 @@ def _ask_retrieval(p: EvaluationParams, task: str, encoder: Encoder, results: Re
     return rows, complaints + absent
 
 # %% ../nbs/library/15j_evaluation.ipynb #14ef8f6e
-def _source_set(found: Sequence[Labelled], task: str, source: str) -> Labelled:
-    "The first set of the source language that can be trained and chosen on."
+def _source_set(found: Sequence[Labelled], task: str, source: str, complaints: Sequence[str] = ()) -> Labelled:
+    "The first set of the source language that can be trained and chosen on; an error repeats what was wrong with it."
     able = [one for one in found if {"train", "dev"} <= one.splits.keys()]
     if ours := [one for one in able if one.code == source]:
         return ours[0]
     known = sorted({one.code for one in able})
-    raise UserError(f"{task} has nothing to train on in {source}; source may be one of {', '.join(known) or 'none'}")
+    nothing = f"{task} has nothing to train on in {source}; source may be one of {', '.join(known) or 'none'}"
+    raise UserError("\n".join([nothing, *complaints[:10]]))
 
 # %% ../nbs/library/15j_evaluation.ipynb #65ac79d0
 Predict = Callable[[Sequence[Any]], list[list[Any]]]  # Texts -> labels, for each of some seeds
@@ -147,7 +148,7 @@ def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Res
     found, complaints = labelled_sets(task, p.data)
     if not found:
         return [], complaints
-    source = _source_set(found, task, p.source)
+    source = _source_set(found, task, p.source, complaints)
     taught = content_hash([asdict(source.splits[split]) for split in ("train", "dev")])
     data = {one.name: content_hash(taught, asdict(one.splits["test"])) for one in found if "test" in one.splits}
     chosen, absent = _chosen(task, found, p.languages, lambda one: one.code)

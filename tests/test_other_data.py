@@ -599,3 +599,12 @@ def test_what_is_left_out_reaches_whoever_evaluates(tmp_path, unbroken, outputs)
     for part in ("test.tsv:8: not 3 columns", "deu-eng.deu:2: not UTF-8", "eng_Latn.txt:2: `Amen` is no verse"):
         assert sum(part in complaint for complaint in complaints) == 1, complaints
     assert set(table.task) == set(tasks) and set(table[table.task == "tatoeba"]["items"]) == {2}
+
+
+def test_what_is_wrong_with_the_source_language_is_told_where_it_stops_the_evaluation(tmp_path, unbroken, outputs):
+    for language in ("eng_Latn", "fra_Latn"):
+        for split in ("train", "dev", "test"):
+            write(tmp_path / f"sib200/{language}/{split}.tsv", ROWS[0].decode() + "\n1\tsports\tOne\n")
+    write(tmp_path / "sib200/eng_Latn/dev.tsv", ROWS[0].decode() + "\n1\tsports\n")
+    with pytest.raises(UserError, match=r"(?s)nothing to train on in eng_Latn.*dev.tsv:2: not 3 columns"):
+        evaluate(EvaluationParams(encoder=unbroken.name, tasks=["sib200"], data=str(tmp_path), seeds=1), outputs)
