@@ -24,6 +24,7 @@ from langsamp.benchmark_params import (
     EncodingParams,
     EqualLossParams,
     OverheadParams,
+    PortionParams,
     RaceParams,
     shape_of,
 )
@@ -43,7 +44,7 @@ _XLMR_PIECES = 250_002
 # %% ../nbs/library/20d_races.ipynb #6ef73ce0
 def run_params(
     p: BenchmarkParams,  # Text, block size, learning rate
-    race: RaceParams,  # Tokens of a step and a micro-batch
+    race: PortionParams,  # Tokens of a step and a micro-batch
     size: str,  # As in 4x256/16384
     **more: Any,  # `steps`, `seed`, `arm`, `packing`
 ) -> PretrainParams:  # Precision and dropout are the recipe's
@@ -74,7 +75,7 @@ def with_rows(
     return replace(corpus, tokenizer=folder)
 
 # %% ../nbs/library/20d_races.ipynb #a0680604
-def _told(p: BenchmarkParams, race: RaceParams, size: str, outputs: Path, folder: Path) -> tuple[Corpus, str]:
+def _told(p: BenchmarkParams, race: PortionParams, size: str, outputs: Path, folder: Path) -> tuple[Corpus, str]:
     "The prepared text of a size, and the file that tells of it."
     corpus = with_rows(prepare(run_params(p, race, size), outputs), shape_of(size)[1])
     return corpus, told(corpus, folder / f"text-{'-'.join(map(str, shape_of(size)))}.json")

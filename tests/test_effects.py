@@ -26,12 +26,17 @@ from safetensors import safe_open
 
 from langsamp import (
     analysis_params,
+    benchmark_params,
+    contestants,
+    corpus_speed,
     evaluation,
     neutrality_figures,
     params,
     planning,
+    races,
     reproduction,
     sampling,
+    speed,
     training,
     vectors,
 )
@@ -128,6 +133,7 @@ class Bench:
                 self.known[key] = stage.see(self, names, outputs)
             finally:
                 plt.close("all")
+                shutil.rmtree(outputs / "data/benchmarks", ignore_errors=True)
                 for made in set(outputs.iterdir()) - before - {outputs / "data"}:
                     shutil.rmtree(made) if made.is_dir() else made.unlink()
         return self.known[key]
@@ -367,7 +373,7 @@ STAGES["02_start"] = Stage(
 def see_plan(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
     "A plan's numbers, without those of the clock."
     costs = {name: value for name, value in names["costs"].items() if not name.startswith(("seconds", "peak"))}
-    return {"costs": costs, "measured": len(bench.noted["train_step"])}
+    return {"costs": costs, "measured steps": len(bench.noted["train_step"])}
 
 
 STAGES["02a_plan"] = Stage(
@@ -377,7 +383,7 @@ STAGES["02a_plan"] = Stage(
     {
         "params": Effect(["@plans/b.yaml"], "costs"),
         "changes": Effect([{"arm": "none"}, {"steps": 9}], "costs"),
-        "measured_steps": Effect([6], "measured", why="from how many steps the time is taken"),
+        "measured_steps": Effect([6], "measured steps", why="from how many steps the time is taken"),
     },
 )
 
@@ -589,6 +595,212 @@ STAGES["05_reproduce"] = Stage(
 )
 
 
+# Benchmarks
+
+
+class Enough(Exception):
+    "A process of a benchmark has done what it is watched for."
+
+
+class Watched:
+    "In place of `Turns`: lets a process make one step, or all where its loss will be asked for."
+
+    seen: dict[str, Any] = {}
+
+    def __init__(self, facts: Mapping[str, Any], **answers: Callable[[], Any]) -> None:
+        self.facts, self.answers, self.units = dict(facts), answers, []
+
+    def done(self, units: float) -> None:
+        self.units.append(float(units))
+        if not Watched.seen["whole"]:
+            self.end()
+
+    def end(self) -> None:
+        loss = float(self.answers["loss"]()) if Watched.seen["whole"] else 0.0
+        Watched.seen |= {"facts": self.facts, "units": self.units, "loss": loss}
+        raise Enough
+
+
+class InProcess:
+    "In place of `Player`: the same work in this process, with a clock that says a second a turn."
+
+    bench: Bench
+
+    def __init__(self, program: list[str], spec: dict[str, Any], log: Path, threads: int) -> None:
+        self.name, self.turns = log.stem, self.bench.noted.setdefault("turns", [])
+        self.found = self.work(dict(spec))
+        kind = [self.name, spec["work"], spec.get("recipe", "")]
+        self.bench.noted.setdefault("work", []).append([kind, threads, self.found])
+        self.facts = self.found.get("facts", {})
+
+    def work(self, spec: dict[str, Any]) -> dict[str, Any]:
+        "What the process does, for as long as it is watched."
+        Watched.seen, kind = {"whole": bool(spec.get("sentences")) and spec["work"] == "training"}, spec.pop("work")
+        if kind == "matmul" or spec.get("by") == "sentence_transformers":
+            return {"units": [1.0]}
+        with pytest.raises(Enough):
+            getattr(contestants, kind)(**spec)
+        texts = read_json(spec["sentences"]) if kind == "encoding" else []
+        learnt = [rows for rows, learns in self.bench.noted.pop("batch_loss", []) if learns]
+        compiled = len(self.bench.noted.pop("compile", []))
+        return {**Watched.seen, "compiled": compiled, "texts": len(texts), "micro-batches": learnt}
+
+    def turn(self, seconds: float) -> dict[str, Any]:
+        self.turns.append([self.name, seconds])
+        units = sum(self.found["units"])
+        return {"units": units, "steps": 1, "seconds": 1.0, "cpu": 1.0, "memory": 1.0, "device_memory": 0.0}
+
+    def ask(self, question: str) -> float:
+        return self.found[question]
+
+    def close(self) -> None:
+        pass
+
+
+def measured(arm: str, home: Path | None = None, **values: Any) -> dict[str, float]:
+    "In place of a process that measures the corpus pass."
+    if home:
+        home.mkdir(parents=True)
+    return {"seconds": 1.0, "tokens": 1.0, "CPU seconds": 1.0}
+
+
+def sizes_in(arm: str, corpus: Path | None = None, folder: Path | None = None, **values: Any) -> list[Any]:
+    "What a process that measures the corpus pass is given."
+    texts = sorted(path.name for path in (corpus or folder or Path("nowhere")).glob("*"))
+    size = sum(path.stat().st_size for path in (corpus or Path("nowhere")).glob("*"))
+    return [arm, texts, size, values.get("processes"), (values.get("params") or {}).get("block_size")]
+
+
+def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
+    "The rows, and what was done for them."
+    (folder,) = (outputs / "benchmarks").iterdir()
+    rows, work = names["rows"], bench.noted.get("work", [])
+    found = [what for kind, _, what in work if kind[1] == "training"]
+    return {
+        "folder": folder.name,
+        "rows": sorted({*zip(rows.what, rows.arm, rows["size"].astype(str))}),
+        "processes": [kind for kind, _, _ in work],
+        "threads": sorted({threads for _, threads, _ in work}),
+        "turns": bench.noted.get("turns", []),
+        "tokens": [what["units"] for what in found],
+        "parameters": [what["facts"]["parameters"] for what in found],
+        "flops": [what["facts"].get("flops", 0.0) for what in found],
+        "micro-batches": [what["micro-batches"] for what in found],
+        "losses": [what["loss"] for what in found],
+        "compiled": [what["compiled"] for what in found],
+        "texts": [what["texts"] for kind, _, what in work if "texts" in what and kind[1] == "encoding"],
+        "measured": bench.noted.get("measured", []),
+        "gigabytes": bench.noted.get("synthetic_run", []),
+    }
+
+
+RACE = {"tokens": 128, "micro": 64, "rounds": 1, "seconds": 0.5, "arms": ["run_mlm_lines", "reference", "langsamp"]}
+LOSS = {"tokens": 128, "micro": 64, "size": "1x32/200", "trained": 512, "seeds": 1, "sentences": 8}
+LOSS |= {"arms": ["reference", "langsamp"]}
+COSTS = RACE | {"size": "1x32/200", "languages": ["610"], "arms": ["langsamp"]}
+PASS = {"corpus": "udhr", "files": 4, "rounds": 1, "megabytes": ["1"], "languages": 9, "gigabytes": 0.001}
+ENCODE = {"encoders": ["1x32"], "sentences": 8, "rounds": 1, "seconds": 0.5}
+MORE = "processes, turns, tokens, parameters, flops, micro-batches, losses, compiled"  # Where more processes train
+TRAINS = "tokens, losses"
+BENCHMARK = {"name": "one", "corpus": "@corpus", "languages": [], "block_size": 32, "threads": 1}
+
+STAGES["06_benchmark"] = Stage(
+    benchmark_params.BenchmarkParams,
+    BENCHMARK | {"sizes": {"1x32/200": RACE}, "loss": LOSS},
+    see_benchmark,
+    {
+        "name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
+        "sizes": Effect([{"2x32/200": RACE}], "rows, parameters, flops"),
+        "overhead": Effect([COSTS], f"rows, {MORE}"),
+        "loss": Effect([{}], f"rows, {MORE}"),
+        "encode": Effect([ENCODE], "rows, processes, turns, texts"),
+        "corpus_pass": Effect([PASS], "rows, measured, gigabytes"),
+        "corpus": Effect(["@other"], f"flops, {TRAINS}"),
+        "languages": Effect([["eng_Latn"]], f"parameters, flops, {TRAINS}"),
+        "block_size": Effect([16], f"parameters, flops, micro-batches, {TRAINS}"),
+        "learning_rate": Effect([5e-3], "losses"),
+        "threads": Effect([2], "threads", why="how many each process may use"),
+        "compile": Effect([True], "compiled, losses", why="our encoder is compiled, with the dropout of torch"),
+    },
+)
+
+
+def race_stage(kind: type[Params], base: dict[str, Any], inside: tuple[str, ...], **effects: Any) -> Stage:
+    "The fields of a mapping inside the parameters of a benchmark."
+    whole: dict[str, Any] = base
+    for name in reversed(inside):
+        whole = {name: whole}
+    return Stage(kind, BENCHMARK | {"sizes": {}} | whole, see_benchmark, effects, inside, notebook="06_benchmark")
+
+
+ROUNDS = {
+    "rounds": Effect([2], "turns", why="how often each is measured"),
+    "seconds": Effect([0.6], "turns", why="how long each is measured"),
+}
+
+STAGES["training race"] = race_stage(
+    benchmark_params.RaceParams,
+    RACE,
+    ("sizes", "1x32/200"),
+    **ROUNDS,
+    tokens=Effect([256], "tokens, micro-batches"),
+    micro=[
+        Effect([32], "micro-batches", perhaps="tokens", why="what goes through the model at a time"),
+        Effect([48], refused="micro 48 must be a multiple of block_size 32"),
+    ],
+    together=Effect([2], MORE, why="how many live at a time, for want of memory: the first of ours is there each time"),
+    arms=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
+)
+STAGES["overhead race"] = race_stage(
+    benchmark_params.OverheadParams,
+    COSTS,
+    ("overhead",),
+    **ROUNDS,
+    tokens=Effect([256], "tokens, micro-batches"),
+    micro=[
+        Effect([32], "micro-batches", why="what goes through the model at a time"),
+        Effect([48], refused="micro 48 must be a multiple of block_size 32"),
+    ],
+    arms=Effect([["langsamp_bf16"]], "processes"),
+    size=Effect(["2x32/200"], "rows, parameters, flops"),
+    languages=[Effect([["700"]], "rows, parameters"), Effect([["610", "700"]], f"rows, {MORE}")],
+)
+STAGES["loss race"] = race_stage(
+    benchmark_params.EqualLossParams,
+    LOSS,
+    ("loss",),
+    tokens=Effect([256], f"micro-batches, {TRAINS}"),
+    micro=[
+        Effect([32], "micro-batches, losses", perhaps="tokens"),
+        Effect([48], refused="micro 48 must be a multiple of block_size 32"),
+    ],
+    arms=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
+    size=Effect(["2x32/200"], "rows, parameters, flops, losses"),
+    trained=Effect([1024], f"micro-batches, {TRAINS}"),
+    seeds=Effect([2], MORE),
+    sentences=Effect([12], "losses"),
+)
+STAGES["encoding race"] = race_stage(
+    benchmark_params.EncodingParams,
+    ENCODE,
+    ("encode",),
+    **ROUNDS,
+    encoders=Effect([["2x32"]], "rows", perhaps="processes"),
+    sentences=Effect([12], "texts"),
+)
+STAGES["corpus pass"] = race_stage(
+    benchmark_params.CorpusPassParams,
+    PASS,
+    ("corpus_pass",),
+    corpus=Effect(["mediawiki"], "measured"),
+    files=Effect([5], "measured"),
+    rounds=Effect([2], "measured"),
+    megabytes=Effect([["2"]], "measured, rows"),
+    languages=Effect([10], "measured"),
+    gigabytes=Effect([0.002], "gigabytes, rows"),
+)
+
+
 # What is there before
 
 
@@ -662,6 +874,7 @@ def places(tmp_path_factory, stock) -> dict[str, Path]:
     write_text(home / "unseen", {"eng_Latn": 20, "wol_Latn": 40, "mri_Latn": 12})
     write_text(home / "many", {code: 10 + 3 * number for number, code in enumerate(MANY)})
     write_leaky(home)
+    write_text(home / "mediawiki/text", dict.fromkeys(MANY, 5))
     for seed in (1, 2):
         write_sets(home / f"sets{seed}", seed)
     for name, changes in {"a": {}, "b": {"batch_size": 8}}.items():
@@ -696,6 +909,17 @@ def bench(places):
         made.spy(torch.nn.Module, "compile", lambda self: type(self).__name__, instead=lambda self: None)
         made.spy(planning, "train_step", lambda t, step: step)
         patch.setattr(evaluation, "fine_tune", made.tuned)
+        patch.setattr(contestants, "Turns", Watched)
+        patch.setattr(InProcess, "bench", made, raising=False)
+        patch.setattr(races, "Player", InProcess)
+        made.spy(corpus_speed, "measured", sizes_in, measured)
+        few = corpus_speed.synthetic_shards
+        patch.setattr(
+            corpus_speed, "synthetic_shards", lambda home, languages=550, *more: few(home, min(languages, 20), 2)
+        )
+        made.spy(corpus_speed, "synthetic_run", lambda home, tokenizer, size: size)
+        patch.setattr(speed, "xlmr_tokenizer", lambda: places["stock"])
+        patch.setattr(speed, "mediawiki_corpus", lambda: places["mediawiki"])
         made.spy(
             reproduction, "run_job", lambda job, *more: job, lambda *more: {"stage": "", "output": "", "seconds": 0}
         )
@@ -706,7 +930,13 @@ def bench(places):
 CASES = [(label, name) for label in STAGES for name in names_of(label)]
 
 
-@pytest.mark.parametrize(("label", "name"), [pytest.param(*case, id="-".join(case)) for case in CASES])
+SLOW = {label for label, stage in STAGES.items() if stage.see is see_benchmark}
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [pytest.param(*case, id="-".join(case), marks=[pytest.mark.slow] * (case[0] in SLOW)) for case in CASES],
+)
 def test_one_field_at_a_time(bench, label, name):
     assert name in STAGES[label].effects, f"say in STAGES what {name} changes"
     check(bench, label, name)
@@ -722,8 +952,7 @@ def classes() -> set[type[Params]]:
         kind = found.pop()
         known.add(kind)
         found += kind.__subclasses__()
-    here = {kind for kind in known if kind.__module__.startswith("langsamp.")} - {Params}
-    return {kind for kind in here if kind.__module__ != "langsamp.benchmark_params"}  # Not yet
+    return {kind for kind in known if kind.__module__.startswith("langsamp.")} - {Params}
 
 
 def test_every_class_of_parameters_is_here():
@@ -751,7 +980,7 @@ def test_what_changes_no_number_says_what_it_is_for():
                     "name",
                     "compiled",
                     "micro-batches",
-                    "measured",
+                    "measured steps",
                     "at once",
                 }
                 assert numbers or effect.why, f"{label}: {name} needs a reason"
