@@ -93,7 +93,7 @@ def newest_whole(
     "Where to continue. When checkpoints exist and none is sound, a `UserError` names the damage of each."
     broken = []
     for path in checkpoints(folder):
-        if not (wrong := damage(path)):
+        if not (wrong := damage(path, unlisted=False)):
             return path, broken
         broken.append(wrong)
     if broken:

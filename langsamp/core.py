@@ -65,9 +65,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LANGSAMP_CACHE") or default)
 
 # %% ../nbs/library/00_core.ipynb #4a18fd10
-def sha256(
-    path: Path | str,  # A file of any size
-) -> str:
+def sha256(path: Path | str) -> str:
     "The hexadecimal SHA-256 of a file, read in constant memory."
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -203,9 +201,7 @@ def read_json(
         raise UserError(f"cannot read {path}: {error}; {mend}") from error
 
 # %% ../nbs/library/00_core.ipynb #c85f8a97
-def _sum_of(
-    manifest: dict[str, Any],  # With its own sum or without
-) -> str:
+def _sum_of(manifest: dict[str, Any]) -> str:
     "The hexadecimal SHA-256 of all that a manifest says but for that sum."
     said = {name: value for name, value in manifest.items() if name != "seal"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
@@ -224,23 +220,28 @@ def seal(
     write_json(folder / "manifest.json", {**manifest, "seal": _sum_of(manifest)})
 
 # %% ../nbs/library/00_core.ipynb #65de481b
-def manifest_of(
-    folder: Path | str,  # Sealed or not, there or not
-) -> dict[str, Any] | None:
-    "The manifest of a sealed folder; `None` where there is none that can be read."
+def manifest_of(folder: Path | str) -> dict[str, Any] | None:
+    "The manifest of a sealed folder; `None` where there is none, or one that was changed or lost its own sum."
     try:
         found = read_json(Path(folder) / "manifest.json")
     except UserError:
         return None
     if not (isinstance(found, dict) and isinstance(found.get("files"), dict)):
         return None
-    own = _sum_of(found)
-    return found if found.pop("seal", own) == own else None
+    return found if found.pop("seal", "") == _sum_of(found) else None
+
+# %% ../nbs/library/00_core.ipynb #c3f49d02
+def _unlisted(folder: Path, names: Iterable[str]) -> list[Path]:
+    "Files that nobody sealed and that may change what is read from the folder."
+    known = {folder / name for name in names} | {folder / "manifest.json"}
+    found = sorted(path for path in folder.rglob("*") if path not in known and not path.is_dir())
+    return [p for p in found if p.suffix != ".md" and not any(n[0] == "." for n in p.relative_to(folder).parts)]
 
 # %% ../nbs/library/00_core.ipynb #f168a80f
 def damage(
     folder: Path | str,  # Sealed or not, there or not
     sums: bool = True,  # Whether to read every byte; else only sizes are compared
+    unlisted: bool = True,  # Whether other files count; not where all files are read by name
 ) -> str:
     "What is wrong with a sealed folder, naming the file; empty when it is whole."
     folder, manifest = Path(folder), manifest_of(folder)
@@ -254,7 +255,8 @@ def damage(
             return f"{path} has {path.stat().st_size} bytes, not {facts.get('bytes')}"
         if sums and sha256(path) != facts.get("sha256"):
             return f"{path} does not match its sha256"
-    return ""
+    others = _unlisted(folder, manifest["files"]) if unlisted else []
+    return f"{others[0]} is not listed in the folder's manifest.json" if others else ""
 
 # %% ../nbs/library/00_core.ipynb #3515251a
 @cache

@@ -45,7 +45,7 @@ def _made(
     languages: Iterable[str],  # Codes to keep; none means all
 ) -> tuple[dict[str, list[Source]], list[str]]:
     "The sources of a sealed corpus; complaints about what it was made of."
-    if wrong := damage(folder, sums=False):
+    if wrong := damage(folder):
         raise UserError(f"the corpus in {folder} is not what was written: {wrong}; make it again")
     sources, complaints = find_sources(folder / "text")
     told = (manifest_of(folder) or {}).get("complaints", [])

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
 
-from .backbones import refuse_pickles
 from .blocks import content_hash
-from .core import UserError, downloading
+from .core import UserError
 from .encoder import encode
+from .model_files import check_rows, load_encoder
 from .preparation import open_run
-from .pretraining import start_of, starting_model
+from .pretraining import AGAIN, start_of, starting_model
 from .runs import same_origin
+from .sealed import verify
 from .starts import find_backbone
 from .tokenizer import load_tokenizer
 
@@ -64,24 +64,22 @@ class Encoder:
         "One vector a sentence."
         return encode(sentences, self.model, self.tokenizer, layer, batch_size, pooling)
 
-# %% ../nbs/library/14a_encoders.ipynb #e3a8478c
-_SAFE = {"trust_remote_code": False}
-
 # %% ../nbs/library/14a_encoders.ipynb #48e35519
 def _backbone_of(folder: Path) -> tuple[str, Any, Any]:
     "Arm, encoder and tokenizer of a finished run."
     if not (folder / "result.json").exists():
         raise UserError(f"{folder} is no finished run: run papermill nbs/03_pretrain.ipynb to its end")
     arm, place = open_run(folder)[0].arm, folder / "backbone"
-    return arm, AutoModel.from_pretrained(place, **_SAFE), AutoTokenizer.from_pretrained(place, **_SAFE)
+    return arm, load_encoder(place, AGAIN), load_tokenizer(str(place))
 
 # %% ../nbs/library/14a_encoders.ipynb #52f7b07f
 def _start_of(folder: Path) -> tuple[str, Any, Any]:
     "`start` or `untrained`, with encoder and tokenizer, of what a run began from."
     p, corpus = open_run(folder)
     same_origin(folder, corpus.identity, start_of(p, folder.parent))
+    verify(corpus.tokenizer, AGAIN)
     model = starting_model(p, corpus, folder.parent).mlm.base_model
-    tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer, model_max_length=p.block_size, **_SAFE)
+    tokenizer = load_tokenizer(str(corpus.tokenizer), model_max_length=p.block_size)
     return ("start" if p.backbone else "untrained"), model, tokenizer
 
 # %% ../nbs/library/14a_encoders.ipynb #264a2f15
@@ -89,20 +87,19 @@ def _other(name: str, outputs: Path) -> tuple[str, Any, Any]:
     "A checkpoint that no run made, by a start's name, a hub name or a folder."
     place = find_backbone(name, outputs)
     try:
-        refuse_pickles(place)
-        with downloading():
-            model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_SAFE)
-            return "other", model, load_tokenizer(place)
-    except (OSError, ValueError) as error:
-        why = str(error).partition("\n")[0]
-        raise UserError(f"no run `{name}` under {outputs}, and no checkpoint of that name ({why})") from error
+        model = load_encoder(place, dtype=torch.float32)
+        return "other", model, load_tokenizer(place)
+    except UserError as error:
+        if not str(error).startswith(f"no encoder at `{place}`"):
+            raise
+        raise UserError(f"no run `{name}` under {outputs}, and no checkpoint of that name ({error})") from error
 
 # %% ../nbs/library/14a_encoders.ipynb #42ac2185
 def open_encoder(
     name: str,  # A run under outputs/, `start:RUN`, a start, `e5-small`, a hub name, or a folder
     outputs: Path | str,  # The `outputs/` folder
 ) -> Encoder:
-    "The encoder of that name; a `UserError` where there is none."
+    "The encoder of that name, whole; a `UserError` where there is none."
     outputs = Path(outputs)
     if name.startswith("start:"):
         arm, model, tokenizer = _start_of(outputs / name.removeprefix("start:"))
@@ -110,5 +107,6 @@ def open_encoder(
         arm, model, tokenizer = _backbone_of(outputs / name)
     else:
         arm, model, tokenizer = _other(name, outputs)
+    check_rows(name, model, tokenizer)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return Encoder(name, arm, model.eval().to(device), tokenizer, encoder_identity(model, tokenizer))

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from .core import UserError, read_json, write_json, writing
 from .encoders import Encoder, open_encoder
 from .preparation import data_of, open_run
+from .pretraining import exported_by
 from .retrieval import mean_interval, parallel_retrieval
 from .runs import read_metrics
 from .udhr import parallel_paragraphs, udhr_corpus
@@ -118,7 +119,7 @@ def _lines_of(run: Path) -> list[dict[str, Any]]:
 def validation_losses(
     *runs: Path,  # Folders of runs, all on the same text
 ) -> pd.DataFrame:
-    "A row a run, validation and language-script: run, arm, step, code, script, loss, masked tokens."
+    "A row a run, validation and language-script: run, arm, step, code, script, loss, masked tokens, exported or not."
     comparable(*runs)
     rows = [
         (run.name, open_run(run)[0].arm, line["step"], code, code.rpartition("_")[2], loss, masked)
@@ -126,7 +127,9 @@ def validation_losses(
         for line in _lines_of(run)
         for code, (loss, masked) in line.get("by_language_script", {}).items()
     ]
-    return pd.DataFrame(rows, columns=["run", "arm", "step", "code", "script", "loss", "masked"])
+    table = pd.DataFrame(rows, columns=["run", "arm", "step", "code", "script", "loss", "masked"])
+    chosen = {run.name: exported_by(run, table.step[table.run == run.name].max()) for run in runs}
+    return table.assign(exported=table.step == table.run.map(chosen))
 
 # %% ../nbs/library/16_figures.ipynb #eebe8002
 def mean_by(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -160,28 +163,29 @@ def loss_curves(
     losses: pd.DataFrame,  # As `validation_losses` gives them, of one or more runs
     unigrams: pd.DataFrame,  # As `unigram_table` gives it
 ) -> tuple[Figure, pd.DataFrame]:
-    "Validation loss over the steps, with the context-free models as lines."
-    curves, flat = mean_by(losses, "run", "arm", "step"), mean_by(unigrams, "arm")
+    "Validation loss over the steps, with the context-free models as lines; a ring where weights were exported early."
+    curves, flat = mean_by(losses, "run", "arm", "step", "exported"), mean_by(unigrams, "arm")
     figure, axes = new_figure()
     for (arm, run), rows in _groups(curves, "arm", "run"):
         (label, colour), style = looks(curves)[run], "--" if arm == "none" else "-"
         axes.plot(rows.step, rows.loss, style, color=colour, marker="o", ms=3, label=label)
+        chosen = rows[rows.exported & (rows.step < rows.step.max())]  # With patience: the best is not the last
+        axes.plot(chosen.step, chosen.loss, color=colour, marker="o", ms=9, fillstyle="none", ls="none")
     for name, text in [("global", "unigram, one for all"), ("own", "unigram, one a language-script")]:
         level = float(flat.loss[flat.arm == name].iloc[0])
         axes.axhline(level, color="black", lw=1, ls=":" if name == "global" else "-.", label=f"{text}: {level:.2f}")
     axes.set(xlabel="step", ylabel="validation loss (nats a masked token)")
     figure.legend(loc="outside upper left", ncols=2, frameon=False)
-    return figure, pd.concat([curves, flat.assign(run="unigram", step=pd.NA)])
+    return figure, pd.concat([curves.drop(columns="exported"), flat.assign(run="unigram", step=pd.NA)])
 
 # %% ../nbs/library/16_figures.ipynb #97422f00
 def script_losses(
     losses: pd.DataFrame,  # As `validation_losses` gives them
     unigrams: pd.DataFrame,  # As `unigram_table` gives it
 ) -> tuple[Figure, pd.DataFrame]:
-    "The last validation loss by script, beside each language-script's own unigram model."
-    last = losses[losses.step == losses.groupby("run").step.transform("max")]
+    "The validation loss of the exported weights by script, beside each language-script's own unigram model."
     own = unigrams[unigrams.arm == "own"].assign(run="unigram")
-    table = mean_by(pd.concat([last, own]), "run", "arm", "script")
+    table = mean_by(pd.concat([losses[losses.exported], own]), "run", "arm", "script")
     names = looks(table) | _names(losses)
     order = table[table.arm == "own"].sort_values("loss").script.tolist()
     figure, axes = new_figure(height=1.2 + 0.19 * len(order))

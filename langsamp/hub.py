@@ -18,7 +18,7 @@ import pyarrow
 from huggingface_hub import HfApi
 
 from .codes import parse_code
-from .core import UserError, did_you_mean, manifest_of, read_json, seal, write_json
+from .core import UserError, damage, did_you_mean, manifest_of, read_json, seal, write_json
 from .corpus import Ledger, Source, bad_lines, joined
 from .dataset_files import config_names, data_files, dataset_errors, undescribed
 from .dataset_rows import open_rows, read_texts
@@ -92,7 +92,7 @@ def keep_text(
         while _add_part(folder, state, texts, rows_a_part):
             pass
         state |= {"file": state["file"] + 1, "row": 0}
-    for stray in folder.glob(".*"):
+    for stray in {*folder.glob(".*"), *folder.glob("part-*")} - {folder / part for part in state["parts"]}:
         stray.unlink()
     write_json(folder / "progress.json", state)
     facts |= {name: state[name] for name in ("rows", "columns", "dropped", "examples")}
@@ -133,8 +133,7 @@ def keep_config(
 ) -> list[Path]:  # The parts
     "The text of a configuration as parts. Where all are there, no row is read and the hub is not asked."
     origin, manifest = _origin(name, config, revision), manifest_of(folder) or {}
-    sizes = {file: facts["bytes"] for file, facts in manifest.get("files", {}).items()}
-    if manifest.get("origin") != origin or _sizes(folder, sizes) != sizes:
+    if manifest.get("origin") != origin or damage(folder, sums=False):
         files, unread = data_files(name, config, revision)
         splits = {split: len(paths) for split, paths in files.items()}
         keep_text(files.get("train", []), origin, folder, rows_a_part, splits=splits, unread=unread)

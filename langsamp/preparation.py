@@ -30,6 +30,7 @@ from .locks import file_lock
 from .packing import Rows, pack_shards
 from .params import CorpusParams, PretrainParams
 from .sampling import quotas, sampling_table
+from .sealed import verify
 from .starts import find_backbone
 from .strict import read_yaml
 from .tokenizer import pretrained_tokenizer, trained_tokenizer
@@ -192,6 +193,8 @@ def data_of(
     corpus: Corpus,  # Prepared text
 ) -> Data:  # What a run trains and validates on
     "Both splits as sequences, and how many sequences of each language-script an epoch has."
+    for shard in corpus.shards:
+        verify(shard, "give the command that prepared this text again", sums=False)
     train, held_out = [corpus.sequences(split, p) for split in ("train", "validation")]
     drawn = quotas(p.sampling, p.alpha, _counts(train), corpus.report)
     return Data(train, held_out, Pieces(**corpus.facts), drawn)

@@ -23,7 +23,7 @@ from .preparation import open_run
 def last_losses(
     encoders: Mapping[str, Sequence[Path]],  # Label -> folders of finished runs, a seed each
 ) -> pd.DataFrame:  # A row a run and language-script: label, run, arm, step, code, script, loss, masked, tokens
-    "The loss of every language-script at the end of every run, and the tokens of its training text."
+    "The loss of every language-script by the weights that every run exported, and the tokens of its training text."
     runs = [run for folders in encoders.values() for run in folders]
     if unfinished := [str(run) for run in runs if not (run / "result.json").exists()]:
         raise UserError(f"no finished run at {', '.join(unfinished)}: run papermill nbs/03_pretrain.ipynb to its end")
@@ -31,17 +31,19 @@ def last_losses(
     for label, folders in encoders.items():
         for run in folders:
             losses = validation_losses(run)
-            tables.append(losses[losses.step == losses.step.max()].assign(label=label))
-    _check_same(runs, pd.concat(tables))
+            tables.append(losses.assign(label=label))
+    table = pd.concat(tables, ignore_index=True)
+    _check_same(runs, table)
     ledgers = open_run(runs[0])[1].report["ledgers"]
     tokens = {ledger["code"]: ledger["splits"]["train"]["tokens"] for ledger in ledgers}
-    return pd.concat(tables, ignore_index=True).assign(tokens=lambda table: table.code.map(tokens))
+    kept = table[table.exported].drop(columns="exported").reset_index(drop=True)
+    return kept.assign(tokens=kept.code.map(tokens))
 
 # %% ../nbs/library/18b_resources.ipynb #5e9af54d
-def _check_same(runs: Sequence[Path], last: pd.DataFrame) -> None:
+def _check_same(runs: Sequence[Path], losses: pd.DataFrame) -> None:
     "Runs on other text, or of another length, cannot be compared."
     comparable(*runs)
-    steps = last.groupby("run", sort=False).step.first().to_dict()
+    steps = losses.groupby("run", sort=False).step.max().to_dict()
     if len(set(steps.values())) > 1:
         raise UserError(f"the runs ended at different steps: {steps}; compare runs of the same length")
 

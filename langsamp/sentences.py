@@ -17,6 +17,7 @@ from .backbones import longest_block, stock_encoder
 from .core import UserError, did_you_mean, read_json, sealed_folder, write_json
 from .encoder import padding_id
 from .encoders import Encoder
+from .model_files import load_encoder
 
 # %% ../nbs/library/14b_sentences.ipynb #dd736017
 def _shallow(
@@ -41,7 +42,7 @@ def _written(
     with torch.device("meta"):
         stock = AutoModel.from_config(_shallow(model.config, depth), dtype=model.dtype)
     stock.save_pretrained(folder, state_dict={name: weights[name] for name in stock.state_dict()})
-    return AutoModel.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
+    return load_encoder(folder, dtype=model.dtype).to(model.device)
 
 # %% ../nbs/library/14b_sentences.ipynb #a19fad57
 @torch.no_grad()

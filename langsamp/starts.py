@@ -16,14 +16,16 @@ from transformers.utils import cached_file
 
 from .backbones import load_backbone
 from .blocks import content_hash, source_hash
-from .core import UserError, damage, downloading, read_json, sealed_folder, sha256, write_json
+from .core import UserError, downloading, read_json, sealed_folder, sha256, write_json
 from .corpora import open_corpus
 from .corpus import Source
 from .e5small import e5_small
 from .locks import file_lock
+from .model_files import check_parts, index_parts
 from .params import StartParams
 from .pieces import pieces_of, read_tokenizer, save_tokenizer
 from .rows import Move, adapted
+from .sealed import is_whole, verify
 from .tokenizer import pretrained_tokenizer
 from .vocabulary import COUNTS, by_script, coverage, fit_vocabulary
 
@@ -31,12 +33,15 @@ from .vocabulary import COUNTS, by_script, coverage, fit_vocabulary
 def find_backbone(
     name: str,  # Of a start, `e5-small`, a folder or a Hugging Face name
     outputs: Path | str = "outputs",  # Where starts lie, in `starts/`
-) -> str:  # For `from_pretrained`
+) -> str:  # For `load_model`, which reads every byte of it; here a start's files are only counted
     "Where a backbone is; `e5-small` is built if need be."
     if name == "e5-small":
         return str(e5_small())
-    folders = [folder for folder in (Path(outputs) / "starts" / name, Path(name).expanduser()) if folder.is_dir()]
-    return str(folders[0]) if folders else name
+    start = Path(outputs) / "starts" / name
+    if name == start.name and start.is_dir():
+        verify(start, "make the start again with papermill nbs/02_start.ipynb", sums=False)
+        return str(start)
+    return str(folder) if (folder := Path(name).expanduser()).is_dir() else name
 
 # %% ../nbs/library/08b_starts.ipynb #e7791cd2
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -46,12 +51,13 @@ def weight_sums(
     backbone: str,  # A folder, or a Hugging Face name
 ) -> dict[str, str]:  # SHA-256 by file
     "The checksums of a checkpoint's weights; no checkpoint is a `UserError`."
+    check_parts(backbone)
     try:
         for name in _WEIGHTS:
             with downloading():
                 path = cached_file(backbone, name, _raise_exceptions_for_missing_entries=False)
-                parts = read_json(path)["weight_map"].values() if path and name.endswith(".json") else []
-                files = {part: str(cached_file(backbone, part)) for part in sorted({*parts})} or {name: path}
+                parts = index_parts(Path(path)) if path and name.endswith(".json") else []
+                files = {part: str(cached_file(backbone, part)) for part in parts} or {name: path}
             if path:
                 return {part: sha256(str(file)) for part, file in files.items()}
         reason = f"none of {', '.join(_WEIGHTS)}"
@@ -90,7 +96,7 @@ def _found(
     facts: Mapping[str, Any],  # Its parameters, and hashes of text and weights
 ) -> bool:
     "Whether a start is there and whole; one of other facts is a `UserError`."
-    if damage(folder):
+    if not is_whole(folder):
         return False
     before = read_json(folder / "start.json")
     flat = [{**of["parameters"], "text": of["text"], **of["weights"]} for of in (before, facts)]

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from .core import UserError, downloading, manifest_of, sealed_folder, sha256
 from .corpus import Ledger, Source, clean_lines, uniform
 from .encodable import encodable, encodes, says_unknown
+from .sealed import is_whole
 
 # %% ../nbs/library/05_tokenizer.ipynb #2486d5ad
 def sampling_rates(
@@ -132,7 +133,7 @@ def trained_tokenizer(
 ) -> Path:  # Its folder
     "The tokenizer of a corpus, trained once."
     folder = home / f"unigram-{vocabulary_size}-{identity}"
-    if manifest_of(folder):
+    if is_whole(folder):
         return folder
     from transformers import PreTrainedTokenizerFast
 
@@ -198,14 +199,15 @@ def _no_tokenizer(
 # %% ../nbs/library/05_tokenizer.ipynb #b9669452
 def load_tokenizer(
     name: str,  # A Hugging Face name, or a folder
+    **options: Any,  # For `from_pretrained`
 ) -> Any:  # As `AutoTokenizer` gives it
     "A fast tokenizer. One that cannot be had, has no fast form or no vocabulary is a `UserError`."
     from transformers import AutoTokenizer
 
     try:
         with downloading():
-            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError, ImportError, TypeError) as error:
         raise UserError(_no_tokenizer(name, str(error))) from None
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer `{name}` has no fast (tokenizer.json) form; convert it with transformers first")
@@ -221,12 +223,12 @@ def pretrained_tokenizer(
     "A fast tokenizer by name or folder. One that cannot be had, or has no fast form, is a `UserError`."
     source = _source(Path(name))
     for folder in home.glob(f"{glob.escape(Path(name).name)}-*") if source else ():
-        if (manifest_of(folder) or {}).get("source") == source:
+        if (manifest_of(folder) or {}).get("source") == source and is_whole(folder):
             return folder
     tokenizer = load_tokenizer(name)
     content = tokenizer.backend_tokenizer.to_str().encode()
     folder = home / f"{Path(name).name}-{hashlib.sha256(content).hexdigest()[:12]}"
-    if not manifest_of(folder):
+    if not is_whole(folder):
         with sealed_folder(folder, source=source, **_facts(tokenizer)) as part:
             tokenizer.save_pretrained(part)
     return folder

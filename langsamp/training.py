@@ -10,7 +10,7 @@ __all__ = ['Data', 'learning_rate_at', 'termination', 'Trainee', 'batch_loss', '
 import math
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,12 +251,14 @@ def enough_memory(t: Trainee) -> Generator[None]:
 # %% ../nbs/library/12_training.ipynb #f2483537
 def note_validation(
     t: Trainee,  # Its state is changed
-    loss: float,  # In nats a masked token
+    found: dict[str, Any],  # From `validate`
+    log: Callable[[int, dict[str, Any]], None],  # Gets step and findings
 ) -> None:
-    "Remember this validation, and the best one."
-    t.state |= {"validation_loss": loss, "waited": t.state["waited"] + 1}
-    if t.state["best_loss"] is None or loss < t.state["best_loss"]:
-        t.state |= {"best_loss": loss, "best_step": t.state["step"], "waited": 0}
+    "Record this validation, and remember the best one. Step 0 counts: training may only do harm."
+    log(t.state["step"], found)
+    t.state |= {"validation_loss": found["validation_loss"], "waited": t.state["waited"] + 1}
+    if t.state["best_loss"] is None or found["validation_loss"] < t.state["best_loss"]:
+        t.state |= {"best_loss": found["validation_loss"], "best_step": t.state["step"], "waited": 0}
 
 # %% ../nbs/library/12_training.ipynb #2f134956
 def patience_is_over(t: Trainee) -> bool:
@@ -283,12 +285,11 @@ def train(
     log = Log(folder, p.steps, t.state["step"], t.accelerator.is_main_process)
     with termination() as told, enough_memory(t):
         if t.state["step"] == 0:
-            log(0, validate(t))
+            note_validation(t, validate(t), log)
         while t.state["step"] < p.steps and not patience_is_over(t):
             advance(t, log)
             if due := t.state["step"] % p.save_every == 0 or t.state["step"] == p.steps:
-                log(t.state["step"], found := validate(t))
-                note_validation(t, found["validation_loss"])
+                note_validation(t, validate(t), log)
             if (stop := t.total(told.is_set())[0] > 0) or due:
                 save(t, folder)
             if stop:

@@ -23,8 +23,9 @@ from .codes import language_facts, parse_code
 from .comparison import family_of
 from .core import UserError, read_json
 from .preparation import data_of, open_run
-from .pretraining import start_of, starting_model
+from .pretraining import AGAIN, exported_step, start_of, starting_model
 from .runs import same_origin
+from .sealed import verify
 from .unigrams import piece_counts
 
 # %% ../nbs/library/18a_vectors.ipynb #5e265a28
@@ -66,8 +67,7 @@ def drawn_blocks(
 ) -> pd.Series:  # Blocks by code
     "How many blocks of each language-script the weights of a run were trained on."
     p, corpus = open_run(run)
-    data, result = data_of(p, corpus), read_json(run / "result.json")
-    total = (result["best_step"] if p.patience else result["step"]) * p.batch_size
+    data, total = data_of(p, corpus), exported_step(p, read_json(run / "result.json")) * p.batch_size
     counts_S = np.zeros(len(data.train.codes), np.int64)
     for number in range(-(-total // chunk)):
         _, blocks_B = blocks_of_step(number, chunk, data.train.last, p.seed, data.quotas)
@@ -110,7 +110,9 @@ def read_vectors(
     run: Path,  # Folder of a finished run of arm `both` or `language`
 ) -> Vectors:  # In arm `language` the script's are zero
     "The trained vectors, from `model/`; nothing else of the model is read."
-    facts, config = _facts_of(run), read_json(run / "model/config.json")
+    facts = _facts_of(run)
+    verify(run / "model", AGAIN)
+    config = read_json(run / "model/config.json")
     rows = {"language": config["languages"], "script": config["scripts"]}
     with safe_open(run / "model/model.safetensors", "np") as file:
         there = [kind for kind in rows if f"{kind}_vectors.weight" in file.keys()]

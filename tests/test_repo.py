@@ -27,15 +27,15 @@ CLUSTER = sorted((ROOT / "params/cluster").iterdir())  # For accelerate and Slur
 PARAMS = sorted(set((ROOT / "params").rglob("*.yaml")) - set(CLUSTER))
 MODULES = sorted(p for p in (ROOT / "langsamp").glob("*.py") if not p.stem.startswith("_"))
 # Data flows to the right: a module imports only those before it.
-ORDER = """disks core locks environment strict_yaml strict params analysis_params benchmark_params codes scripts
-    lines corpus udhr mediawiki dataset_files dataset_rows hub corpora encodable tokenizer pieces vocabulary workers
-    blocks sampling packing batches unigrams packed backbones linear_loss fused_ends dropout blocked varlen
-    last_block model e5small rows starts runs progress checkpoints machines feeding training preparation shard_tasks
-    pretraining planning projection encoder encoders sentences fill_mask retrieval homes text_files benchmarks grams
-    overlap paper_lists bible parallel examples label_files labelled tag_scores probes task_models finetuning
-    results evaluation figures comparison tables table_figures neutrality neutrality_figures vectors relatives
-    vector_maps resources reproduction synthetic corpus_speed turns rivals contestants races speed speed_tables
-    speed_figures""".split()
+ORDER = """disks core sealed locks environment strict_yaml strict params analysis_params benchmark_params codes
+    scripts lines corpus udhr mediawiki dataset_files dataset_rows hub corpora encodable model_files tokenizer
+    pieces vocabulary workers blocks sampling packing batches unigrams packed backbones linear_loss fused_ends
+    dropout blocked varlen last_block model e5small rows starts runs progress checkpoints machines feeding
+    training preparation shard_tasks pretraining planning projection encoder encoders sentences fill_mask
+    retrieval homes text_files benchmarks grams overlap paper_lists bible parallel examples label_files labelled
+    tag_scores probes task_models finetuning results evaluation figures comparison tables table_figures
+    neutrality neutrality_figures vectors relatives vector_maps resources reproduction synthetic corpus_speed
+    turns rivals contestants races speed speed_tables speed_figures""".split()
 STAGES = {
     "corpora": ("01_corpus.ipynb", params.CorpusBuildParams),
     "starts": ("02_start.ipynb", params.StartParams),

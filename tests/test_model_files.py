@@ -1,0 +1,452 @@
+"Whoever opens a model gets all of it, as it was sealed, or a line that says which file is wrong and how to mend it."
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMaskedLM, T5Config
+
+from langsamp import udhr
+from langsamp.backbones import load_backbone
+from langsamp.core import UserError, damage, read_json, seal, sha256, write_json
+from langsamp.corpora import find_corpus, write_corpus
+from langsamp.corpus import find_sources
+from langsamp.encoders import open_encoder
+from langsamp.examples import Examples
+from langsamp.figures import script_losses, validation_losses
+from langsamp.fill_mask import open_model
+from langsamp.finetuning import PRESETS, fine_tune
+from langsamp.hub import keep_config
+from langsamp.params import PretrainParams, StartParams
+from langsamp.preparation import data_of, open_run, prepare
+from langsamp.pretraining import main, pretrain, starting_model
+from langsamp.resources import last_losses
+from langsamp.sentences import save_sentence_encoder
+from langsamp.starts import make_start
+from langsamp.tokenizer import pretrained_tokenizer, trained_tokenizer
+from langsamp.training import Trainee, validate
+from langsamp.vectors import drawn_blocks, read_vectors
+
+LOST = "roberta.encoder.layer.1.output.dense.weight"
+
+
+def weights(folder: Path, change: Callable[[dict], object]) -> None:
+    "Change the weights of a checkpoint."
+    found = load_file(folder / "model.safetensors")
+    change(found)
+    save_file(found, folder / "model.safetensors", {"format": "pt"})
+
+
+def config(folder: Path, change: Callable[[dict], object]) -> None:
+    "Change the configuration of a checkpoint, or put something else in its place."
+    found = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(change(found) or found))
+
+
+def cut(path: Path, left: float) -> None:
+    "Keep a part of a file."
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * left)])
+
+
+def flip(path: Path) -> None:
+    "Flip one bit in the middle of a file."
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def encoder_decoder(folder: Path) -> None:
+    "Put a T5 in the place of the encoder."
+    t5 = T5Config(vocab_size=700, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    AutoModel.from_config(t5).save_pretrained(folder)
+
+
+def split_up(folder: Path) -> None:
+    "Name a file of weights that is not there."
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    write_json(folder / "model.safetensors.index.json", {"weight_map": {"x": "b.safetensors"}, "metadata": {}})
+
+
+# Weights that are not all there, or are no weights
+
+HARMS = {
+    "lacks a weight": (lambda f: weights(f, lambda w: w.pop(LOST)), "lacks weights of the encoder: .*layer.1.output"),
+    "lacks the embeddings": (
+        lambda f: weights(f, lambda w: w.pop("roberta.embeddings.word_embeddings.weight")),
+        "lacks weights of the encoder: .*word_embeddings",
+    ),
+    "says one layer more": (
+        lambda f: config(f, lambda c: c.update(num_hidden_layers=3)),
+        "lacks weights of the encoder: .*layer.2.* and 12 others",
+    ),
+    "is of another family": (
+        lambda f: config(f, lambda c: c.update(model_type="bert")),
+        "lacks weights of the encoder",
+    ),
+    "has another shape": (
+        lambda f: weights(f, lambda w: w.update({LOST: torch.zeros(3, 3)})),
+        r"of another shape .*layer.1.output.dense.weight \[3, 3\], not \[64, 128\]",
+    ),
+    "is cut short": (lambda f: cut(f / "model.safetensors", 0.5), "model.safetensors is damaged .*get the file again"),
+    "is empty": (lambda f: cut(f / "model.safetensors", 0), "model.safetensors is damaged"),
+    "has a configuration cut short": (lambda f: cut(f / "config.json", 0.5), "config.json is no JSON"),
+    "has a list for a configuration": (lambda f: config(f, lambda c: [c]), "config.json holds a list"),
+    "has no configuration in it": (lambda f: (f / "config.json").write_text("null"), "config.json holds a NoneType"),
+    "names no type": (lambda f: config(f, lambda c: c.pop("model_type") and None), "config.json names no model_type"),
+    "is quantised": (
+        lambda f: config(f, lambda c: c.update(quantization_config={"quant_method": "gptq", "bits": 4})),
+        "config.json is of quantised weights; give the checkpoint in float32",
+    ),
+    "holds bytes": (
+        lambda f: weights(f, lambda w: w.update({LOST: w[LOST].to(torch.int8)})),
+        "model.safetensors holds quantised weights .*I8",
+    ),
+    "is not finite": (lambda f: weights(f, lambda w: w[LOST].fill_(torch.nan)), "not finite: .*layer.1.output"),
+    "has no heads": (lambda f: config(f, lambda c: c.update(num_attention_heads=0)), "ZeroDivisionError"),
+    "has an unknown activation": (lambda f: config(f, lambda c: c.update(hidden_act="foo")), "KeyError: 'foo'"),
+    "has a number in words": (lambda f: config(f, lambda c: c.update(hidden_size="64")), "hidden_size"),
+    "lacks a file": (split_up, "b.safetensors is missing"),
+    "is an encoder-decoder": (
+        encoder_decoder,
+        "T5Model, which is no text encoder|no masked-language-model head for `t5`",
+    ),
+}
+
+
+@pytest.fixture
+def harmed(stock, tmp_path) -> Callable[[str], tuple[Path, str]]:
+    "A copy of a stock checkpoint with some harm, and what shall be said of it."
+
+    def make(kind: str) -> tuple[Path, str]:
+        harm, said = HARMS[kind]
+        harm(shutil.copytree(stock, tmp_path / "harmed"))
+        return tmp_path / "harmed", said
+
+    return make
+
+
+@pytest.mark.parametrize("kind", HARMS)
+def test_no_encoder_is_opened_with_less_than_all_of_it(harmed, tmp_path, kind):
+    "By evaluation, by fine-tuning and for sentence-transformers, which all call `open_encoder`."
+    folder, said = harmed(kind)
+    with pytest.raises(UserError, match=said):
+        open_encoder(str(folder), tmp_path)
+
+
+@pytest.mark.parametrize("kind", HARMS)
+def test_no_backbone_is_trained_from_less_than_all_of_it(harmed, kind):
+    folder, said = harmed(kind)
+    with pytest.raises(UserError, match=said):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("kind", ["lacks a weight", "is cut short", "has a list for a configuration", "lacks a file"])
+def test_no_run_and_no_start_begins_with_it(harmed, corpus, outputs, capsys, kind):
+    "As a line on the error stream and status 2, with no step made."
+    folder, said = harmed(kind)
+    p = tiny.params_of(corpus, run_name="harmed", backbone=str(folder), steps=1, warmup_steps=0, save_every=1)
+    assert main([str(tiny.write_params(outputs / "harmed.yaml", p)), str(outputs)]) == 2
+    assert "langsamp: " in capsys.readouterr().err and not (outputs / "harmed/metrics.jsonl").exists()
+    with pytest.raises(UserError, match=said):
+        make_start(StartParams("harmed", str(folder), corpus=str(corpus), languages=[]), outputs)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{"])
+def test_an_index_that_is_none_is_named(stock, corpus, tmp_path, content):
+    "A run hashes the files that the index names before it loads any."
+    folder = shutil.copytree(stock, tmp_path / "harmed")
+    split_up(folder)
+    (folder / "model.safetensors.index.json").write_text(content)
+    p = tiny.params_of(corpus, backbone=str(folder), steps=1, warmup_steps=0, save_every=1)
+    for ask in (lambda: open_encoder(str(folder), tmp_path), lambda: pretrain(p, tmp_path / "outputs")):
+        with pytest.raises(UserError, match="model.safetensors.index.json"):
+            ask()
+
+
+def test_a_whole_encoder_is_opened_everywhere(stock, tmp_path):
+    "Its pooler was never there: one drawn at random is read by nothing, and does not change what the encoder is."
+    one, two = [open_encoder(str(stock), tmp_path) for _ in range(2)]
+    assert one.identity == two.identity and (one.encode(["мир"]) == two.encode(["мир"])).all()
+    made = save_sentence_encoder(one, tmp_path / "made", layer=1)
+    assert open_encoder(str(made), tmp_path).model.config.num_hidden_layers == 1
+    labelled = Examples(["one", "two"] * 2, ["a", "b"] * 2)
+    tuned = fine_tune(one.model, one.tokenizer, labelled, labelled, replace(PRESETS["sib200"], epochs=1), seed=0)
+    assert len(tuned.predict(["one"])) == 1
+
+
+def test_a_tokenizer_with_more_ids_than_rows_is_refused(stock, tmp_path):
+    folder = shutil.copytree(stock, tmp_path / "odd")
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    model.resize_token_embeddings(500, mean_resizing=False)
+    model.save_pretrained(folder)
+    with pytest.raises(UserError, match="has ids up to 599, its model 500 rows"):
+        open_encoder(str(folder), tmp_path)
+
+
+# What was sealed
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory) -> tuple[PretrainParams, Path]:
+    "The parameters of a finished run, and its folder."
+    outputs = tmp_path_factory.mktemp("sealed")
+    p = tiny.params_of(corpus, run_name="done", steps=2, warmup_steps=1, save_every=1)
+    pretrain(p, outputs)
+    return p, outputs / "done"
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> tuple[PretrainParams, Path]:
+    "The same in folders of its own."
+    p, run = finished
+    shutil.copytree(run.parent, tmp_path / "outputs")
+    return p, tmp_path / "outputs/done"
+
+
+def without_seal(folder: Path) -> None:
+    "A manifest that lost the sum of itself."
+    kept = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", {name: value for name, value in kept.items() if name != "seal"})
+
+
+DAMAGE = {
+    "a flipped bit": (lambda f: flip(f / "model.safetensors"), "model.safetensors does not match its sha256"),
+    "another tokenizer": (lambda f: flip(f / "tokenizer.json"), "tokenizer.json does not match its sha256"),
+    "deleted": (shutil.rmtree, "manifest.json is missing"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+    "a manifest without its seal": (without_seal, "manifest.json is missing or unreadable"),
+}
+
+
+def sums(run: Path) -> dict[str, str]:
+    "Every file that a run exported."
+    return {
+        str(p.relative_to(run)): sha256(p) for name in ("model", "backbone") for p in sorted((run / name).iterdir())
+    }
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_backbone_is_not_evaluated_and_is_exported_again(copy, capsys, kind):
+    (p, run), (harm, said) = copy, DAMAGE[kind]
+    before, result = sums(run), read_json(run / "result.json")
+    harm(run / "backbone")
+    with pytest.raises(UserError, match=f"{said}.*; give the command of this run again"):
+        open_encoder("done", run.parent)
+    capsys.readouterr()
+    assert pretrain(p, run.parent) == result
+    assert f"exported again, because {run / 'backbone'}" in capsys.readouterr().out
+    assert sums(run) == before and open_encoder("done", run.parent).arm == "both"
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_so_is_a_damaged_model(copy, kind):
+    "Read for filling masks and for the vectors."
+    (p, run), (harm, said) = copy, DAMAGE[kind]
+    before = sums(run)
+    harm(run / "model")
+    for read in (open_model, read_vectors):
+        with pytest.raises(UserError, match=f"{said}.*; give the command of this run again"):
+            read(run)
+    pretrain(p, run.parent)
+    assert sums(run) == before and open_model(run)[0].config.arm == "both"
+
+
+def test_without_a_sound_checkpoint_nothing_is_exported(copy):
+    p, run = copy
+    flip(run / "checkpoints/step-00000002/model.safetensors")
+    assert pretrain(p, run.parent)["step"] == 2, "the checkpoint is not needed while the export is whole"
+    shutil.rmtree(run / "backbone")
+    with pytest.raises(UserError, match="checkpoint to export is not sound: .*model.safetensors does not match"):
+        pretrain(p, run.parent)
+    assert not (run / "backbone").exists()
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "model.safetensors.index.json", "more/own.py"])
+def test_a_file_planted_in_an_export_is_refused_and_kept(copy, name):
+    p, run = copy
+    planted = tiny.write(run / "backbone" / name, "{}")
+    for ask in (lambda: open_encoder("done", run.parent), lambda: pretrain(p, run.parent)):
+        with pytest.raises(UserError, match=f"{name} is not listed in the folder's manifest.json"):
+            ask()
+    assert planted.exists()
+    planted.unlink()
+    assert open_encoder("done", run.parent).name == "done"
+
+
+def test_notes_and_hidden_files_are_no_damage(copy):
+    p, run = copy
+    tiny.write(run / "backbone/README.md", "a card for the hub")
+    tiny.write(run / "backbone/.cache/huggingface/mark", "uploaded")
+    assert open_encoder("done", run.parent).name == "done" and pretrain(p, run.parent)["step"] == 2
+    assert (run / "backbone/README.md").exists()
+
+
+def test_a_copied_backbone_is_checked_as_well(copy, tmp_path):
+    "Wherever it lies: as an encoder, and as the backbone of another run."
+    folder = shutil.copytree(copy[1] / "backbone", tmp_path / "taken")
+    flip(folder / "model.safetensors")
+    with pytest.raises(UserError, match="taken again, or delete its manifest.json"):
+        open_encoder(str(folder), tmp_path)
+    with pytest.raises(UserError, match="does not match its sha256"):
+        load_backbone(folder)
+    (folder / "manifest.json").unlink()
+    assert open_encoder(str(folder), tmp_path).arm == "other"
+
+
+def test_a_model_with_all_its_seals_and_not_all_its_weights(copy):
+    "Sealed by somebody else: the names of what is missing, the vectors included."
+    run = copy[1]
+    for name in ("language_vectors.weight", "mlm.lm_head.dense.weight"):
+        weights(run / "model", lambda w, name=name: w.pop(name))
+        (run / "model/manifest.json").unlink()
+        seal(run / "model")
+        with pytest.raises(UserError, match=f"lacks weights of the encoder: .*{name}"):
+            open_model(run)
+
+
+def test_prepared_text_that_was_deleted_is_made_again(copy):
+    "What a run began from needs the tokenizer, and says how it comes back."
+    p, run = copy
+    identity = open_encoder("start:done", run.parent).identity
+    shutil.rmtree(run.parent / "data")
+    with pytest.raises(UserError, match="manifest.json is missing.*give the command of this run again"):
+        open_encoder("start:done", run.parent)
+    with pytest.raises(UserError, match="manifest.json is missing.*give the command that prepared this text again"):
+        data_of(*open_run(run))
+    assert pretrain(p, run.parent)["step"] == 2
+    assert open_encoder("start:done", run.parent).identity == identity
+
+
+# Starts and caches
+
+
+def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_path, capsys):
+    p = StartParams("mine", str(stock), corpus=str(corpus), languages=[], new_pieces=100, least_count=1)
+    start = make_start(p, tmp_path)
+    before = {path.name: sha256(path) for path in start.iterdir()}
+    for kind in ("a flipped bit", "no manifest", "a manifest without its seal"):
+        DAMAGE[kind][0](start)
+        with pytest.raises(UserError, match="manifest.json|sha256"):
+            open_encoder("mine", tmp_path)
+        run = tiny.params_of(corpus, backbone="mine", steps=1, warmup_steps=0, save_every=1)
+        with pytest.raises(UserError, match="manifest.json|sha256"):
+            starting_model(run, prepare(replace(run, backbone=""), tmp_path), tmp_path)
+        capsys.readouterr()
+        make_start(p, tmp_path)
+        assert "made again, because" in capsys.readouterr().out
+        assert {path.name: sha256(path) for path in start.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda f: tiny.write(f / "added_tokens.json", '{"mine": 7}'), without_seal], ids=["planted", "unsealed"]
+)
+def test_a_tokenizer_folder_is_checked_before_it_is_used(stock, tmp_path, harm):
+    sources, _ = find_corpus("udhr", ["eng_Latn"])
+    makers = [
+        lambda: trained_tokenizer(sources, "x", tmp_path, 300),
+        lambda: pretrained_tokenizer(str(stock), tmp_path),
+    ]
+    for make in makers:
+        folder = make()
+        before = {path.name: sha256(path) for path in folder.iterdir()}
+        harm(folder)
+        assert make() == folder and {path.name: sha256(path) for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda f: tiny.write(f / "text/train/xxx_Latn.txt", "mine\n"), without_seal], ids=["planted", "unsealed"]
+)
+def test_a_cached_corpus_is_checked(tmp_path, monkeypatch, harm):
+    "Found whole it is used, else the package is fetched and read again."
+    folder = shutil.copytree(udhr.udhr_corpus(), tmp_path / "udhr-6.0.0")
+    monkeypatch.setattr(udhr, "fetch_udhr", lambda cache: (_ for _ in ()).throw(UserError("fetched again")))
+    assert udhr.udhr_corpus(tmp_path) == folder
+    harm(folder)
+    with pytest.raises(UserError, match="fetched again"):
+        udhr.udhr_corpus(tmp_path)
+
+
+def test_a_part_planted_in_a_kept_dataset_is_not_read(tmp_path):
+    rows = "".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(3))
+    tiny.write(tmp_path / "set/eng_Latn/train.jsonl", rows)
+    (whole,) = keep_config(str(tmp_path / "set"), "eng_Latn", "", tmp_path / "kept")
+    shutil.copy(whole, tmp_path / "kept/part-00009.txt.zst")
+    assert keep_config(str(tmp_path / "set"), "eng_Latn", "", tmp_path / "kept") == [whole]
+    assert damage(tmp_path / "kept") == ""
+
+
+@pytest.mark.parametrize("how", ["planted", "flipped", "unsealed"])
+def test_a_corpus_that_was_built_is_checked(corpus, tmp_path, how):
+    built = tmp_path / "corpora/mine"
+    write_corpus(find_sources(corpus)[0], built)
+    assert set(find_corpus("mine", outputs=tmp_path)[0]) == set(tiny.ALPHABETS)
+    text = built / "text/train/eng_Latn.txt"
+    harms = {"planted": lambda: shutil.copy(text, built / "text/train/deu_Latn.txt"), "flipped": lambda: flip(text)}
+    harms.get(how, lambda: without_seal(built))()
+    with pytest.raises(UserError, match="is not what was written: .*; make it again"):
+        find_corpus("mine", outputs=tmp_path)
+    assert find_corpus(str(built / "text"))[0], "the text itself, as a folder of one's own"
+
+
+# The best and the last
+
+
+def stopped(corpus: Path, outputs: Path, name: str, **changes) -> tuple[PretrainParams, dict, dict[int, float]]:
+    "A run with patience, its result, and its validation losses by step."
+    p = tiny.params_of(corpus, run_name=name, steps=40, warmup_steps=1, save_every=1, patience=2, **changes)
+    result = pretrain(p, outputs)
+    return (
+        p,
+        result,
+        {x["step"]: x["validation_loss"] for x in tiny.metrics_of(outputs / name) if "validation_loss" in x},
+    )
+
+
+@pytest.mark.parametrize("rate", [0.05, 1.0])
+def test_the_result_is_that_of_what_is_exported(corpus, outputs, rate):
+    "Too high a rate: the best model is not the last one. Far too high: it is the one of step 0."
+    p, result, losses = stopped(corpus, outputs, f"patient-{rate}", learning_rate=rate)
+    best = min(losses, key=lambda step: losses[step])
+    assert result["step"] == best + 2 and (best == 0) == (rate == 1.0), losses
+    assert (result["exported_step"], result["validation_loss"]) == (best, losses[best])
+    assert result["last_loss"] == losses[best + 2] > losses[best] and result["best_loss"] == losses[best]
+    assert pretrain(p, outputs) == result == read_json(outputs / p.run_name / "result.json")
+    model = open_model(outputs / p.run_name)[0]
+    found = validate(Trainee(model, data_of(p, prepare(p, outputs)), p))
+    assert found["validation_loss"] == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_a_start_that_nothing_improved_is_exported_as_it_was(corpus, outputs):
+    p, result, _ = stopped(corpus, outputs, "spoilt", learning_rate=1.0)
+    begun = starting_model(p, prepare(p, outputs), outputs)
+    assert result["exported_step"] == 0 and tiny.furthest(begun, open_model(outputs / "spoilt")[0]) == 0
+    shutil.rmtree(outputs / "spoilt/backbone")
+    pretrain(p, outputs)
+    assert damage(outputs / "spoilt/backbone") == ""
+    assert drawn_blocks(outputs / "spoilt").sum() == 0, "its vectors saw no text"
+
+
+def test_without_patience_the_last_model_is_exported(finished):
+    p, run = finished
+    result, losses = read_json(run / "result.json"), tiny.metrics_of(run)
+    assert result["exported_step"] == result["step"] == 2
+    assert result["validation_loss"] == result["last_loss"] == losses[-1]["validation_loss"]
+
+
+def test_figures_show_what_is_exported(corpus, outputs):
+    "The loss by script, the table of resource levels, the ring on the curve."
+    p, result, _ = stopped(corpus, outputs, "shown", learning_rate=0.05)
+    losses = validation_losses(outputs / "shown")
+    assert set(losses.step[losses.exported]) == {result["exported_step"]} and losses.step.max() == result["step"]
+    own = losses[losses.step == 0].assign(arm="own")
+    for table in (script_losses(losses, own)[1], last_losses({"LangSAMP": [outputs / "shown"]})):
+        shown = table[table.run == "shown"]
+        mean = (shown.loss * shown.masked).sum() / shown.masked.sum()
+        assert mean == pytest.approx(result["validation_loss"], abs=1e-5)
