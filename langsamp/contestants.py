@@ -139,7 +139,8 @@ def _ours(p: PretrainParams, corpus: Corpus, languages: int, sentences: int) -> 
 # %% ../nbs/library/20c_contestants.ipynb #de815696
 def _theirs(recipe: Recipe, p: PretrainParams, corpus: Corpus, sentences: int) -> None:
     "The Trainer's loop, which lets us in after each step."
-    model = rival_model(recipe, scratch_config(p, corpus.facts, p.block_size), corpus, p.seed)
+    config: Any = scratch_config(p, corpus.facts, p.block_size)
+    model = rival_model(recipe, config, corpus, p.seed)
     dataset = dataset_of(corpus, recipe.text, p.block_size)
     trainer = rival_trainer(model, dataset, corpus, p, lambda tokens: turns.done(tokens))
     turns = Turns({"parameters": _count(model)}, loss=lambda: sentence_loss(model, corpus, p.block_size, sentences))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CorpusParams', 'ModelParams', 'TrainingParams', 'training_conflicts', 'PretrainParams', 'CorpusBuildParams',
-           'StartParams', 'PlanParams', 'PretrainingFigureParams']
+           'StartParams', 'PlanParams', 'PretrainingFigureParams', 'PackingFigureParams']
 
 # %% ../nbs/library/01_params.ipynb #a8aa4a40
 import re
@@ -54,6 +54,7 @@ class ModelParams(Params):
     "The encoder, and which vectors are added to its output."
 
     backbone: str = ""
+    architecture: str = "xlm-roberta"
     size: str = "2x64"
     dropout: float = 0.1
     arm: str = "both"
@@ -61,6 +62,7 @@ class ModelParams(Params):
     def conflicts(self) -> list[str]:
         return [
             one_of("arm", self.arm, ["none", "language", "script", "both"]),
+            one_of("architecture", self.architecture, ["xlm-roberta", "modernbert"]),
             "" if self.backbone else _size_conflict(self.size),
             "" if 0 <= self.dropout < 1 else f"dropout must lie in [0, 1), not {self.dropout}",
         ]
@@ -201,4 +203,20 @@ class PretrainingFigureParams(Params):
             plain_name("name", self.name),
             at_least("layer", self.layer, -1),
             at_least("draws", self.draws, 1),
+        ]
+
+# %% ../nbs/library/01_params.ipynb #964aed4e
+@dataclass(frozen=True)
+class PackingFigureParams(Params):
+    "Which finished runs are compared: both packings, with the same seeds."
+
+    runs: list[str] = field(default_factory=lambda: ["smoke", "smoke-stream"])
+    name: str = "packing"
+    layer: int = -1
+
+    def conflicts(self) -> list[str]:
+        return [
+            "" if len(self.runs) > 1 else "runs must name two folders under outputs/, one of each packing",
+            plain_name("name", self.name),
+            at_least("layer", self.layer, -1),
         ]

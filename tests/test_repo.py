@@ -33,9 +33,9 @@ ORDER = """disks core sealed locks environment strict_yaml strict params analysi
     dropout blocked varlen last_block model e5small rows starts runs progress checkpoints machines feeding
     training preparation shard_tasks pretraining planning projection encoder encoders sentences fill_mask
     retrieval homes text_files benchmarks grams overlap paper_lists bible parallel examples label_files labelled
-    tag_scores probes task_models finetuning results evaluation figures comparison tables table_figures
-    neutrality neutrality_figures vectors relatives vector_maps resources reproduction synthetic corpus_speed
-    turns rivals contestants races speed speed_tables speed_figures""".split()
+    tag_scores probes task_models finetuning results evaluation figures comparison packing_study tables
+    table_figures neutrality neutrality_figures vectors relatives vector_maps resources reproduction synthetic
+    corpus_speed turns rivals contestants races speed speed_tables speed_figures""".split()
 STAGES = {
     "corpora": ("01_corpus.ipynb", params.CorpusBuildParams),
     "starts": ("02_start.ipynb", params.StartParams),
@@ -46,6 +46,7 @@ STAGES = {
 }
 FIGURES = {
     "pretraining": params.PretrainingFigureParams,
+    "packing": params.PackingFigureParams,
     "main_results": analysis_params.TableParams,
     "ablation": analysis_params.TableParams,
     "neutrality": analysis_params.NeutralityParams,
