@@ -266,6 +266,7 @@ STAGES["03_pretrain"] = Stage(
         "block_size": Effect([16], f"parameters, {STARTS}"),
         "packing": Effect(["stream"], STARTS),
         "backbone": Effect(["@stock"], f"tokens, parameters, {STARTS}"),
+        "architecture": Effect(["modernbert"], f"parameters, start, {LEARNS}"),
         "size": Effect(["2x32", "1x64"], f"parameters, start, {LEARNS}"),
         "dropout": Effect([0.0, 0.5], LEARNS),
         "arm": Effect(["none", "language", "script"], f"parameters, vectors, start, {LEARNS}"),
@@ -481,6 +482,17 @@ STAGES["figures/pretraining"] = Stage(
         runs=Effect([["both-8", "none-7"], ["both-7"]], "runs, loss.csv, loss-by-script.csv, retrieval.csv, .txt"),
         layer=Effect([0], "retrieval.csv, .txt"),
         draws=Effect([60], ".txt"),
+    ),
+    outputs="runs",
+)
+
+STAGES["figures/packing"] = Stage(
+    params.PackingFigureParams,
+    {"runs": ["both-7", "stream-7"], "name": "figure"},
+    see_figure,
+    figure_effects(
+        runs=Effect([["both-8", "stream-7"], ["both-7", "none-7"]], refused="runs"),
+        layer=Effect([0], ".csv"),
     ),
     outputs="runs",
 )
@@ -853,9 +865,15 @@ def write_sets(folder: Path, seed: int) -> None:
 
 
 def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
-    "Three encoders; and in one of the folders what they answer to all that tables ask."
-    for arm, seed in (("both", 7), ("both", 8), ("none", 7)):
-        values = TINY | {"run_name": f"{arm}-{seed}", "corpus": str(text), "arm": arm, "seed": seed}
+    "Three encoders and one of another packing; and in one of the folders what they answer to all that tables ask."
+    for name, arm, seed in (
+        ("both-7", "both", 7),
+        ("both-8", "both", 8),
+        ("none-7", "none", 7),
+        ("stream-7", "both", 7),
+    ):
+        values = TINY | {"run_name": name, "corpus": str(text), "arm": arm, "seed": seed}
+        values |= {"packing": "stream"} if name == "stream-7" else {}
         pretrain(params.PretrainParams.of(values | {"steps": 8, "learning_rate": 1e-2, "size": "2x32"}), outputs)
     shutil.copytree(outputs, again)
     for run, layer in itertools.product(("both-7", "both-8", "none-7"), (-1, 0)):
