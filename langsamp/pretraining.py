@@ -45,7 +45,7 @@ if __name__ == "__main__" and "__file__" in globals():
 
 # %% ../nbs/library/13_pretraining.ipynb #60bd0bb0
 import torch
-from transformers import XLMRobertaConfig
+from transformers import ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
 
 from .backbones import longest_block
 from .blocks import content_hash
@@ -62,11 +62,13 @@ from .training import train
 
 # %% ../nbs/library/13_pretraining.ipynb #5d085083
 def scratch_config(
-    p: ModelParams,  # Its `size` and `dropout`
+    p: ModelParams,  # Its `architecture`, `size` and `dropout`
     facts: dict[str, Any],  # The tokenizer's
     block_size: int,  # Longest sequence
-) -> XLMRobertaConfig:
-    "An XLM-R of any size: heads of 32 up to 384 wide and of 64 beyond, feed-forward four times as wide."
+) -> PreTrainedConfig:
+    "An encoder of any size: heads of 32 up to 384 wide and of 64 beyond, feed-forward with four times the width."
+    if p.architecture == "modernbert":
+        return _modernbert_config(p, facts, block_size)
     blocks, width = p.blocks_and_width
     return XLMRobertaConfig(
         vocab_size=facts["vocabulary_size"],
@@ -80,6 +82,22 @@ def scratch_config(
         type_vocab_size=1,
         pad_token_id=facts["pad"],
         layer_norm_eps=1e-5,
+    )
+
+# %% ../nbs/library/13_pretraining.ipynb #01109bae
+def _modernbert_config(p: ModelParams, facts: dict[str, Any], block_size: int) -> ModernBertConfig:
+    "A ModernBERT; its gated feed-forward of 8/3 the width has as many weights as a plain one of four times the width."
+    layers, width = p.blocks_and_width
+    none: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+    return ModernBertConfig(
+        vocab_size=facts["vocabulary_size"],
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // (32 if width <= 384 else 64),
+        intermediate_size=32 * round(8 * width / 3 / 32),
+        max_position_embeddings=block_size,
+        pad_token_id=facts["pad"],
+        **none,
     )
 
 # %% ../nbs/library/13_pretraining.ipynb #5cc76ea5

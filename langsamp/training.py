@@ -49,14 +49,6 @@ class Data:
         "Sequences that an epoch draws."
         return len(self.train) if self.quotas is None else int(self.quotas.sum())
 
-    @property
-    def filled(self) -> float:
-        "Share of the places of a drawn sequence that hold a token."
-        counts_S = np.diff(self.train.last, prepend=0)
-        drawn_S = counts_S if self.quotas is None else self.quotas
-        tokens_S = drawn_S * self.train.tokens / np.maximum(1, counts_S)
-        return float(tokens_S.sum() / (drawn_S.sum() * self.train.block_size))
-
 # %% ../nbs/library/12_training.ipynb #2fa45c4a
 def learning_rate_at(
     step: int,  # From 0
