@@ -353,29 +353,6 @@ def test_open_files_do_not_grow_with_the_languages_that_are_written(corpus, tmp_
 
 
 @pytest.mark.slow
-def test_seven_thousand_languages_with_256_files(corpus, tmp_path):
-    "From text to shards in a process that may open 256 files; the report says how many have no held-out text."
-    folder = folder_of(tmp_path / "many", **{f"train__{c}": f"abc {c}\n" for c in codes(7000)})
-    tiny.write(folder / "validation/aaa_Latn.txt", "def\n")
-    tokenizer = trained_tokenizer(find_sources(corpus)[0], "0", tmp_path / "tokenizer", 300)
-    code = f"""
-import os, resource
-os.fsync = lambda handle: None  # Seven thousand folders would wait for the disk most of the time
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-from pathlib import Path
-from langsamp.params import PretrainParams
-from langsamp.preparation import prepare
-p = PretrainParams(corpus={str(folder)!r}, languages=[], tokenizer={str(tokenizer)!r}, block_size=32, packing="stream")
-print(len(prepare(p, Path({str(tmp_path)!r})).shards))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.endswith("7000\n"), done.stderr[-2000:]
-    assert (
-        "6,999 of 7,000 language-scripts have no held-out text" in done.stdout and "aab_Latn, aac_Latn" in done.stdout
-    )
-
-
-@pytest.mark.slow
 def test_the_notebooks_say_what_is_left_out(noisy, tmp_path):
     "Where a corpus is made of the folder, and in each run on that corpus; at the start and in the summary."
     asked = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": []}
