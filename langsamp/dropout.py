@@ -45,12 +45,16 @@ def dropout(
 
 # %% ../nbs/library/07f_dropout.ipynb #3d8dcebf
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scale: float | None) -> Tensor:
-    "Attention in the plain way, with dropout or without."
+    "Attention in the plain way, with dropout or without. A query that sees nothing answers 0, as in PyTorch's own."
     scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
-    scores = scores if mask is None else scores.add_(mask)
-    return dropout(scores.softmax(-1), p) @ v
+    if mask is None:
+        return dropout(scores.softmax(-1), p) @ v
+    sees = mask if mask.dtype == torch.bool else mask > float("-inf")
+    least = torch.finfo(scores.dtype).min  # Not minus infinity, of which a row would have no softmax
+    bias = torch.zeros_like(mask, dtype=scores.dtype) if mask.dtype == torch.bool else mask.clamp(min=least)
+    weights = scores.add_(bias.masked_fill(~sees, least)).softmax(-1)
+    anything = sees.any(-1, keepdim=True)
+    return dropout(weights if anything.all() else weights * anything, p) @ v
 
 # %% ../nbs/library/07f_dropout.ipynb #faa92a91
 def _plain_is_faster(q: Tensor) -> bool:

@@ -46,7 +46,7 @@ def unigram_floor(
 # %% ../nbs/library/17c_packing_study.ipynb #713376a3
 def _check_pairs(params: Sequence[PretrainParams]) -> None:
     "Refuse runs that cannot be compared seed by seed."
-    bare = {str(replace(p, packing="stream", seed=0, run_name="-")) for p in params}
+    bare = {str(replace(p, packing="stream", seed=0, run_name="any")) for p in params}
     seeds = {way: sorted(p.seed for p in params if p.packing == way) for way in ("sentences", "stream")}
     if len(bare) > 1:
         raise UserError("the runs differ in more than packing and seed: name runs of one params file")

@@ -68,11 +68,9 @@ def _prepared(
     shards: Sequence[Path],  # Their folders
 ) -> dict[str, Any]:  # The tokenizer's facts
     "What a run reads; where some of it is gone, how to make it again."
-    lost = [folder for folder in (tokenizer, *shards) if not folder.is_dir()]
-    if not lost and (facts := manifest_of(tokenizer)):
-        return facts
-    mend = "the run's own command (nbs/03_pretrain.ipynb) prepares its text again"
-    raise UserError(f"{(lost or [tokenizer])[0]} is missing or damaged; {mend}")
+    for folder in (tokenizer, *shards):
+        verify(folder, "the run's own command (nbs/03_pretrain.ipynb) prepares its text again", sums=False)
+    return manifest_of(tokenizer) or {}
 
 # %% ../nbs/library/12a_preparation.ipynb #a7b6ef46
 def without_text(
@@ -193,8 +191,6 @@ def data_of(
     corpus: Corpus,  # Prepared text
 ) -> Data:  # What a run trains and validates on
     "Both splits as sequences, and how many sequences of each language-script an epoch has."
-    for shard in corpus.shards:
-        verify(shard, "give the command that prepared this text again", sums=False)
     train, held_out = [corpus.sequences(split, p) for split in ("train", "validation")]
     drawn = quotas(p.sampling, p.alpha, _counts(train), corpus.report)
     return Data(train, held_out, Pieces(**corpus.facts), drawn)

@@ -404,21 +404,21 @@ write_shards(find_sources({str(folder)!r})[0], Path({str(tokenizer)!r}), Path(sy
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
-@pytest.mark.parametrize("part", ["tokenizers/*/tokenizer.json", "tokenizers/*/manifest.json", "shards/*/train.tokens"])
+@pytest.mark.parametrize("part", ["tokenizer.json", "manifest.json", "train.tokens"])
 def test_harmed_text_is_prepared_again(corpus, unbroken, tmp_path, capsys, part, how):
     "Tokenizer and shards are read before they are trusted; what was harmed is made again, to the byte."
     shutil.copytree(unbroken.parent / "data", tmp_path / "data")
     before, p = sums(tmp_path / "data"), tiny.params_of(corpus)
-    identity = prepare(p, tmp_path).identity
-    (harmed, *_) = sorted((tmp_path / "data").glob(part))
+    prepared = prepare(p, tmp_path)
+    harmed = (prepared.shards[0] if part == "train.tokens" else prepared.tokenizer) / part
     content = bytearray(harmed.read_bytes())
     content[len(content) // 2] ^= 1
     harmed.unlink()
     if how != "deleted":
         harmed.write_bytes(content if how == "flipped" else content[: len(content) // 2])
     capsys.readouterr()
-    assert prepare(p, tmp_path).identity == identity
-    counts_as_absent = "manifest" in part or ("shards" in part and how != "flipped")
+    assert prepare(p, tmp_path).identity == prepared.identity
+    counts_as_absent = part == "manifest.json" or (part == "train.tokens" and how != "flipped")
     assert counts_as_absent or str(harmed) in capsys.readouterr().out
     assert sums(tmp_path / "data") == before
 
@@ -443,7 +443,7 @@ def test_checking_the_text_takes_no_time(corpus, unbroken, tmp_path, monkeypatch
     real = preparation.damage
     monkeypatch.setattr(preparation, "damage", lambda folder, sums: read.append(sums) or real(folder, sums))
     shards = prepare(p, tmp_path).shards
-    assert read == [True] * 4
+    assert read == [True] * 7, "a tokenizer, three shards and their packings"
     sizes = [sum(facts["bytes"] for facts in manifest_of(shard)["files"].values()) for shard in shards]
     read.clear()
     assert not preparation._swept(shards, most=max(sizes)) and 1 <= sum(read) < 3
@@ -463,10 +463,9 @@ def test_link_to_nowhere_and_what_is_no_file(tmp_path):
     (tmp_path / "rus_Cyrl.txt").mkdir()
     sources, complaints = find_sources(tmp_path)
     assert list(sources) == ["eng_Latn"]
-    assert [[name in line for name in ("deu_Latn", "fra_Latn")] for line in complaints] == [
-        [True, False],
-        [False, True],
-    ]
+    assert len(complaints) == 3
+    for name in ("deu_Latn", "fra_Latn", "rus_Cyrl"):
+        assert [name in line for line in complaints].count(True) == 1, name
 
 
 def test_two_scripts_and_no_tokens(corpus, tmp_path, capsys):

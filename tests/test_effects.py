@@ -568,7 +568,7 @@ STAGES["figures/vector_similarity"] = Stage(
     see_figure,
     figure_effects(
         runs=Effect([["both-8"]], "runs, .csv"),
-        languages=Effect([["eng_Latn", "fin_Latn", "deu_Latn"]], ".csv"),
+        languages=Effect([["hin_Deva", "fin_Latn", "rus_Cyrl"]], ".csv"),
     ),
     outputs="runs",
 )

@@ -528,10 +528,10 @@ def closed(place: Path, number: int = errno.EACCES):
 def test_a_cache_of_hugging_face_that_is_closed(tmp_path, monkeypatch):
     "HF_HOME is named, wherever a checkpoint or a tokenizer is fetched; not `give a Hugging Face name`."
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for module, name in ((starts, "cached_file"), (backbones, "_config_of")):
-        monkeypatch.setattr(module, name, closed(tmp_path / "hf"))
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", closed(tmp_path / "hf"))
-    monkeypatch.setattr(encoders.AutoModel, "from_pretrained", closed(tmp_path / "hf", errno.EROFS))
+    monkeypatch.setattr(starts, "cached_file", closed(tmp_path / "hf"))
+    for kind in (transformers.AutoConfig, transformers.AutoTokenizer):
+        monkeypatch.setattr(kind, "from_pretrained", closed(tmp_path / "hf"))
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", closed(tmp_path / "hf", errno.EROFS))
     fetches = [(starts.weight_sums, "a/b"), (backbones.load_backbone, "a/b")]
     fetches += [(tokenizer.pretrained_tokenizer, "a/b", tmp_path), (encoders.open_encoder, "a/b", tmp_path)]
     for fetch, *arguments in fetches:

@@ -28,6 +28,7 @@ EXAMPLES = [
 RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "05_reproduce", "figures/pretraining"}
 RUNNERS |= {"06_benchmark", "tutorials/own_text", "tutorials/encoding"}
 ELSEWHERE = {"main_results": "comparison", "ablation": "comparison", "neutrality": "neutrality"}
+ELSEWHERE |= {"packing": "effects"}
 ELSEWHERE |= dict.fromkeys(("vector_map", "vector_similarity", "resource_levels"), "vectors")
 
 

@@ -280,3 +280,21 @@ def test_seven_thousand_languages_train_with_256_handles(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "6,999 of 7,000 language-scripts have no held-out text" in done.stdout
     assert read_json(tmp_path / "outputs/many/result.json")["step"] == 40
+
+
+@both
+def test_a_window_beside_padding_is_trained(corpus, outputs, packing):
+    "Places far from any token see nothing in a sliding layer: they answer nothing, and no gradient is spoilt."
+    options = {
+        "architecture": "modernbert",
+        "block_size": 512,
+        "steps": 3,
+        "batch_size": 12,
+        "warmup_steps": 1,
+        "dropout": 0.0,
+    }
+    p = tiny.params_of(corpus, run_name=f"window-{packing}", packing=packing, **options)
+    prepared = prepare(p, outputs)
+    tokens_BL, _ = (train := prepared.sequences("train", p))[np.arange(len(train))]
+    assert ((tokens_BL == prepared.facts["pad"]).sum(1) > 100).any(), "a sequence with more padding than the window"
+    assert pretrain(p, outputs)["step"] == 3

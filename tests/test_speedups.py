@@ -119,6 +119,25 @@ def test_attention_without_dropout_is_pytorchs_own(dtype, length):
         assert ours.dtype == dtype and (ours - stock).abs().max() < near * stock.abs().max()
 
 
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_a_query_that_sees_nothing_answers_nothing(kind):
+    "As PyTorch's own attention has it: zeros, and finite gradients for all else."
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, 8, 4, requires_grad=True) for _ in range(3)]
+    mask = torch.rand(2, 1, 8, 8) < 0.5
+    mask[:, :, 2:4] = False
+    if kind == torch.float32:
+        mask = torch.zeros_like(mask, dtype=kind).masked_fill_(~mask, float("-inf"))
+    found = {}
+    for name, mode in (("stock", nullcontext()), ("ours", FastDropout())):
+        with mode:
+            out = F.scaled_dot_product_attention(*inputs, mask)
+        found[name] = [out, *torch.autograd.grad(out.pow(2).sum(), inputs)]
+    for ours, stock in zip(found["ours"], found["stock"]):
+        assert torch.allclose(ours, stock, atol=1e-6)
+    assert not found["ours"][0][:, :, 2:4].any()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_that_stay_are_those_that_are_made_anew(monkeypatch, tmp_path, precision):
     "Three steps of two micro-batches end at the same weights, and no gradient moves in memory."
