@@ -112,12 +112,15 @@ def _wanted(
     found: dict[str, list[Source]],  # What there is
     languages: Iterable[str],  # What was asked for
     corpus: str,  # For the message
+    complaints: Iterable[str] = (),  # About what was not read: it may be what was meant
 ) -> set[str]:
     "The codes in `found` that were asked for. A missing one is a `UserError`."
     asked = {str(code): str(individual(code)) for code in map(parse_code, languages)}
     if missing := [code for code, member in asked.items() if code not in found and member not in found]:
         near = [c for c in found if individual(parse_code(c)) == individual(parse_code(missing[0]))]
         hint = f"; did you mean `{near[0]}`?" if near else did_you_mean(missing[0], found)
+        if told := [line for line in complaints if any(code in line for code in missing)]:
+            raise UserError(f"no file in {corpus} for {', '.join(missing)}; {told[0]}")
         others = f"there are {len(found)} others, from {min(found)} on"
         raise UserError(f"no file in {corpus} for {', '.join(missing)}{hint}; {others}")
     return {code if code in found else member for code, member in asked.items()}
@@ -136,8 +139,9 @@ def find_corpus(
         raise UserError(f"corpus `{corpus}` names {twice} twice; leave one out")
     read = [_read(name, languages, (outputs or outputs_folder()) / "corpora") for name in names]
     found = unite([sources for sources, _ in read])
-    wanted = _wanted(found, languages, corpus) or found
-    return {code: files for code, files in found.items() if code in wanted}, [c for _, some in read for c in some]
+    complaints = [line for _, some in read for line in some]
+    wanted = _wanted(found, languages, corpus, complaints) or found
+    return {code: files for code, files in found.items() if code in wanted}, complaints
 
 # %% ../nbs/library/04c_corpora.ipynb #3420633b
 def shortened(

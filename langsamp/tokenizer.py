@@ -207,7 +207,9 @@ def load_tokenizer(
     try:
         with downloading():
             tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, ImportError, TypeError) as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # The libraries raise many kinds for files that they cannot make sense of
         raise UserError(_no_tokenizer(name, str(error))) from None
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer `{name}` has no fast (tokenizer.json) form; convert it with transformers first")

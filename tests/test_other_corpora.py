@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -367,3 +368,38 @@ def test_the_notebooks_say_what_is_left_out(noisy, tmp_path):
     for part in ["when corpus made was made: ", *LOST, "1 of 3 language-scripts have no held-out text"]:
         assert part in said, f"not said at the start: {part}"
         assert part in result, f"not said in the summary: {part}"
+
+
+# Nothing to learn from
+
+EMPTY = {
+    "no line": ({"eng_Latn": "", "rus_Cyrl": "\n\n"}, "no text to train on: "),
+    "another script": (
+        {"zho_Hans": "only letters\nof another script\n"},
+        "none of its 2 lines .* as in .*zho_Hans.txt:1",
+    ),
+    "only held out": ({"validation__eng_Latn": "one two\nthree four\n"}, "none of its 2 lines is kept for training"),
+}
+
+
+@pytest.mark.parametrize("packing", ["sentences", "stream"])
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_corpus_without_a_line_to_learn_from_says_why(tmp_path, outputs, stock, kind, packing):
+    "It was the model that was blamed: `XLMRobertaForMaskedLM does not run on input_ids and attention_mask alone`."
+    files, said = EMPTY[kind]
+    folder_of(tmp_path, **files)
+    p = tiny.params_of(tmp_path, run_name=f"empty-{packing}", tokenizer=str(stock), packing=packing, size="1x32")
+    with pytest.raises(UserError, match=f"{tmp_path.name}` has no text to train on: ") as error:
+        pretrain(p, outputs)
+    assert re.search(said, str(error.value)), error.value
+    assert not (outputs / p.run_name / "params.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["fra_Latn.TXT", "fr_Latn.txt", "FRA_Latn.txt"])
+def test_a_language_whose_file_is_not_read_names_that_file(tmp_path, name):
+    "And no other language that happens to look alike."
+    folder_of(tmp_path, ita_Latn="una frase\n")
+    tiny.write(tmp_path / name, "une phrase\n")
+    with pytest.raises(UserError, match="for fra_Latn; ") as error:
+        find_corpus(str(tmp_path), ["fra_Latn"])
+    assert name in str(error.value) and "ita_Latn" not in str(error.value)

@@ -1,5 +1,6 @@
 "Other people's tokenizers: holes in the ids, plain added tokens, no unknown or padding token, blanks in tokens."
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from langsamp.benchmarks import tagged_sentences
-from langsamp.core import UserError, manifest_of
+from langsamp.core import UserError, manifest_of, read_json, write_json
 from langsamp.corpus import find_sources
 from langsamp.encoder import encode
 from langsamp.encoders import open_encoder
@@ -39,7 +40,7 @@ from langsamp.rows import adapted, restored
 from langsamp.sentences import save_sentence_encoder
 from langsamp.starts import make_start, start_chart, start_table
 from langsamp.strict import read_yaml
-from langsamp.tokenizer import Encoder, pretrained_tokenizer, trained_tokenizer
+from langsamp.tokenizer import Encoder, load_tokenizer, pretrained_tokenizer, trained_tokenizer
 from langsamp.vocabulary import coverage, fit_vocabulary, trained_pieces
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
@@ -411,6 +412,26 @@ def test_only_a_sentencepiece_file_beside_the_weights(file, tmp_path):
         with pytest.raises(UserError, match=rf"{file} only.*sentencepiece.*tokenizer\.json") as error:
             ask()
         assert "tiktoken" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"a"', '{"version": "1.0"}', '{"added_tokens": 3}'])
+def test_a_broken_file_of_a_tokenizer_is_no_traceback(stock, tmp_path, name, text):
+    "Whatever the libraries raise: an encoder's tokenizer is whole, or refused by the name of its folder."
+    shutil.copytree(stock, tmp_path / "broken")
+    (tmp_path / "broken" / name).write_text(text)
+    try:
+        assert load_tokenizer(str(tmp_path / "broken")).get_vocab()
+    except UserError as error:
+        assert str(tmp_path / "broken") in str(error)
+
+
+def test_a_type_of_numbers_that_is_none_is_no_traceback(stock, tmp_path):
+    "The tokenizer's loader reads the model's configuration too."
+    config = read_json(shutil.copytree(stock, tmp_path / "odd") / "config.json")
+    write_json(tmp_path / "odd" / "config.json", {**config, "dtype": "float99"})
+    with pytest.raises(UserError, match="odd.*float99"):
+        load_tokenizer(str(tmp_path / "odd"))
 
 
 def test_no_tokenizer_beside_the_weights(tmp_path):
