@@ -113,6 +113,19 @@ def _lost(
         raise UserError(f"{lost[0]}; choose another tokenizer, or set on_bad_line to skip")
     return lost
 
+# %% ../nbs/library/12a_preparation.ipynb #a2130527
+def _refuse_empty(
+    corpus: str,  # For the message
+    report: Mapping[str, Any],  # From `corpus_report`
+) -> None:
+    "Refuse a corpus without a line to learn from, with the first reason for which one was dropped."
+    if any(ledger["splits"]["train"]["tokens"] for ledger in report["ledgers"]):
+        return
+    lines = sum(ledger["lines"] for ledger in report["ledgers"])
+    example = next((ledger["examples"][0] for ledger in report["ledgers"] if ledger["examples"]), "")
+    why = f"none of its {lines:,} lines is kept for training" if lines else "it has no lines"
+    raise UserError(f"corpus `{corpus}` has no text to train on: {why}{f', as in {example}' * bool(example)}")
+
 # %% ../nbs/library/12a_preparation.ipynb #1290e15b
 def prepare(
     p: PretrainParams,  # Which text, tokenizer and blocks
@@ -134,6 +147,7 @@ def prepare(
         if p.packing == "sentences" and _swept(pack()):
             pack()
     report = corpus_report(shards, complaints)
+    _refuse_empty(p.corpus, report)
     say(_lost(report, p.on_bad_line == "stop") + without_text(report))
     corpus = Corpus(tokenizer, shards, report | {"warnings": warnings_of(report)})
     return replace(corpus, report=corpus.report | {"sequences": sequence_report(p, corpus)})
