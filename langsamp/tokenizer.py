@@ -188,6 +188,8 @@ def _no_tokenizer(
 ) -> str:
     "What is wrong with a tokenizer that could not be loaded, and the mend."
     files = [path.name for path in sorted(Path(name).glob("*.model"))]
+    if "tiktoken" in why and Path(name).is_dir() and not files:
+        why = "no file with a vocabulary"
     if (files and not (Path(name) / "tokenizer.json").exists()) or "tiktoken" in why:
         return (
             f"the tokenizer of `{name}` is there as {', '.join(files) or 'a .model file'} only, and to read that takes "

@@ -434,6 +434,12 @@ def test_a_type_of_numbers_that_is_none_is_no_traceback(stock, tmp_path):
         load_tokenizer(str(tmp_path / "odd"))
 
 
+def test_a_folder_that_holds_no_model_at_all(tmp_path):
+    "No .model file is made up for it, and no package asked for."
+    with pytest.raises(UserError, match="no file with a vocabulary"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_no_tokenizer_beside_the_weights(tmp_path):
     "transformers gives a tokenizer of five special tokens, for which all text is unknown."
     xlm_r(40).save_pretrained(tmp_path / "x")
