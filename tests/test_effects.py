@@ -491,7 +491,7 @@ STAGES["figures/packing"] = Stage(
     {"runs": ["both-7", "stream-7"], "name": "figure"},
     see_figure,
     figure_effects(
-        runs=Effect([["both-8", "stream-7"], ["both-7", "none-7"]], refused="runs"),
+        runs=Effect([["both-8", "stream-7"], ["both-7", "none-7"]], refused="each seed needs|differ in more"),
         layer=Effect([0], ".csv"),
     ),
     outputs="runs",
