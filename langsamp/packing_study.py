@@ -62,7 +62,9 @@ def packing_table(
     opened = [open_run(run) for run in runs]
     _check_pairs([p for p, _ in opened])
     ways = [[run for run, (p, _) in zip(runs, opened) if p.packing == way] for way in ("sentences", "stream")]
-    retrieved = pd.concat([run_retrieval(way, layer) for way in ways])  # Apart: losses of two packings are no common scale
+    retrieved = pd.concat(
+        [run_retrieval(way, layer) for way in ways]
+    )  # Apart: losses of two packings are no common scale
     found = retrieved.groupby(["run", "kind"]).top1.mean().mul(100)
     rows = []
     for run, (p, corpus) in zip(runs, opened):
