@@ -63,7 +63,9 @@ def check_blocked(
     try:
         apart = _keeps_apart(mlm.eval(), length)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
-        raise UserError(f"{type(mlm).__name__} cannot be told of sentences in a row ({str(error) or type(error).__name__}); {mend}") from error
+        raise UserError(
+            f"{type(mlm).__name__} cannot be told of sentences in a row ({str(error) or type(error).__name__}); {mend}"
+        ) from error
     finally:
         mlm.train(training)
     if not apart:
