@@ -492,7 +492,7 @@ STAGES["figures/packing"] = Stage(
     see_figure,
     figure_effects(
         runs=Effect([["both-8", "stream-7"], ["both-7", "none-7"]], refused="each seed needs|differ in more"),
-        layer=Effect([0], ".csv"),
+        layer=Effect([0], ".csv, differences.csv"),
     ),
     outputs="runs",
 )
