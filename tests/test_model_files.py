@@ -318,7 +318,7 @@ def test_prepared_text_that_was_deleted_is_made_again(copy):
     shutil.rmtree(run.parent / "data")
     with pytest.raises(UserError, match="manifest.json is missing.*give the command of this run again"):
         open_encoder("start:done", run.parent)
-    with pytest.raises(UserError, match="manifest.json is missing.*give the command that prepared this text again"):
+    with pytest.raises(UserError, match="manifest.json is missing.*the run's own command .* prepares its text again"):
         data_of(*open_run(run))
     assert pretrain(p, run.parent)["step"] == 2
     assert open_encoder("start:done", run.parent).identity == identity

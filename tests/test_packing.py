@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM, ModernBertConfig, MPNetConfig
 
 from langsamp.batches import make_batch
 from langsamp.blocked import check_blocked
+from langsamp.codes import parse_code
 from langsamp.core import UserError, read_json, seal, sha256
 from langsamp.feeding import inputs_of
 from langsamp.figures import unigram_table
@@ -269,11 +270,12 @@ sys.exit(main(sys.argv[1:]))
 def test_seven_thousand_languages_train_with_256_handles(tmp_path):
     "What the command runs, from text to backbone, in a process that may open 256 files; most have no held-out text."
     special = {"mis", "mul", "und", "zxx"}  # ISO 639-3's codes for no language in particular
-    known = sorted({language.alpha_3 for language in pycountry.languages} - special)[:7000]
+    every = {language.alpha_3 for language in pycountry.languages} - special
+    known = sorted({str(parse_code(f"{code}_Latn")) for code in every})[:7000]
     for number, code in enumerate(known):
         words = [f"{'abcdefghij'[number % 10]}{number // 10 % 100}{n}" for n in range(9)]
-        tiny.write(tmp_path / f"text/train/{code}_Latn.txt", f"{' '.join(words)}\n{' '.join(words[::-1])}\n")
-    tiny.write(tmp_path / f"text/validation/{known[0]}_Latn.txt", "one sentence more " * 20 + "\n")
+        tiny.write(tmp_path / f"text/train/{code}.txt", f"{' '.join(words)}\n{' '.join(words[::-1])}\n")
+    tiny.write(tmp_path / f"text/validation/{known[0]}.txt", "one sentence more " * 20 + "\n")
     p = tiny.params_of(tmp_path / "text", steps=40, save_every=40, vocabulary_size=300, run_name="many")
     params = tiny.write_params(tmp_path / "p.yaml", p)
     command = [sys.executable, "-c", MANY, str(params), str(tmp_path / "outputs")]
