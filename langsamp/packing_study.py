@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from .comparison import across_seeds
 from .core import UserError, read_json
 from .figures import new_figure, run_retrieval
-from .model import LangSAMPForMaskedLM
+from .fill_mask import open_model
 from .params import PretrainParams
 from .preparation import Corpus, data_of, open_run
 from .training import Trainee, validate
@@ -32,7 +32,7 @@ def held_out_loss(
     "The loss of a run's model on its held-out text, cut as `packing` says."
     p, corpus = open_run(run)
     data = data_of(replace(p, packing=packing), corpus)
-    return validate(Trainee(LangSAMPForMaskedLM.from_pretrained(run / "model"), data, p))["validation_loss"]
+    return validate(Trainee(open_model(run)[0], data, p))["validation_loss"]
 
 # %% ../nbs/library/17c_packing_study.ipynb #87146bb1
 def unigram_floor(
