@@ -1,7 +1,10 @@
 "Every notebook runs from top to bottom; cells marked slow or notest are left out, as by nbdev_test."
 
 import json
+import multiprocessing
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +17,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from langsamp.core import UserError, read_json
 from langsamp.e5small import e5_small
+from langsamp.model import LangSAMPConfig, LangSAMPForMaskedLM
 from langsamp.starts import start_table
 from langsamp.udhr import udhr_corpus
 
@@ -43,13 +47,26 @@ def test_every_notebook_is_run_by_a_test():
         assert notebook in (tiny.ROOT / f"tests/test_{test}.py").read_text(), f"tests/test_{test}.py does not run it"
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=short)
-def test_examples_hold(path, monkeypatch):
-    monkeypatch.chdir(tiny.ROOT)
-    monkeypatch.setenv("IN_TEST", "1")  # nbdev sets it and leaves it set
+def passes(path: Path) -> None:
+    "Run a notebook, and end this process with 0 where all its cells pass."
+    os.chdir(tiny.ROOT)
     AcceleratorState._reset_state(reset_partial_state=True)  # A page that launches processes must be the first to ask
-    passed, _ = run_notebook(path, skip_flags=get_config().tst_flags.split())
-    assert passed, "the failing cell stands in the captured stderr"
+    sys.exit(0 if run_notebook(path, skip_flags=get_config().tst_flags.split())[0] else 1)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=short)
+def test_examples_hold(path):
+    "In a process of its own: a notebook defines the library's classes again, and registers them with transformers."
+    (process := multiprocessing.get_context("fork").Process(target=passes, args=[path])).start()
+    process.join()
+    assert process.exitcode == 0, "the failing cell is in the captured stderr"
+
+
+def test_a_notebook_leaves_the_process_as_it_was():
+    "The notebook of the model registers its own class, which no later test may meet."
+    test_examples_hold(tiny.ROOT / "nbs/library/08_model.ipynb")
+    kind = AutoModelForMaskedLM._model_mapping[LangSAMPConfig]
+    assert kind is LangSAMPForMaskedLM and "IN_TEST" not in os.environ
 
 
 def test_the_runner_pretrains_the_smoke_run(smoke):
