@@ -280,6 +280,17 @@ def scratch_folder(
         with _held(next(name for name in names if not name.exists()), Path.mkdir) as part:
             yield part
 
+# %% ../nbs/library/00_core.ipynb #5eed0004
+def _put_in_place(part: Path, path: Path) -> None:
+    "Rename a whole folder to `path`. One with the same content stays; any other is replaced, even if it reappears."
+    for attempt in range(10):
+        if manifest_of(path) == manifest_of(part) and not damage(path):
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError if attempt < 9 else ()):  # Another process may have written it in between
+            part.rename(path)
+            return _flush(path.parent)
+
 # %% ../nbs/library/00_core.ipynb #6bad6344
 @contextmanager
 def sealed_folder(
@@ -293,7 +304,4 @@ def sealed_folder(
     with scratch_folder(path, needed) as part:
         yield part
         seal(part, **facts)
-        if manifest_of(path) != manifest_of(part) or damage(path):
-            shutil.rmtree(path, ignore_errors=True)
-            part.rename(path)
-            _flush(path.parent)
+        _put_in_place(part, path)
