@@ -15,7 +15,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from langsamp.core import UserError, sha256
+from langsamp.core.errors import UserError
+from langsamp.core.files import sha256
 
 DATA = Path(__file__).resolve().parents[1] / "langsamp" / "data"
 PIP = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "."]

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-
-from langsamp.batches import Pieces, blocks_of_step, make_batch, mask_block, shuffled
+from langsamp.data.masking import Pieces, blocks_of_step, make_batch, mask_block, shuffled
 
 PIECES = Pieces(vocabulary_size=500, mask=499, pad=1, specials=[0, 1, 2, 3, 499])
 

@@ -19,18 +19,20 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from langsamp.core.errors import UserError
+from langsamp.core.files import sha256
+from langsamp.core.manifests import damage, manifest_of
+from langsamp.corpora.text import find_sources
+from langsamp.data.shards import write_shards
+from langsamp.model.langsamp import from_backbone
+from langsamp.params.pretrain import TrainingParams
+from langsamp.tokenization.train import trained_tokenizer
+from langsamp.training import loop
+from langsamp.training import prepare as preparation
+from langsamp.training.prepare import prepare
+from langsamp.training.pretrain import main
 from safetensors.torch import load_file
 from transformers import XLMRobertaConfig
-
-from langsamp import preparation, training
-from langsamp.blocks import write_shards
-from langsamp.core import UserError, damage, manifest_of, sha256
-from langsamp.corpus import find_sources
-from langsamp.model import from_backbone
-from langsamp.params import TrainingParams
-from langsamp.preparation import prepare
-from langsamp.pretraining import main
-from langsamp.tokenizer import trained_tokenizer
 
 CHILDREN = Path("/proc/self/task")  # Linux tells whose child a process is
 
@@ -141,9 +143,9 @@ def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) ->
     model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "both", seed=3)
     data = tiny.synthetic_data(folder.parent / "data", {"eng_Latn": 16 * 8 * epoch - 16, "rus_Cyrl": 16})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_step", told_in(stop))
+        patch.setattr(loop, "train_step", told_in(stop))
         try:
-            training.train(model, data, p, folder)
+            loop.train(model, data, p, folder)
         except SystemExit as told:
             assert told.code == 143
     return {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -151,7 +153,7 @@ def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) ->
 
 def told_in(nth: int) -> Callable:
     "A training step that is sent SIGTERM the nth time that it is made."
-    calls, step = itertools.count(1), training.train_step
+    calls, step = itertools.count(1), loop.train_step
 
     def told(*arguments) -> dict:
         if next(calls) == nth:
@@ -187,12 +189,12 @@ def test_broken_off_twice_at_either_end(tmp_path, monkeypatch, when):
     for _ in range(2):
         with monkeypatch.context() as patch:
             if when == "in its first validation":
-                patch.setattr(training, "validate", killed)
+                patch.setattr(loop, "validate", killed)
                 with pytest.raises(KeyboardInterrupt):
                     small_run(run, p)
             else:
                 small_run(run, p)
-                patch.setattr(training, "train_step", killed)
+                patch.setattr(loop, "train_step", killed)
                 small_run(run, p)
     again = small_run(run, p)
     assert [name for name in whole if not whole[name].equal(again[name])] == []
@@ -299,8 +301,8 @@ def passing(folder: Path, tokenizer: Path, home: Path, processes: int) -> subpro
     "A corpus pass as a process of its own."
     code = f"""
 from pathlib import Path
-from langsamp.blocks import write_shards
-from langsamp.corpus import find_sources
+from langsamp.data.shards import write_shards
+from langsamp.corpora.text import find_sources
 write_shards(find_sources({str(folder)!r})[0], Path({str(tokenizer)!r}), Path({str(home)!r}), {processes})
 """
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
@@ -387,9 +389,9 @@ def test_workers_beside_threads_do_not_hang(large, tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from langsamp.blocks import write_shards
-from langsamp.corpus import find_sources
-from langsamp.tokenizer import Encoder
+from langsamp.data.shards import write_shards
+from langsamp.corpora.text import find_sources
+from langsamp.tokenization.train import Encoder
 Encoder(Path({str(tokenizer)!r}))(["one line"] * 5000)
 write_shards(find_sources({str(folder)!r})[0], Path({str(tokenizer)!r}), Path(sys.argv[1]), 2)
 """
@@ -488,13 +490,13 @@ def test_two_scripts_and_no_tokens(corpus, tmp_path, capsys):
 def test_loss_that_is_no_number(new_run, unbroken, monkeypatch, capsys, value):
     "Stops before the update, names step and blocks; the last checkpoint is finite, and the next try ends like any."
     params, run = new_run(f"loss-{value}")
-    real = training.batch_loss
+    real = loop.batch_loss
 
     def poisoned(t, model, batch, items=None):
         return real(t, model, batch, items) * (value if items and t.state["step"] == 20 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "batch_loss", poisoned)
+        patch.setattr(loop, "batch_loss", poisoned)
         assert main([str(params), str(run.parent)]) == 2
     said = capsys.readouterr().err
     assert f"step 21: loss {value}" in said and "_Latn block " in said and "continues from its last checkpoint" in said
@@ -509,7 +511,7 @@ def test_loss_that_is_no_number(new_run, unbroken, monkeypatch, capsys, value):
 def test_gradient_that_is_no_number(new_run, unbroken, monkeypatch, capsys):
     "A loss may be finite and its gradient not: the update is left out all the same."
     params, run = new_run("gradient-nan")
-    real = training.batch_loss
+    real = loop.batch_loss
 
     def poisoned(t, model, batch, items=None):
         loss = real(t, model, batch, items)
@@ -518,7 +520,7 @@ def test_gradient_that_is_no_number(new_run, unbroken, monkeypatch, capsys):
         return loss
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "batch_loss", poisoned)
+        patch.setattr(loop, "batch_loss", poisoned)
         assert main([str(params), str(run.parent)]) == 2
     said = capsys.readouterr().err
     assert "step 21: loss " in said and "not finite, so no update was made" in said and "loss nan" not in said
@@ -539,14 +541,14 @@ def test_out_of_memory_names_the_number_to_lower(new_run, monkeypatch, capsys, w
     changes = {"dropout": 0.0, "steps": 12}
     (alone, whole), (params, run) = [new_run(f"{name}-{where}", **changes) for name in ("roomy", "tight")]
     assert main([str(alone), str(whole.parent)]) == 0
-    real = training.batch_loss
+    real = loop.batch_loss
 
     def greedy(t, model, batch, items=None):
         if t.state["step"] >= 8 and len(batch.inputs_BL) > 2:
             OUT_OF_MEMORY[where]()
         return real(t, model, batch, items)
 
-    monkeypatch.setattr(training, "batch_loss", greedy)
+    monkeypatch.setattr(loop, "batch_loss", greedy)
     capsys.readouterr()
     assert main([str(params), str(run.parent)]) == 2
     said = capsys.readouterr().err

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
+from langsamp.core.errors import UserError
+from langsamp.corpora.evaluation_text import LAYOUTS, benchmark_sentences, read_benchmarks
+from langsamp.corpora.text_files import tagged_sentences, tsv_rows
 from tiny import write
-
-from langsamp.benchmarks import LAYOUTS, benchmark_sentences, read_benchmarks
-from langsamp.core import UserError
-from langsamp.text_files import tagged_sentences, tsv_rows
 
 CONLLU = """# sent_id = 1
 # text = Vámonos al mar.

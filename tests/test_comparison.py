@@ -8,16 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-from scipy import stats
-
-from langsamp import comparison as c
-from langsamp.core import UserError, write_json
-from langsamp.encoders import open_encoder
-from langsamp.paper_lists import paper_groups
-from langsamp.pretraining import pretrain
-from langsamp.results import answer, code_of, evaluations_of, open_results
-from langsamp.table_figures import beside_paper, paper_results, sortable, table_figure
-from langsamp.tables import (
+from langsamp.analysis import statistics as c
+from langsamp.analysis.table_plots import beside_paper, paper_results, sortable, table_figure
+from langsamp.analysis.tables import (
     differences,
     group_means,
     groups,
@@ -26,6 +19,13 @@ from langsamp.tables import (
     seed_differences,
     training_tokens,
 )
+from langsamp.core.errors import UserError
+from langsamp.core.files import write_json
+from langsamp.encoding.open_encoder import open_encoder
+from langsamp.evaluation.results import answer, code_of, evaluations_of, open_results
+from langsamp.languages.paper_lists import paper_groups
+from langsamp.training.pretrain import pretrain
+from scipy import stats
 
 REAL = np.array([c.family_of(code) for code in paper_groups("sib200")])  # Half of them in two families
 TASKS = ("tatoeba", "sib200", "bible")

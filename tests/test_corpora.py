@@ -5,10 +5,10 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-
-from langsamp.core import UserError, damage
-from langsamp.corpora import enough, fewer_held_out, find_corpus, unite, write_corpus
-from langsamp.corpus import Ledger, clean_lines, find_sources
+from langsamp.core.errors import UserError
+from langsamp.core.manifests import damage
+from langsamp.corpora.registry import enough, fewer_held_out, find_corpus, unite, write_corpus
+from langsamp.corpora.text import Ledger, clean_lines, find_sources
 
 FOLDERS = {
     "a": {"train/est_Latn": ["üks", "kaks"], "validation/est_Latn": ["kolm"], "train/eng_Latn": ["one", "two"]},
@@ -87,7 +87,7 @@ def test_wanted_languages(home):
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_one(home, monkeypatch, corpus, message):
-    monkeypatch.setattr("langsamp.corpora.udhr_corpus", lambda: home / "nothing")
+    monkeypatch.setattr("langsamp.corpora.registry.udhr_corpus", lambda: home / "nothing")
     (home / "nothing/text/train").mkdir(parents=True)
     (home / "nothing/text/train/eng_Latn.txt").write_text("all human beings\n")
     write_corpus(find_sources(home / "a")[0], home / "corpora/clean-one")

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow
 import pytest
 import tiny
-
-from langsamp.blocks import Blocks, corpus_report, drop_table, write_shard
-from langsamp.core import UserError, manifest_of, read_json
-from langsamp.corpus import Ledger, Source, clean_lines, find_sources
-from langsamp.pretraining import main, prepare
-from langsamp.tokenizer import trained_tokenizer
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json
+from langsamp.core.manifests import manifest_of
+from langsamp.corpora.text import Ledger, Source, clean_lines, find_sources
+from langsamp.data.shards import Blocks, corpus_report, drop_table, write_shard
+from langsamp.tokenization.train import trained_tokenizer
+from langsamp.training.pretrain import main, prepare
 
 BLANK, TWICE, SCRIPT = {"blank": 1}, {"duplicate": 1}, {"another script": 1}
 CORPORA = {  # Bytes of eng_Latn.txt -> kept texts, dropped reasons, where
@@ -196,8 +197,8 @@ def test_the_same_text_gives_the_same_tokenizer(corpus, tokenizer, tmp_path):
     "Byte for byte, in any process: else a run could not go on where its prepared text was made anew."
     code = f"""
 from pathlib import Path
-from langsamp.corpus import find_sources
-from langsamp.tokenizer import trained_tokenizer
+from langsamp.corpora.text import find_sources
+from langsamp.tokenization.train import trained_tokenizer
 trained_tokenizer(find_sources({str(corpus)!r})[0], "0", Path({str(tmp_path)!r}), 300)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -300,8 +301,8 @@ def peak(folder: Path, tokenizer: Path, lines: int) -> int:
     code = f"""
 import re
 from pathlib import Path
-from langsamp.blocks import write_shard
-from langsamp.corpus import Source
+from langsamp.data.shards import write_shard
+from langsamp.corpora.text import Source
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])  # Of this program alone
 (folder, tokenizer), before = (Path({str(folder)!r}), Path({str(tokenizer)!r})), peak()
 write_shard("eng_Latn", [Source("eng_Latn", folder / "eng_Latn.txt", "train")], tokenizer, folder / "shards")

@@ -10,21 +10,21 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from langsamp.core.errors import UserError
+from langsamp.core.manifests import damage
+from langsamp.data.masking import by_shard
+from langsamp.model.langsamp import from_backbone
+from langsamp.params.pretrain import TrainingParams
+from langsamp.training.distributed import layers_of, share_out
+from langsamp.training.loop import Trainee, save, train_step, validate
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
 
-from langsamp.batches import by_shard
-from langsamp.core import UserError, damage
-from langsamp.machines import layers_of, share_out
-from langsamp.model import from_backbone
-from langsamp.params import TrainingParams
-from langsamp.training import Trainee, save, train_step, validate
-
 CLUSTER = tiny.ROOT / "params/cluster"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file"]
-NOTEBOOK = """import sys; from accelerate import notebook_launcher; from langsamp.pretraining import main
+NOTEBOOK = """import sys; from accelerate import notebook_launcher; from langsamp.training.pretrain import main
 notebook_launcher(main, (sys.argv[-2:],), num_processes=2)"""
 LAUNCHERS = {"torchrun": TORCHRUN, "notebook": [sys.executable, "-c", NOTEBOOK]}
 LAUNCHERS |= {name: [*ACCELERATE, str(CLUSTER / f"{name}.yaml")] for name in ("ddp-4gpu", "fsdp2")}

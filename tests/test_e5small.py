@@ -16,25 +16,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
-
-from langsamp import e5small
-from langsamp.core import UserError, cache_folder
-from langsamp.e5small import (
+from langsamp.core.downloads import copy_member, fetch_wheel
+from langsamp.core.errors import UserError
+from langsamp.core.files import cache_folder
+from langsamp.corpora.udhr import udhr_corpus
+from langsamp.encoding.encoder import encode
+from langsamp.evaluation.retrieval import ranks
+from langsamp.model import e5_small as e5small
+from langsamp.model.e5_small import (
     TOKENIZER,
     WEIGHTS,
+    Sizes,
     bert_names,
-    copy_member,
+    dequantise,
     e5_small,
     encoder_weights,
-    fetch_wheel,
+    read_packed,
     write_checkpoint,
     xlmr_tokenizer,
 )
-from langsamp.encoder import encode
-from langsamp.packed import Sizes, dequantise, read_packed
-from langsamp.retrieval import ranks
-from langsamp.udhr import udhr_corpus
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 ENGINE = Path(__file__).with_name("e5small_engine.json")
 SIZES = Sizes(hidden=32, layers=2, heads=4, feed_forward=64, vocabulary=12, positions=16, types=2)

@@ -21,32 +21,27 @@ import pytest
 import tiny
 import torch
 import yaml
+from langsamp.analysis import embeddings, neutrality_plots, reproduction
+from langsamp.benchmark import corpus as corpus_speed
+from langsamp.benchmark import run as speed
+from langsamp.benchmark import suites, workers
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json, sha256
+from langsamp.corpora.udhr import parallel_paragraphs
+from langsamp.evaluation import evaluate as evaluation
+from langsamp.evaluation.evaluate import evaluate
+from langsamp.evaluation.finetune import FineTuning, fine_tune
+from langsamp.params import benchmark as benchmark_params
+from langsamp.params import evaluate as analysis_params
+from langsamp.params import pretrain as params
+from langsamp.params.base import Params
+from langsamp.params.evaluate import EvaluationParams
+from langsamp.training import loop, plan
+from langsamp.training.pretrain import pretrain
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
-from langsamp import (
-    analysis_params,
-    benchmark_params,
-    contestants,
-    corpus_speed,
-    evaluation,
-    neutrality_figures,
-    params,
-    planning,
-    races,
-    reproduction,
-    sampling,
-    speed,
-    training,
-    vectors,
-)
-from langsamp.analysis_params import EvaluationParams
-from langsamp.core import UserError, read_json, sha256
-from langsamp.evaluation import evaluate
-from langsamp.finetuning import FineTuning, fine_tune
-from langsamp.pretraining import pretrain
-from langsamp.strict import Params
-from langsamp.udhr import parallel_paragraphs
+from langsamp.data import sampling
 
 Seen = dict[str, Any]  # What can be seen of a run, by name
 
@@ -651,7 +646,7 @@ class InProcess:
         if kind == "matmul" or spec.get("by") == "sentence_transformers":
             return {"units": [1.0]}
         with pytest.raises(Enough):
-            getattr(contestants, kind)(**spec)
+            getattr(workers, kind)(**spec)
         texts = read_json(spec["sentences"]) if kind == "encoding" else []
         learnt = [rows for rows, learns in self.bench.noted.pop("batch_loss", []) if learns]
         compiled = len(self.bench.noted.pop("compile", []))
@@ -926,16 +921,16 @@ def bench(places):
         patch.setenv("LANGSAMP_DATA", str(places["sets"]))
         patch.setattr(sampling.glot500_lines, "__defaults__", (0.3, 30, 10))  # Ten lines are enough, not 30,000
         patch.setattr(Figure, "savefig", lambda self, path, **more: Path(path).touch())
-        patch.setattr(vectors.drawn_blocks, "__defaults__", (1024,))  # At a time, which would be slow with 262,144
-        patch.setattr(neutrality_figures, "parallel_paragraphs", few_paragraphs)
+        patch.setattr(embeddings.drawn_blocks, "__defaults__", (1024,))  # At a time, which would be slow with 262,144
+        patch.setattr(neutrality_plots, "parallel_paragraphs", few_paragraphs)
         made = Bench(places, patch)
-        made.spy(training, "batch_loss", lambda t, model, batch, items=None: (len(batch.inputs_BL), items is not None))
+        made.spy(loop, "batch_loss", lambda t, model, batch, items=None: (len(batch.inputs_BL), items is not None))
         made.spy(torch.nn.Module, "compile", lambda self: type(self).__name__, instead=lambda self: None)
-        made.spy(planning, "train_step", lambda t, step: step)
+        made.spy(plan, "train_step", lambda t, step: step)
         patch.setattr(evaluation, "fine_tune", made.tuned)
-        patch.setattr(contestants, "Turns", Watched)
+        patch.setattr(workers, "Turns", Watched)
         patch.setattr(InProcess, "bench", made, raising=False)
-        patch.setattr(races, "Player", InProcess)
+        patch.setattr(suites, "Player", InProcess)
         made.spy(corpus_speed, "measured", sizes_in, measured)
         few = corpus_speed.synthetic_shards
         patch.setattr(

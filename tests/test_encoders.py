@@ -10,13 +10,12 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from langsamp.core.errors import UserError
+from langsamp.model.backbones import between, check_backbone, load_backbone, longest_block
+from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
-
-from langsamp.backbones import between, check_backbone, load_backbone, longest_block
-from langsamp.core import UserError
-from langsamp.model import LangSAMPForMaskedLM, from_backbone, save_backbone
 
 PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
 (LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]

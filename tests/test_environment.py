@@ -16,29 +16,25 @@ import accelerate
 import pytest
 import tiny
 import transformers
+from langsamp.core.environment import OVERRIDDEN, REFUSED, launched, parameters_decide
+from langsamp.core.errors import UserError
+from langsamp.core.files import write_json, writing
+from langsamp.core.manifests import damage, sealed_folder
+from langsamp.corpora import mediawiki, udhr
+from langsamp.encoding import open_encoder as encoders
+from langsamp.evaluation import results
+from langsamp.model import adapt_checkpoint, backbones
+from langsamp.model import e5_small as e5small
+from langsamp.params.base import from_notebook, read_yaml
+from langsamp.params.benchmark import BenchmarkParams, CorpusPassParams, EncodingParams, RaceParams
+from langsamp.params.evaluate import ReproductionParams, TableParams, VectorParams
+from langsamp.params.pretrain import CorpusBuildParams, PretrainingFigureParams, PretrainParams, StartParams
+from langsamp.tokenization import train
+from langsamp.training import distributed, run_dir, shard_tasks
+from langsamp.training import pretrain as pretraining
+from langsamp.training.pretrain import main
 
 import langsamp
-from langsamp import (
-    backbones,
-    e5small,
-    encoders,
-    machines,
-    mediawiki,
-    pretraining,
-    results,
-    runs,
-    shard_tasks,
-    starts,
-    tokenizer,
-    udhr,
-)
-from langsamp.analysis_params import ReproductionParams, TableParams, VectorParams
-from langsamp.benchmark_params import BenchmarkParams, CorpusPassParams, EncodingParams, RaceParams
-from langsamp.core import UserError, damage, sealed_folder, write_json, writing
-from langsamp.environment import OVERRIDDEN, REFUSED, launched, parameters_decide
-from langsamp.params import CorpusBuildParams, PretrainingFigureParams, PretrainParams, StartParams
-from langsamp.pretraining import main
-from langsamp.strict import from_notebook, read_yaml
 
 
 def refusal(call, *arguments, **words) -> str:
@@ -231,7 +227,7 @@ def test_words_that_pretraining_does_not_know(tmp_path, capsys, monkeypatch, wor
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text("steps: 1\n")
     assert main(words) == 2
-    assert "usage: python -m langsamp.pretraining params/NAME.yaml [OUTPUTS]" in capsys.readouterr().err
+    assert "usage: python -m langsamp.training.pretrain params/NAME.yaml [OUTPUTS]" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
 
 
@@ -354,7 +350,7 @@ def in_shell(shell: dict[str, str], log: Path, patience: float = 5.0) -> None:
     os.environ |= shell
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
-    machines._meeting.__wrapped__.__defaults__ = (patience,)
+    distributed._meeting.__wrapped__.__defaults__ = (patience,)
 
 
 @pytest.mark.parametrize(
@@ -411,10 +407,10 @@ def test_a_diff_in_any_encoding_is_recorded(tmp_path, monkeypatch):
     (tmp_path / "__init__.py").write_bytes(b"caf\n")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *words], check=True)
-    monkeypatch.setattr(runs, "langsamp", SimpleNamespace(__path__=[str(tmp_path)]))
-    assert runs.provenance()["git"]["uncommitted"] == ""
+    monkeypatch.setattr(run_dir, "langsamp", SimpleNamespace(__path__=[str(tmp_path)]))
+    assert run_dir.provenance()["git"]["uncommitted"] == ""
     (tmp_path / "__init__.py").write_bytes(b"caf\xe9\n")
-    assert len(runs.provenance()["git"]["uncommitted"]) == 12
+    assert len(run_dir.provenance()["git"]["uncommitted"]) == 12
 
 
 def test_every_text_file_has_an_encoding():
@@ -456,7 +452,7 @@ def test_a_run_under_another_locale(corpus, unbroken, western, tmp_path):
 
 def test_names_in_another_locale(western):
     "Any text can be printed; a folder that the locale cannot name is refused, with the mend."
-    code = """from langsamp.environment import show_any_text; from langsamp.strict import run_name_fits
+    code = """from langsamp.core.environment import show_any_text; from langsamp.params.base import run_name_fits
 show_any_text(); print("\\u0431", run_name_fits("\\u0431"))"""
     done = subprocess.run([sys.executable, "-c", code], env=western, capture_output=True)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
@@ -528,12 +524,12 @@ def closed(place: Path, number: int = errno.EACCES):
 def test_a_cache_of_hugging_face_that_is_closed(tmp_path, monkeypatch):
     "HF_HOME is named, wherever a checkpoint or a tokenizer is fetched; not `give a Hugging Face name`."
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(starts, "cached_file", closed(tmp_path / "hf"))
+    monkeypatch.setattr(adapt_checkpoint, "cached_file", closed(tmp_path / "hf"))
     for kind in (transformers.AutoConfig, transformers.AutoTokenizer):
         monkeypatch.setattr(kind, "from_pretrained", closed(tmp_path / "hf"))
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", closed(tmp_path / "hf", errno.EROFS))
-    fetches = [(starts.weight_sums, "a/b"), (backbones.load_backbone, "a/b")]
-    fetches += [(tokenizer.pretrained_tokenizer, "a/b", tmp_path), (encoders.open_encoder, "a/b", tmp_path)]
+    fetches = [(adapt_checkpoint.weight_sums, "a/b"), (backbones.load_backbone, "a/b")]
+    fetches += [(train.pretrained_tokenizer, "a/b", tmp_path), (encoders.open_encoder, "a/b", tmp_path)]
     for fetch, *arguments in fetches:
         told = refusal(fetch, *arguments)
         assert f"cannot write {tmp_path}/hf/hub/x.lock" in told and "set HF_HOME to another folder" in told, fetch
@@ -559,7 +555,7 @@ def test_a_shell_with_a_strange_size_of_the_world_is_recorded(monkeypatch):
     "An evaluation, which no launcher starts, has one process whatever is left over."
     for value in ("", "many"):
         monkeypatch.setenv("WORLD_SIZE", value)
-        assert runs.provenance()["machine"]["processes"] == 1
+        assert run_dir.provenance()["machine"]["processes"] == 1
 
 
 # Commands that are written down

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import tiny
-
-from langsamp.analysis_params import EvaluationParams
-from langsamp.core import UserError
-from langsamp.encoders import Encoder, open_encoder
-from langsamp.evaluation import evaluate, means
-from langsamp.results import COLUMNS, Results, answer, code_of, evaluations_of, open_results, read_results
+from langsamp.core.errors import UserError
+from langsamp.encoding.open_encoder import Encoder, open_encoder
+from langsamp.evaluation.evaluate import evaluate, means
+from langsamp.evaluation.results import COLUMNS, Results, answer, code_of, evaluations_of, open_results, read_results
+from langsamp.params.evaluate import EvaluationParams
 
 ALPHABETS = dict(fra="eng_Latn", nld="eng_Latn", spa="eng_Latn", deu="rus_Cyrl", rus="rus_Cyrl", hin="hin_Deva")
 TOPICS = {"sports": 0, "travel": 1, "health": 2}
@@ -105,7 +104,7 @@ def test_nothing_is_asked_twice(uninterrupted, fresh, outputs, monkeypatch):
     evaluate(fresh, outputs)
     real = Encoder.encode
     monkeypatch.setattr(Encoder, "encode", lambda self, texts, *more: pytest.fail() if texts else real(self, texts))
-    monkeypatch.setattr("langsamp.evaluation.frozen", lambda *arguments: pytest.fail("something was trained"))
+    monkeypatch.setattr("langsamp.evaluation.evaluate.frozen", lambda *arguments: pytest.fail("something was trained"))
     assert rows_of(evaluate(fresh, outputs)[0]) == uninterrupted
 
 

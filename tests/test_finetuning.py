@@ -6,15 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from langsamp.core.errors import UserError
+from langsamp.evaluation.datasets import Examples
+from langsamp.evaluation.finetune import (
+    NO_LABEL,
+    PRESETS,
+    FineTuning,
+    batch_of,
+    epoch_order,
+    fine_tune,
+    gradients,
+    task_model,
+)
+from langsamp.evaluation.linear_probe import frozen, padded, word_vectors, word_windows
+from langsamp.evaluation.metrics import accuracy, token_accuracy
 from tiny import stock_checkpoint
 from transformers import AutoModel, AutoTokenizer
-
-from langsamp.core import UserError
-from langsamp.examples import Examples
-from langsamp.finetuning import PRESETS, FineTuning, epoch_order, fine_tune
-from langsamp.probes import frozen, padded, word_vectors, word_windows
-from langsamp.tag_scores import accuracy, token_accuracy
-from langsamp.task_models import NO_LABEL, batch_of, gradients, task_model
 
 QUICK = FineTuning(epochs=6, batch_size=4, learning_rate=3e-3)
 TAGGING = replace(QUICK, select_by="token_accuracy", epochs=3)
@@ -236,7 +243,7 @@ def test_only_the_rows_met_change_the_same_result(encoder, monkeypatch):
     train, dev, test = topics(24, 0), topics(12, 1), topics(30, 2)
     few = fine_tune(*encoder, train, dev, QUICK, 1)
     every = lambda model, classes, words, met: task_model(model, classes, words, list(range(600)))  # noqa: E731
-    monkeypatch.setattr("langsamp.finetuning.task_model", every)
+    monkeypatch.setattr("langsamp.evaluation.finetune.task_model", every)
     all_rows = fine_tune(*encoder, train, dev, QUICK, 1)
     sizes = [one.model.get_input_embeddings().rows.shape[0] for one in (few, all_rows)]
     assert sizes[0] < 60 and sizes[1] == 600

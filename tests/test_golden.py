@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
+from langsamp.params.pretrain import TrainingParams
+from langsamp.training.loop import train
 from transformers import XLMRobertaConfig
-
-from langsamp.model import LangSAMPForMaskedLM, from_backbone
-from langsamp.params import TrainingParams
-from langsamp.training import train
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 

@@ -21,15 +21,15 @@ import pyarrow.parquet
 import pytest
 from datasets import load_dataset
 from datasets.table import CastError
-
-from langsamp import hub
-from langsamp.blocks import write_shard
-from langsamp.core import UserError, damage, manifest_of
-from langsamp.corpus import find_sources
-from langsamp.dataset_rows import read_texts
-from langsamp.hub import hub_sources, keep_text
-from langsamp.lines import raw_lines
-from langsamp.tokenizer import trained_tokenizer
+from langsamp.core.errors import UserError
+from langsamp.core.manifests import damage, manifest_of
+from langsamp.corpora import hub
+from langsamp.corpora.dataset_rows import read_texts
+from langsamp.corpora.hub import hub_sources, keep_text
+from langsamp.corpora.lines import raw_lines
+from langsamp.corpora.text import find_sources
+from langsamp.data.shards import write_shard
+from langsamp.tokenization.train import trained_tokenizer
 
 TEXTS = [
     "plain",
@@ -241,7 +241,7 @@ def test_a_broken_file_is_placed(tmp_path, name, content, message):
 PEAK = """
 import re, sys
 from pathlib import Path
-from langsamp.hub import hub_sources
+from langsamp.corpora.hub import hub_sources
 hub_sources(sys.argv[1], [], Path(sys.argv[2]))
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
@@ -324,8 +324,8 @@ def endpoint(glot) -> Iterator[str]:
 ASK = """
 import json, sys
 from pathlib import Path
-from langsamp.core import UserError
-from langsamp.hub import hub_sources
+from langsamp.core.files import UserError
+from langsamp.corpora.hub import hub_sources
 try:
     sources, complaints = hub_sources(sys.argv[1], [], Path(sys.argv[2]), 4)
     print(json.dumps([{code: [str(s.path) for s in found] for code, found in sources.items()}, complaints]))

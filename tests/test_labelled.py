@@ -7,14 +7,11 @@ from pathlib import Path
 
 import datasets
 import pytest
-
-from langsamp import labelled
-from langsamp.core import UserError
-from langsamp.examples import LABELS, NAME_TAGS, Examples, known_examples, mend_names
-from langsamp.homes import hub_configs, hub_splits
-from langsamp.label_files import SETS
-from langsamp.labelled import labelled_sets
-from langsamp.paper_lists import paper_entry, paper_groups
+from langsamp.core.errors import UserError
+from langsamp.corpora.sources import hub_configs, hub_splits
+from langsamp.evaluation import datasets as labelled
+from langsamp.evaluation.datasets import LABELS, NAME_TAGS, SETS, Examples, known_examples, labelled_sets, mend_names
+from langsamp.languages.paper_lists import paper_entry, paper_groups
 
 CONLLU = """# sent_id = 1
 1-2\tVámonos\t_\t_\t_\t_\t_\t_\t_\t_
@@ -319,7 +316,7 @@ def test_sets_with_a_program_of_their_own_are_read_from_the_plain_copy(hub, monk
         raise RuntimeError(refused)
 
     files = ["README.md", "da_ddt/validation/0000.parquet"]
-    monkeypatch.setattr("langsamp.homes.config_names", names)
+    monkeypatch.setattr("langsamp.corpora.sources.config_names", names)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *args, **options: files)
     plain = str(hub / "plain")
     assert hub_configs(plain) == ["da_ddt"]

@@ -4,9 +4,8 @@ import signal
 import time
 
 import tiny
-
-from langsamp import pretraining
-from langsamp.pretraining import main
+from langsamp.training import pretrain as pretraining
+from langsamp.training.pretrain import main
 
 
 def hang() -> None:

@@ -12,10 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow
 import pytest
-
-from langsamp.core import UserError, damage, manifest_of
-from langsamp.corpus import Ledger, clean_lines, find_sources
-from langsamp.mediawiki import (
+from langsamp.core.errors import UserError
+from langsamp.core.manifests import damage, manifest_of
+from langsamp.corpora.mediawiki import (
     MEDIAWIKI_VERSION,
     clean_message,
     fetch_mediawiki,
@@ -27,6 +26,7 @@ from langsamp.mediawiki import (
     read_messages,
     tree_files,
 )
+from langsamp.corpora.text import Ledger, clean_lines, find_sources
 
 MESSAGES = {  # Key -> how it is written in every language of the fixture
     f"key-{i}": f"{{word}} number {i} is on [[Special:Pages|a page]] with ten '''words''' {i}" for i in range(200)

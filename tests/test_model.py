@@ -1,15 +1,15 @@
-"""What the model must hold beside the examples of nbs/library/08_model.ipynb."""
+"""What the model must hold beside the examples of nbs/library/model/05_langsamp.ipynb."""
 
 import logging
 from pathlib import Path
 
 import pytest
 import torch
+from langsamp.core.errors import UserError
+from langsamp.core.files import sha256
+from langsamp.model.langsamp import ARMS, LangSAMPConfig, LangSAMPForMaskedLM, from_backbone, ids_of, save_backbone
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, XLMRobertaConfig
-
-from langsamp.core import UserError, sha256
-from langsamp.model import ARMS, LangSAMPConfig, LangSAMPForMaskedLM, from_backbone, ids_of, save_backbone
 
 LANGUAGES, SCRIPTS = ["eng", "hin", "urd"], ["Arab", "Deva", "Latn"]
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -9,29 +9,30 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from langsamp.analysis.embeddings import drawn_blocks, read_vectors
+from langsamp.analysis.plots import script_losses, validation_losses
+from langsamp.analysis.resources import last_losses
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json, sha256, write_json
+from langsamp.core.manifests import damage, seal
+from langsamp.corpora import udhr
+from langsamp.corpora.hub import keep_config
+from langsamp.corpora.registry import find_corpus, write_corpus
+from langsamp.corpora.text import find_sources
+from langsamp.encoding.fill_mask import open_model
+from langsamp.encoding.open_encoder import open_encoder
+from langsamp.encoding.sentence_transformers import save_sentence_encoder
+from langsamp.evaluation.datasets import Examples
+from langsamp.evaluation.finetune import PRESETS, fine_tune
+from langsamp.model.adapt_checkpoint import make_start
+from langsamp.model.backbones import load_backbone
+from langsamp.params.pretrain import PretrainParams, StartParams
+from langsamp.tokenization.train import pretrained_tokenizer, trained_tokenizer
+from langsamp.training.loop import Trainee, validate
+from langsamp.training.prepare import data_of, open_run, prepare
+from langsamp.training.pretrain import main, pretrain, starting_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, T5Config
-
-from langsamp import udhr
-from langsamp.backbones import load_backbone
-from langsamp.core import UserError, damage, read_json, seal, sha256, write_json
-from langsamp.corpora import find_corpus, write_corpus
-from langsamp.corpus import find_sources
-from langsamp.encoders import open_encoder
-from langsamp.examples import Examples
-from langsamp.figures import script_losses, validation_losses
-from langsamp.fill_mask import open_model
-from langsamp.finetuning import PRESETS, fine_tune
-from langsamp.hub import keep_config
-from langsamp.params import PretrainParams, StartParams
-from langsamp.preparation import data_of, open_run, prepare
-from langsamp.pretraining import main, pretrain, starting_model
-from langsamp.resources import last_losses
-from langsamp.sentences import save_sentence_encoder
-from langsamp.starts import make_start
-from langsamp.tokenizer import pretrained_tokenizer, trained_tokenizer
-from langsamp.training import Trainee, validate
-from langsamp.vectors import drawn_blocks, read_vectors
 
 LOST = "roberta.encoder.layer.1.output.dense.weight"
 

@@ -6,10 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-
-from langsamp.core import UserError
-from langsamp.encoders import open_encoder
-from langsamp.neutrality import (
+from langsamp.analysis.neutrality import (
     Families,
     centroid_cosines,
     cka,
@@ -25,7 +22,9 @@ from langsamp.neutrality import (
     retrieval,
     ways,
 )
-from langsamp.neutrality_figures import full_table, neutrality_differences, parallel_text, with_floors
+from langsamp.analysis.neutrality_plots import full_table, neutrality_differences, parallel_text, with_floors
+from langsamp.core.errors import UserError
+from langsamp.encoding.open_encoder import open_encoder
 
 L, K, H = 24, 16, 20
 CODES = [f"{number}_{'Latn' if number < 18 else 'Cyrl'}" for number in range(L)]

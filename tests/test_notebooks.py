@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 import tiny
 from accelerate.state import AcceleratorState
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json
+from langsamp.corpora.udhr import udhr_corpus
+from langsamp.model.adapt_checkpoint import start_table
+from langsamp.model.e5_small import e5_small
+from langsamp.model.langsamp import LangSAMPConfig, LangSAMPForMaskedLM
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
-
-from langsamp.core import UserError, read_json
-from langsamp.e5small import e5_small
-from langsamp.model import LangSAMPConfig, LangSAMPForMaskedLM
-from langsamp.starts import start_table
-from langsamp.udhr import udhr_corpus
 
 NOTEBOOKS = sorted(p for p in (tiny.ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 EXAMPLES = [
@@ -64,7 +64,7 @@ def test_examples_hold(path):
 
 def test_a_notebook_leaves_the_process_as_it_was():
     "The notebook of the model registers its own class, which no later test may meet."
-    test_examples_hold(tiny.ROOT / "nbs/library/08_model.ipynb")
+    test_examples_hold(tiny.ROOT / "nbs/library/model/05_langsamp.ipynb")
     kind = AutoModelForMaskedLM._model_mapping[LangSAMPConfig]
     assert kind is LangSAMPForMaskedLM and "IN_TEST" not in os.environ
 

@@ -17,28 +17,29 @@ import pycountry
 import pytest
 import tiny
 import yaml
-
-from langsamp import hub
-from langsamp.benchmarks import Part
-from langsamp.blocks import corpus_report, write_shards
-from langsamp.codes import _aliases, language_facts, parse_code
-from langsamp.core import UserError, damage, read_json, sealed_folder
-from langsamp.corpora import enough, find_corpus, open_corpus, write_corpus
-from langsamp.corpus import Ledger, Note, clean_lines, find_sources
-from langsamp.hub import hub_sources
-from langsamp.lines import Seen
-from langsamp.overlap import audit, build_detector, write_audited
-from langsamp.preparation import prepare
-from langsamp.pretraining import main, pretrain
-from langsamp.shard_tasks import run_task
-from langsamp.tokenizer import alphabet, trained_tokenizer
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json
+from langsamp.core.manifests import damage, sealed_folder
+from langsamp.corpora import hub
+from langsamp.corpora.decontamination import audit, build_detector, write_audited
+from langsamp.corpora.evaluation_text import Part
+from langsamp.corpora.hub import hub_sources
+from langsamp.corpora.lines import Seen
+from langsamp.corpora.registry import enough, find_corpus, open_corpus, write_corpus
+from langsamp.corpora.text import Ledger, Note, clean_lines, find_sources
+from langsamp.data.shards import corpus_report, write_shards
+from langsamp.languages.codes import _aliases, language_facts, parse_code
+from langsamp.tokenization.train import alphabet, trained_tokenizer
+from langsamp.training.prepare import prepare
+from langsamp.training.pretrain import main, pretrain
+from langsamp.training.shard_tasks import run_task
 
 # Scraps
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from langsamp.core import sealed_folder, write_json
+from langsamp.core.files import sealed_folder, write_json
 end = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 folder, Path.replace = Path(sys.argv[1]), end
 {}

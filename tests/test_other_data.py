@@ -7,29 +7,26 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from langsamp.core.errors import UserError
+from langsamp.corpora.bible import bible_editions, bible_verses
+from langsamp.corpora.dataset_files import data_files
+from langsamp.corpora.dataset_rows import read_texts
+from langsamp.corpora.evaluation_text import benchmark_sentences
+from langsamp.corpora.hub import hub_sources
+from langsamp.corpora.lines import raw_lines
+from langsamp.corpora.registry import find_corpus
+from langsamp.corpora.sources import hub_configs, hub_splits
+from langsamp.corpora.text import Ledger
+from langsamp.corpora.text_files import BadLines, tagged_sentences, text_lines, tsv_rows
+from langsamp.evaluation.bitext import HOMES, bitexts
+from langsamp.evaluation.datasets import SETS, Examples, known_examples, labelled_sets
+from langsamp.evaluation.evaluate import evaluate
+from langsamp.params.evaluate import EvaluationParams
+from langsamp.tokenization.train import pretrained_tokenizer
 from tiny import write
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-from langsamp.analysis_params import EvaluationParams
-from langsamp.benchmarks import benchmark_sentences
-from langsamp.bible import bible_editions, bible_verses
-from langsamp.core import UserError
-from langsamp.corpora import find_corpus
-from langsamp.corpus import Ledger
-from langsamp.dataset_files import data_files
-from langsamp.dataset_rows import read_texts
-from langsamp.evaluation import evaluate
-from langsamp.examples import Examples, known_examples
-from langsamp.homes import hub_configs, hub_splits
-from langsamp.hub import hub_sources
-from langsamp.label_files import SETS
-from langsamp.labelled import labelled_sets
-from langsamp.lines import raw_lines
-from langsamp.parallel import HOMES, bitexts
-from langsamp.text_files import BadLines, tagged_sentences, text_lines, tsv_rows
-from langsamp.tokenizer import pretrained_tokenizer
 
 ODD_NAMES = ["data [v2]", "a::b", "st*r", "wh?t", "[!x]::y"]
 

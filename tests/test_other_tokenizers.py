@@ -10,6 +10,29 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json, write_json
+from langsamp.core.manifests import manifest_of
+from langsamp.corpora.evaluation_text import tagged_sentences
+from langsamp.corpora.text import find_sources
+from langsamp.encoding.encoder import encode
+from langsamp.encoding.fill_mask import fill_mask
+from langsamp.encoding.open_encoder import open_encoder
+from langsamp.encoding.sentence_transformers import save_sentence_encoder
+from langsamp.evaluation.datasets import Examples
+from langsamp.evaluation.finetune import FineTuning, fine_tune
+from langsamp.evaluation.linear_probe import frozen, word_vectors, word_windows
+from langsamp.model.adapt_checkpoint import make_start, start_chart, start_table
+from langsamp.model.langsamp import from_backbone
+from langsamp.model.resize_embeddings import adapted, restored
+from langsamp.params.base import read_yaml
+from langsamp.params.pretrain import PlanParams, PretrainParams, StartParams
+from langsamp.tokenization.adapt import coverage, fit_vocabulary, trained_pieces
+from langsamp.tokenization.edit import old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer, token_ids
+from langsamp.tokenization.train import Encoder, load_tokenizer, pretrained_tokenizer, trained_tokenizer
+from langsamp.training.plan import plan
+from langsamp.training.prepare import prepare
+from langsamp.training.pretrain import pretrain
 from sentence_transformers import SentenceTransformer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -20,28 +43,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
 )
-
-from langsamp.benchmarks import tagged_sentences
-from langsamp.core import UserError, manifest_of, read_json, write_json
-from langsamp.corpus import find_sources
-from langsamp.encoder import encode
-from langsamp.encoders import open_encoder
-from langsamp.examples import Examples
-from langsamp.fill_mask import fill_mask
-from langsamp.finetuning import FineTuning, fine_tune
-from langsamp.model import from_backbone
-from langsamp.params import PlanParams, PretrainParams, StartParams
-from langsamp.pieces import old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer, token_ids
-from langsamp.planning import plan
-from langsamp.preparation import prepare
-from langsamp.pretraining import pretrain
-from langsamp.probes import frozen, word_vectors, word_windows
-from langsamp.rows import adapted, restored
-from langsamp.sentences import save_sentence_encoder
-from langsamp.starts import make_start, start_chart, start_table
-from langsamp.strict import read_yaml
-from langsamp.tokenizer import Encoder, load_tokenizer, pretrained_tokenizer, trained_tokenizer
-from langsamp.vocabulary import coverage, fit_vocabulary, trained_pieces
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
 LATIN = tiny.sentences("eng_Latn", 150)

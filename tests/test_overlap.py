@@ -9,13 +9,10 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-
-from langsamp.benchmarks import Part, benchmark_sentences
-from langsamp.core import UserError, damage, read_json, repo_root
-from langsamp.corpora import Rule
-from langsamp.corpus import Ledger, Source, clean_lines, find_sources
-from langsamp.grams import gram_size, normalise
-from langsamp.overlap import (
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json, repo_root
+from langsamp.core.manifests import damage
+from langsamp.corpora.decontamination import (
     audit,
     build_detector,
     clean_of,
@@ -24,7 +21,11 @@ from langsamp.overlap import (
     overlap_totals,
     write_audited,
 )
-from langsamp.udhr import udhr_corpus
+from langsamp.corpora.evaluation_text import Part, benchmark_sentences
+from langsamp.corpora.ngrams import gram_size, normalise
+from langsamp.corpora.registry import Rule
+from langsamp.corpora.text import Ledger, Source, clean_lines, find_sources
+from langsamp.corpora.udhr import udhr_corpus
 
 LETTERS = {"Latn": "abcdefghijklmnopqrstuvwxyz", "Cyrl": "абвгдежзиклмнопрстуфхцчшщыьэюя", "Deva": "कखगघचछजझटठडढतथदध"}
 LETTERS |= {"Hani": "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏", "Thai": "กขคงจฉชซดตถทธนบปผฝพฟภมยรลวสห"}

@@ -9,21 +9,21 @@ import pycountry
 import pytest
 import tiny
 import torch
+from langsamp.analysis.plots import unigram_table
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json, sha256
+from langsamp.core.manifests import seal
+from langsamp.data.masking import make_batch
+from langsamp.data.packing import Rows, packing_of
+from langsamp.languages.codes import parse_code
+from langsamp.model.packed_attention import check_blocked
+from langsamp.params.pretrain import PlanParams
+from langsamp.training.loop import Trainee, batch_loss, inputs_of
+from langsamp.training.plan import plan
+from langsamp.training.prepare import data_of, open_run, prepare, repetition
+from langsamp.training.pretrain import pretrain, starting_model
+from langsamp.training.shard_tasks import run_task
 from transformers import AutoModelForMaskedLM, ModernBertConfig, MPNetConfig
-
-from langsamp.batches import make_batch
-from langsamp.blocked import check_blocked
-from langsamp.codes import parse_code
-from langsamp.core import UserError, read_json, seal, sha256
-from langsamp.feeding import inputs_of
-from langsamp.figures import unigram_table
-from langsamp.packing import Rows, packing_of
-from langsamp.params import PlanParams
-from langsamp.planning import plan
-from langsamp.preparation import data_of, open_run, prepare, repetition
-from langsamp.pretraining import pretrain, starting_model
-from langsamp.shard_tasks import run_task
-from langsamp.training import Trainee, batch_loss
 
 WAYS = ("sentences", "stream")
 both = pytest.mark.parametrize("packing", WAYS)
@@ -221,7 +221,7 @@ def test_packings_of_two_processes_are_those_of_one(corpus, tmp_path, monkeypatc
     "Byte for byte."
     p, found = tiny.params_of(corpus), []
     for processes in (1, 2):
-        monkeypatch.setattr("langsamp.preparation._worth", lambda *_, n=processes: n)
+        monkeypatch.setattr("langsamp.training.prepare._worth", lambda *_, n=processes: n)
         prepare(p, home := tmp_path / str(processes))
         files = sorted((home / "data/packed").rglob("*"))
         found.append({str(f.relative_to(home)): sha256(f) for f in files if f.is_file()})
@@ -234,8 +234,8 @@ READER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from langsamp.blocks import Blocks
-from langsamp.packing import Rows
+from langsamp.data.shards import Blocks
+from langsamp.data.packing import Rows
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 shards = sorted(Path(sys.argv[1]).iterdir())
@@ -258,7 +258,7 @@ def test_open_files_do_not_grow_with_languages(tmp_path):
 
 MANY = """
 import os, resource, sys
-from langsamp.pretraining import main
+from langsamp.training.pretrain import main
 os.fsync = lambda handle: None  # Fourteen thousand folders would wait for the disk most of the time
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 sys.exit(main(sys.argv[1:]))

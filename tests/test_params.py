@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-
-from langsamp.core import UserError
-from langsamp.params import (
+from langsamp.core.errors import UserError
+from langsamp.params.base import read_yaml
+from langsamp.params.pretrain import (
     CorpusBuildParams,
     CorpusParams,
     ModelParams,
@@ -19,7 +19,6 @@ from langsamp.params import (
     StartParams,
     TrainingParams,
 )
-from langsamp.strict import read_yaml
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas", "pyarrow"}
@@ -98,9 +97,9 @@ def test_validation_loads_nothing_heavy():
     "From the interpreter's start to the message in under two seconds, without torch, transformers and the like."
     code = f"""
 import json, sys
-from langsamp.core import UserError
-from langsamp.params import PretrainParams
-from langsamp.strict import from_notebook
+from langsamp.core.files import UserError
+from langsamp.params.pretrain import PretrainParams
+from langsamp.params.base import from_notebook
 lerning_rate: float = 1
 try:
     from_notebook(PretrainParams, globals())
@@ -140,8 +139,8 @@ def test_a_mistake_in_a_command_is_told_before_torch_is_loaded(tmp_path):
     "In less than two seconds; usually in a tenth."
     (tmp_path / "p.yaml").write_text("lerning_rate: 1\n")
     begun = time.monotonic()
-    words = [sys.executable, "-X", "importtime", "-m", "langsamp.pretraining", str(tmp_path / "p.yaml")]
+    words = [sys.executable, "-X", "importtime", "-m", "langsamp.training.pretrain", str(tmp_path / "p.yaml")]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2 and "did you mean `learning_rate`?" in done.stderr
-    assert "langsamp.params" in done.stderr and "torch" not in done.stderr
+    assert "langsamp.params.pretrain" in done.stderr and "torch" not in done.stderr
     assert time.monotonic() - begun < 2

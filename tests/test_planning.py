@@ -8,17 +8,16 @@ import pytest
 import tiny
 import torch
 import yaml
+from langsamp.core.errors import UserError
+from langsamp.data.packing import packing_of
+from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
+from langsamp.params.base import read_yaml
+from langsamp.params.pretrain import PlanParams, PretrainParams
+from langsamp.training.loop import Data
+from langsamp.training.plan import counted, flops_a_token, parameter_groups, plan, plan_table
+from langsamp.training.prepare import Corpus, data_of, prepare
+from langsamp.training.pretrain import pretrain, starting_model
 from transformers import XLMRobertaConfig
-
-from langsamp.core import UserError
-from langsamp.model import LangSAMPForMaskedLM, from_backbone
-from langsamp.packing import packing_of
-from langsamp.params import PlanParams, PretrainParams
-from langsamp.planning import counted, flops_a_token, parameter_groups, plan, plan_table
-from langsamp.preparation import Corpus, data_of, prepare
-from langsamp.pretraining import pretrain, starting_model
-from langsamp.strict import read_yaml
-from langsamp.training import Data
 
 SMOKE = tiny.ROOT / "params/smoke.yaml"
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json
+from langsamp.corpora.registry import find_corpus
+from langsamp.model.adapt_checkpoint import make_start, start_table
+from langsamp.params.pretrain import PretrainParams, StartParams
+from langsamp.tokenization.train import trained_tokenizer
+from langsamp.training.prepare import prepare
+from langsamp.training.pretrain import pretrain, starting_model
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
-
-from langsamp.core import UserError, read_json
-from langsamp.corpora import find_corpus
-from langsamp.params import PretrainParams, StartParams
-from langsamp.preparation import prepare
-from langsamp.pretraining import pretrain, starting_model
-from langsamp.starts import make_start, start_table
-from langsamp.tokenizer import trained_tokenizer
 
 
 @pytest.fixture(scope="module")

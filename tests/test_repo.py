@@ -9,12 +9,12 @@ from pathlib import Path
 import papermill
 import pytest
 import yaml
+from langsamp.params import benchmark, evaluate
+from langsamp.params import pretrain as params
+from langsamp.params.base import from_notebook, read_yaml
+from langsamp.params.pretrain import PretrainParams
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-from langsamp import analysis_params, benchmark_params, params
-from langsamp.params import PretrainParams
-from langsamp.strict import from_notebook, read_yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -40,19 +40,19 @@ STAGES = {
     "corpora": ("01_corpus.ipynb", params.CorpusBuildParams),
     "starts": ("02_start.ipynb", params.StartParams),
     "params": ("03_pretrain.ipynb", PretrainParams),
-    "evaluations": ("04_evaluate.ipynb", analysis_params.EvaluationParams),
-    "reproductions": ("05_reproduce.ipynb", analysis_params.ReproductionParams),
-    "benchmarks": ("06_benchmark.ipynb", benchmark_params.BenchmarkParams),
+    "evaluations": ("04_evaluate.ipynb", evaluate.EvaluationParams),
+    "reproductions": ("05_reproduce.ipynb", evaluate.ReproductionParams),
+    "benchmarks": ("06_benchmark.ipynb", benchmark.BenchmarkParams),
 }
 FIGURES = {
     "pretraining": params.PretrainingFigureParams,
     "packing": params.PackingFigureParams,
-    "main_results": analysis_params.TableParams,
-    "ablation": analysis_params.TableParams,
-    "neutrality": analysis_params.NeutralityParams,
-    "vector_map": analysis_params.VectorParams,
-    "vector_similarity": analysis_params.VectorParams,
-    "resource_levels": analysis_params.ResourceParams,
+    "main_results": evaluate.TableParams,
+    "ablation": evaluate.TableParams,
+    "neutrality": evaluate.NeutralityParams,
+    "vector_map": evaluate.VectorParams,
+    "vector_similarity": evaluate.VectorParams,
+    "resource_levels": evaluate.ResourceParams,
 }
 LOCAL = r"/(?:work|tmp|root|home|Users)/[a-z]|file:/{2}|registry\.np|/simp[l]e\b|files\.pythonhosted"
 
@@ -222,7 +222,7 @@ def imported(text: str) -> set[str]:
 
 
 def test_imported_sees_every_form():
-    text = "from .core import a\nfrom . import params\nimport langsamp.codes\nfrom langsamp.corpus import b\nimport re"
+    text = "from .core import a\nfrom . import params\nimport langsamp.languages.codes\nfrom langsamp.corpora.text import b\nimport re"
     assert imported(text) == {"core", "params", "codes", "corpus"}
 
 

@@ -15,31 +15,22 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from langsamp.analysis import embeddings, neutrality, plots, reproduction, resources, statistics, tables
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json, write_json
+from langsamp.encoding.open_encoder import Encoder, open_encoder
+from langsamp.evaluation import evaluate as evaluation
+from langsamp.evaluation import metrics, results, retrieval
+from langsamp.evaluation.evaluate import evaluate
+from langsamp.evaluation.results import read_results
+from langsamp.params import evaluate as analysis_params
+from langsamp.params.evaluate import EvaluationParams
+from langsamp.params.pretrain import PretrainParams
+from langsamp.training.prepare import open_run
+from langsamp.training.pretrain import main, pretrain
 from transformers import AutoModel
 
 import langsamp
-from langsamp import (
-    analysis_params,
-    comparison,
-    evaluation,
-    figures,
-    neutrality,
-    reproduction,
-    resources,
-    results,
-    retrieval,
-    tables,
-    tag_scores,
-    vectors,
-)
-from langsamp.analysis_params import EvaluationParams
-from langsamp.core import UserError, read_json, write_json
-from langsamp.encoders import Encoder, open_encoder
-from langsamp.evaluation import evaluate
-from langsamp.params import PretrainParams
-from langsamp.preparation import open_run
-from langsamp.pretraining import main, pretrain
-from langsamp.results import read_results
 
 NAMES = {"fra": "eng_Latn", "rus": "rus_Cyrl"}
 
@@ -289,13 +280,13 @@ def runs(tmp_path_factory, corpus) -> Path:
 )
 def test_incomparable_runs_have_no_common_figure(runs, other, named):
     for draw in (
-        lambda: figures.validation_losses(runs / "one", runs / other),
-        lambda: figures.run_retrieval([runs / "one", runs / other]),
+        lambda: plots.validation_losses(runs / "one", runs / other),
+        lambda: plots.run_retrieval([runs / "one", runs / other]),
         lambda: resources.last_losses({"a": [runs / "one"], "b": [runs / other]}),
     ):
         with pytest.raises(UserError, match=f"different text.*one: .*{named}.*{other}: .*{named}"):
             draw()
-    losses = figures.validation_losses(runs / "one", runs / "two")
+    losses = plots.validation_losses(runs / "one", runs / "two")
     assert losses.groupby("run").code.nunique().tolist() == [3, 3]
 
 
@@ -305,8 +296,8 @@ def test_the_page_refuses_incomparable_runs(runs):
 
 
 def test_runs_of_other_lengths_are_told_apart(runs):
-    losses = figures.validation_losses(runs / "one", runs / "shorter")
-    figure, _ = figures.script_losses(losses, figures.unigram_table(runs / "one"))
+    losses = plots.validation_losses(runs / "one", runs / "shorter")
+    figure, _ = plots.script_losses(losses, plots.unigram_table(runs / "one"))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert any("step 2" in label for label in labels) and any("step 1" in label for label in labels)
 
@@ -358,25 +349,25 @@ FAMILIES = ["a", "b", "c"]
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda x: comparison.flip_test(x, FAMILIES),
-        lambda x: comparison.family_bootstrap(x, FAMILIES),
-        lambda x: comparison.sign_test(x),
-        lambda x: comparison.effect_size(x),
-        lambda x: comparison.detectable(x[1], 1.0),
-        lambda x: comparison.holm(x),
-        lambda x: comparison.across_seeds(x, x),
-        lambda x: comparison.comparison(*[pd.Series(y, FAMILIES) for y in (x, [0.0] * 3, FAMILIES)]),
-        lambda x: comparison.comparison(*[pd.Series(y, FAMILIES) for y in ([0.0] * 3, x, FAMILIES)]),
+        lambda x: statistics.flip_test(x, FAMILIES),
+        lambda x: statistics.family_bootstrap(x, FAMILIES),
+        lambda x: statistics.sign_test(x),
+        lambda x: statistics.effect_size(x),
+        lambda x: statistics.detectable(x[1], 1.0),
+        lambda x: statistics.holm(x),
+        lambda x: statistics.across_seeds(x, x),
+        lambda x: statistics.comparison(*[pd.Series(y, FAMILIES) for y in (x, [0.0] * 3, FAMILIES)]),
+        lambda x: statistics.comparison(*[pd.Series(y, FAMILIES) for y in ([0.0] * 3, x, FAMILIES)]),
         lambda x: retrieval.mean_interval(x),
         lambda x: retrieval.scores(x),
         lambda x: retrieval.ranks_both_ways(x[:, None], np.ones((3, 1))),
         lambda x: retrieval.ranks(np.ones((3, 1)), x[:, None], "csls"),
         lambda x: retrieval.retrieval_rows(np.ones((3, 1)), x[:, None]),
-        lambda x: tag_scores.f1_macro(["a"] * 3, x.tolist()),
-        lambda x: tag_scores.accuracy(["a"] * 3, x.tolist()),
-        lambda x: tag_scores.f1_seqeval([["O"] * 3], [x.tolist()]),
-        lambda x: tag_scores.f1_seqeval_bare([x.tolist()], [["X"] * 3]),
-        lambda x: tag_scores.token_accuracy([["O"] * 3], [x.tolist()]),
+        lambda x: metrics.f1_macro(["a"] * 3, x.tolist()),
+        lambda x: metrics.accuracy(["a"] * 3, x.tolist()),
+        lambda x: metrics.f1_seqeval([["O"] * 3], [x.tolist()]),
+        lambda x: metrics.f1_seqeval_bare([x.tolist()], [["X"] * 3]),
+        lambda x: metrics.token_accuracy([["O"] * 3], [x.tolist()]),
         lambda x: neutrality.mean_and_interval(neutrality.families(["eng_Latn", "fin_Latn", "tha_Thai"], 9), x),
     ],
 )
@@ -412,7 +403,7 @@ def test_a_vector_that_is_none_is_an_error(ask):
 
 
 @pytest.mark.parametrize(
-    "ask", [comparison.sign_test, comparison.effect_size, retrieval.mean_interval, comparison.holm]
+    "ask", [statistics.sign_test, statistics.effect_size, retrieval.mean_interval, statistics.holm]
 )
 def test_nothing_can_be_said_of_none(ask):
     with pytest.raises(UserError):
@@ -474,7 +465,7 @@ def test_rounding_wins_nothing():
     base = pd.Series(np.random.default_rng(0).uniform(10, 90, 60), index)
     dust = base * (1 + 1e-15) + 1e-14
     assert (dust != base).any()
-    found = comparison.comparison(dust, base, pd.Series(index, index), draws=500)
+    found = statistics.comparison(dust, base, pd.Series(index, index), draws=500)
     assert (found["difference"], found["p"], found["won"], found["lost"], found["effect"]) == (0, 1, 0, 0, 0)
 
 
@@ -505,16 +496,16 @@ def half(path: Path) -> None:
 @pytest.mark.parametrize(
     "name,how,ask",
     [
-        ("corpus.json", "half", lambda run: figures.validation_losses(run)),
+        ("corpus.json", "half", lambda run: plots.validation_losses(run)),
         ("corpus.json", "half", lambda run: tables.training_tokens({"a": [run.name]}, run.parent)),
         ("corpus.json", "half", lambda run: open_encoder(run.name, run.parent)),
         ("provenance.json", "half", lambda run: open_encoder(f"start:{run.name}", run.parent)),
         ("provenance.json", "half", lambda run: save(run)),
         ("provenance.json", "gone", lambda run: save(run)),
-        ("result.json", "half", lambda run: vectors.drawn_blocks(run)),
+        ("result.json", "half", lambda run: embeddings.drawn_blocks(run)),
         ("result.json", "half", lambda run: pretrain(open_run(run)[0], run.parent)),
-        ("model/config.json", "half", lambda run: vectors.read_vectors(run)),
-        ("model/config.json", "gone", lambda run: vectors.read_vectors(run)),
+        ("model/config.json", "half", lambda run: embeddings.read_vectors(run)),
+        ("model/config.json", "gone", lambda run: embeddings.read_vectors(run)),
     ],
 )
 def test_broken_files_of_a_run_are_named(harmed, name, how, ask):
@@ -534,8 +525,8 @@ def test_what_is_told_of_a_broken_corpus_file_helps(harmed):
 
 
 def save(run: Path) -> None:
-    figure, _ = figures.new_figure()
-    figures.save_figure(figure, pd.DataFrame({"x": [1]}), run.parent / "figures/x", [run])
+    figure, _ = plots.new_figure()
+    plots.save_figure(figure, pd.DataFrame({"x": [1]}), run.parent / "figures/x", [run])
 
 
 def test_metrics_that_broke_off_are_no_shorter_run(harmed):
@@ -544,10 +535,10 @@ def test_metrics_that_broke_off_are_no_shorter_run(harmed):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if json.loads(line)["step"] < 2))
     with pytest.raises(UserError, match=r"metrics.jsonl breaks off at step 1, the run ended at 2"):
-        figures.validation_losses(harmed / "one")
+        plots.validation_losses(harmed / "one")
     path.write_text('{"step": 1, "lo\n' + "".join(lines))
     with pytest.raises(UserError, match=r"metrics.jsonl:1 is damaged"):
-        figures.validation_losses(harmed / "one")
+        plots.validation_losses(harmed / "one")
 
 
 @pytest.mark.parametrize("name", ["settings.json", "asked.json", "rows.jsonl"])
@@ -570,17 +561,17 @@ def test_a_figure_without_prepared_text_says_how_to_make_it(harmed, corpus):
     shutil.rmtree(harmed / "data")
     assert open_encoder("one", harmed).arm == "both"
     for ask in (
-        lambda: figures.unigram_table(harmed / "one"),
-        lambda: vectors.drawn_blocks(harmed / "one"),
+        lambda: plots.unigram_table(harmed / "one"),
+        lambda: embeddings.drawn_blocks(harmed / "one"),
         lambda: open_encoder("start:one", harmed),
-        lambda: figures.run_retrieval([harmed / "one"]),
+        lambda: plots.run_retrieval([harmed / "one"]),
     ):
         mend = "(the run's own command .*03_pretrain|give the command of this run again)"
         with pytest.raises(UserError, match=f"data/.* is missing.*; {mend}"):
             ask()
     params = tiny.write_params(harmed / "p.yaml", open_run(harmed / "one")[0])
     assert main([str(params), str(harmed)]) == 0
-    assert len(figures.unigram_table(harmed / "one"))
+    assert len(plots.unigram_table(harmed / "one"))
 
 
 @contextmanager
@@ -612,7 +603,7 @@ def test_a_full_disk_under_a_figure(harmed):
     with largest_file(500), pytest.raises(UserError, match="cannot write .*figures/x.*Make room"):
         save(harmed / "one")
     with largest_file(5), pytest.raises(UserError, match="cannot write .*tables/x"):
-        from langsamp.table_figures import save_tables
+        from langsamp.analysis.table_plots import save_tables
 
         save_tables(harmed / "tables/x", a=pd.DataFrame({"x": range(9)}))
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-
-from langsamp.core import damage, sha256
-from langsamp.pretraining import main
+from langsamp.core.files import sha256
+from langsamp.core.manifests import damage
+from langsamp.training.pretrain import main
 
 PARTS = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 

@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from scipy.stats import binom
-from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-from langsamp import retrieval
-from langsamp.core import UserError
-from langsamp.encoder import encode, encode_layers, up_to
-from langsamp.retrieval import (
+from langsamp.core.errors import UserError
+from langsamp.encoding.encoder import encode, encode_layers, up_to
+from langsamp.evaluation import retrieval
+from langsamp.evaluation.retrieval import (
     SCALINGS,
     centred,
     chances,
@@ -26,6 +23,8 @@ from langsamp.retrieval import (
     retrieval_rows,
     scores,
 )
+from scipy.stats import binom
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
 (LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]
@@ -131,7 +130,7 @@ def test_threads_stop_where_they_were_asked_to(family, text):
 def test_a_model_that_shows_no_entry_is_run_whole(text, monkeypatch):
     model = build("BERT")
     due = up_to(model, 2)(**text)
-    monkeypatch.setattr("langsamp.encoder._entry", lambda *_: None)
+    monkeypatch.setattr("langsamp.encoding.encoder._entry", lambda *_: None)
     assert torch.equal(up_to(model, 2)(**text), due)
 
 

@@ -8,13 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import tiny
-from transformers import XLMRobertaConfig
-
-from langsamp.batches import blocks_of_step
-from langsamp.core import UserError, repo_root
-from langsamp.model import from_backbone
-from langsamp.params import TrainingParams
-from langsamp.sampling import (
+from langsamp.core.errors import UserError
+from langsamp.core.files import repo_root
+from langsamp.data.masking import blocks_of_step
+from langsamp.data.sampling import (
     glot500_lines,
     glot500_pairs,
     quotas,
@@ -22,7 +19,10 @@ from langsamp.sampling import (
     seen_by_xlmr,
     temperature_shares,
 )
-from langsamp.training import train
+from langsamp.model.langsamp import from_backbone
+from langsamp.params.pretrain import TrainingParams
+from langsamp.training.loop import train
+from transformers import XLMRobertaConfig
 
 
 def report_of(lines: dict[str, int], tokens: int = 25) -> dict:

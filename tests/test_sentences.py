@@ -1,4 +1,4 @@
-"What nbs/library/14b_sentences.ipynb and 14c_fill_mask.ipynb promise, on every family and made-up models."
+"What nbs/library/encoding/02_sentence_transformers.ipynb and 14c_fill_mask.ipynb promise, on every family and made-up models."
 
 import copy
 import json
@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json
+from langsamp.core.manifests import damage, manifest_of
+from langsamp.encoding import sentence_transformers as sentences
+from langsamp.encoding.encoder import encode
+from langsamp.encoding.fill_mask import divergence, fill_mask, mask_log_probabilities
+from langsamp.encoding.open_encoder import Encoder
+from langsamp.encoding.sentence_transformers import save_sentence_encoder
+from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 from scipy.stats import entropy
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, XLMRobertaConfig
-
-from langsamp import sentences
-from langsamp.core import UserError, damage, manifest_of, read_json
-from langsamp.encoder import encode
-from langsamp.encoders import Encoder
-from langsamp.fill_mask import divergence, fill_mask, mask_log_probabilities
-from langsamp.model import LangSAMPForMaskedLM, from_backbone
-from langsamp.sentences import save_sentence_encoder
 
 PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
 (LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-
-from langsamp.core import UserError, sha256
-from langsamp.corpora import find_corpus
-from langsamp.corpus import Source
-from langsamp.preparation import prepare, tokenizer_of
-from langsamp.shard_tasks import datatrove_step, main, tasks
+from langsamp.core.errors import UserError
+from langsamp.core.files import sha256
+from langsamp.corpora.registry import find_corpus
+from langsamp.corpora.text import Source
+from langsamp.training.prepare import prepare, tokenizer_of
+from langsamp.training.shard_tasks import datatrove_step, main, tasks
 
 CODES = {"eng_Latn": 16_000, "rus_Cyrl": 12_000, "hin_Deva": 4000, "deu_Latn": 500}
 
@@ -44,7 +44,16 @@ def array(tmp_path_factory):
 
 def task(params: Path, outputs: Path, number: int, of: int) -> subprocess.Popen:
     "A task as a process of its own, as Slurm would start it."
-    command = [sys.executable, "-m", "langsamp.shard_tasks", str(params), "--task", str(number), "--of", str(of)]
+    command = [
+        sys.executable,
+        "-m",
+        "langsamp.training.shard_tasks",
+        str(params),
+        "--task",
+        str(number),
+        "--of",
+        str(of),
+    ]
     return subprocess.Popen(
         [*command, "--outputs", str(outputs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

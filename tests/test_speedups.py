@@ -12,23 +12,24 @@ import test_encoders
 import tiny
 import torch
 import torch.nn.functional as F
+from langsamp.corpora.registry import find_corpus
+from langsamp.data.packing import Rows, pack_shard
+from langsamp.data.shards import Blocks, write_shards
+from langsamp.model import linear_cross_entropy as linear_loss
+from langsamp.model.backbones import first_place
+from langsamp.model.cpu_kernels import FastDropout
+from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
+from langsamp.model.linear_cross_entropy import LinearLoss, ends_in_linear, with_loss
+from langsamp.model.packed_attention import blocked
+from langsamp.params.pretrain import TrainingParams
+from langsamp.tokenization.train import trained_tokenizer
+from langsamp.training import loop as training
+from langsamp.training.loop import keep_gradients
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
 
-from langsamp import linear_loss, packing, training
-from langsamp.backbones import first_place
-from langsamp.blocked import blocked
-from langsamp.blocks import Blocks, write_shards
-from langsamp.corpora import find_corpus
-from langsamp.dropout import FastDropout
-from langsamp.feeding import keep_gradients
-from langsamp.fused_ends import ends_in_linear, with_loss
-from langsamp.linear_loss import LinearLoss
-from langsamp.model import LangSAMPForMaskedLM, from_backbone
-from langsamp.packing import Rows, pack_shard
-from langsamp.params import TrainingParams
-from langsamp.tokenizer import trained_tokenizer
+from langsamp.data import packing
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TINY = XLMRobertaConfig(vocab_size=256, max_position_embeddings=66, type_vocab_size=1, **SIZES)
@@ -191,7 +192,7 @@ MEMORY = """
 import re, sys, torch
 from pathlib import Path
 from torch import nn
-from langsamp.linear_loss import LinearLoss
+from langsamp.model.linear_cross_entropy import LinearLoss
 torch.set_num_threads(1)
 linear, x, labels = nn.Linear(16, 250_002), torch.randn(1500, 16), torch.randint(250_002, (1500,))
 def peak():  # Not ru_maxrss, which begins at what the process had that started this one

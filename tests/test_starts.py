@@ -7,6 +7,16 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json, sha256
+from langsamp.core.manifests import damage
+from langsamp.corpora.text import Source, find_sources
+from langsamp.model.adapt_checkpoint import find_backbone, make_start, start_table, weight_sums
+from langsamp.model.resize_embeddings import adapted, restored
+from langsamp.params.pretrain import StartParams
+from langsamp.tokenization.adapt import fit_vocabulary
+from langsamp.tokenization.edit import old_ids, pieces_of, save_tokenizer
+from langsamp.tokenization.train import trained_tokenizer
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -16,15 +26,6 @@ from transformers import (
     PreTrainedModel,
     XLMRobertaConfig,
 )
-
-from langsamp.core import UserError, damage, read_json, sha256
-from langsamp.corpus import Source, find_sources
-from langsamp.params import StartParams
-from langsamp.pieces import old_ids, pieces_of, save_tokenizer
-from langsamp.rows import adapted, restored
-from langsamp.starts import find_backbone, make_start, start_table, weight_sums
-from langsamp.tokenizer import trained_tokenizer
-from langsamp.vocabulary import fit_vocabulary
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 CONFIGS = {

@@ -4,9 +4,16 @@ import itertools
 import random
 
 import pytest
-
-from langsamp.core import UserError
-from langsamp.tag_scores import accuracy, chunks, f1_macro, f1_seqeval, f1_seqeval_bare, score_of, token_accuracy
+from langsamp.core.errors import UserError
+from langsamp.evaluation.metrics import (
+    accuracy,
+    chunks,
+    f1_macro,
+    f1_seqeval,
+    f1_seqeval_bare,
+    score_of,
+    token_accuracy,
+)
 
 UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split()
 

@@ -15,16 +15,16 @@ import pytest
 import tiny
 import torch
 import yaml
+from langsamp.core.errors import UserError
+from langsamp.corpora.udhr import read_documents
+from langsamp.encoding.open_encoder import open_encoder
+from langsamp.model.backbones import load_backbone
+from langsamp.params.base import read_yaml
+from langsamp.training.pretrain import main
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 import langsamp
-from langsamp.backbones import load_backbone
-from langsamp.core import UserError
-from langsamp.encoders import open_encoder
-from langsamp.pretraining import main
-from langsamp.strict import read_yaml
-from langsamp.udhr import read_documents
 
 # Checkpoints
 
@@ -294,7 +294,7 @@ NAMED = "steps = 3; __import__('pathlib').Path('sprung').touch(); steps"
 
 
 def test_a_name_is_no_code_for_the_command(tmp_path, capsys, monkeypatch):
-    "A params file from a stranger is read by `python -m langsamp.pretraining` without running anything."
+    "A params file from a stranger is read by `python -m langsamp.training.pretrain` without running anything."
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({NAMED: 3}))
     assert main(["p.yaml", "outputs"]) == 2

@@ -4,10 +4,10 @@ import shutil
 
 import pandas as pd
 import pytest
-
-from langsamp.core import UserError, cache_folder
-from langsamp.corpus import Ledger, clean_lines, find_sources
-from langsamp.udhr import FIRST_HELD_OUT, fetch_udhr, parallel_paragraphs, udhr_corpus
+from langsamp.core.errors import UserError
+from langsamp.core.files import cache_folder
+from langsamp.corpora.text import Ledger, clean_lines, find_sources
+from langsamp.corpora.udhr import FIRST_HELD_OUT, fetch_udhr, parallel_paragraphs, udhr_corpus
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,8 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from scipy.stats import spearmanr
-from transformers import XLMRobertaConfig
-
-from langsamp.core import UserError
-from langsamp.model import from_backbone, ids_of
-from langsamp.pretraining import pretrain
-from langsamp.relatives import agreement, asked, kinship, likenesses, mantel, neighbour_accuracy, relations
-from langsamp.resources import last_losses, level_differences, levels_of
-from langsamp.vector_maps import heat_map, sum_map
-from langsamp.vectors import (
+from langsamp.analysis.embedding_plots import heat_map, sum_map
+from langsamp.analysis.embeddings import (
     Vectors,
     code_facts,
     components,
@@ -29,6 +21,13 @@ from langsamp.vectors import (
     read_vectors,
     starting_vectors,
 )
+from langsamp.analysis.resources import last_losses, level_differences, levels_of
+from langsamp.analysis.typology import agreement, asked, kinship, likenesses, mantel, neighbour_accuracy, relations
+from langsamp.core.errors import UserError
+from langsamp.model.langsamp import from_backbone, ids_of
+from langsamp.training.pretrain import pretrain
+from scipy.stats import spearmanr
+from transformers import XLMRobertaConfig
 
 CODES = "aze_Cyrl aze_Latn deu_Latn eng_Latn hin_Deva npi_Deva rus_Cyrl tha_Thai".split()
 

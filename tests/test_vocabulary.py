@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json
+from langsamp.corpora.text import Source, find_sources
+from langsamp.tokenization.adapt import Coverage, by_script, coverage, fit_vocabulary, lacking, new_pieces, used_pieces
+from langsamp.tokenization.edit import extended, old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer
+from langsamp.tokenization.train import Encoder, pretrained_tokenizer, trained_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-from langsamp.core import UserError, read_json
-from langsamp.corpus import Source, find_sources
-from langsamp.pieces import extended, old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer
-from langsamp.tokenizer import Encoder, pretrained_tokenizer, trained_tokenizer
-from langsamp.vocabulary import Coverage, by_script, coverage, fit_vocabulary, lacking, new_pieces, used_pieces
 
 LATIN = tiny.sentences("eng_Latn", 200)
 

@@ -13,21 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from langsamp.core.files import sha256
+from langsamp.corpora.registry import find_corpus
+from langsamp.data.masking import Pieces
+from langsamp.data.packing import Rows, pack_shard
+from langsamp.data.shards import Blocks
+from langsamp.params.pretrain import PretrainParams
+from langsamp.tokenization.train import trained_tokenizer
+from langsamp.training.loop import Data
+from langsamp.training.pretrain import main
 from transformers import AutoModelForMaskedLM, AutoTokenizer, XLMRobertaConfig
-
-from langsamp.batches import Pieces
-from langsamp.blocks import Blocks
-from langsamp.core import sha256
-from langsamp.corpora import find_corpus
-from langsamp.packing import Rows, pack_shard
-from langsamp.params import PretrainParams
-from langsamp.pretraining import main
-from langsamp.tokenizer import trained_tokenizer
-from langsamp.training import Data
 
 ALPHABETS = {"eng_Latn": "abcdefghijklmnop", "hin_Deva": "कखगघचछजझटठडढतथदध", "rus_Cyrl": "абвгдежзиклмнопр"}
 FORK = multiprocessing.get_context("forkserver")  # Processes that start in no time, with everything imported
-FORK.set_forkserver_preload(["langsamp.pretraining"])
+FORK.set_forkserver_preload(["langsamp.training.pretrain"])
 
 
 def sentences(code: str, count: int, seed: int = 0) -> list[str]:
@@ -106,7 +105,7 @@ def write(path: Path, text: str) -> Path:
 
 def command(params: Path, outputs: Path, *launcher: str) -> list[str]:
     "What a user types."
-    return [*(launcher or [sys.executable]), "-m", "langsamp.pretraining", str(params), str(outputs)]
+    return [*(launcher or [sys.executable]), "-m", "langsamp.training.pretrain", str(params), str(outputs)]
 
 
 def start(params: Path, outputs: Path, *launcher: str) -> subprocess.Popen:

@@ -16,5 +16,5 @@
 set -euo pipefail
 source .venv/bin/activate
 export OMP_NUM_THREADS=1
-python -m langsamp.shard_tasks "${1:?a params file}" --task "$SLURM_ARRAY_TASK_ID" --of "$SLURM_ARRAY_TASK_COUNT" \
+python -m langsamp.training.shard_tasks "${1:?a params file}" --task "$SLURM_ARRAY_TASK_ID" --of "$SLURM_ARRAY_TASK_COUNT" \
     --processes "${SLURM_CPUS_PER_TASK:-1}"
