@@ -20,7 +20,7 @@ small: .venv/ok  ## the small preset: corpus, start, LangSAMP, baseline and scra
 	$(ENV) for run in $(SMALL); do $(PM) nbs/03_pretrain.ipynb outputs/$$run/pretrain.ipynb -f params/$$run.yaml || exit; done
 	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/small.ipynb -f params/figures/pretraining-small.yaml
 
-reproduce: .venv/ok  ## four arms with three seeds: pretrained, evaluated, every table and figure (PRESET=small on a GPU)
+reproduce: .venv/ok  ## four variants with three seeds: pretrained, evaluated, every table and figure (PRESET=small on a GPU)
 	mkdir -p outputs/reproductions
 	$(ENV) $(PM) nbs/05_reproduce.ipynb outputs/reproductions/$(PRESET).ipynb -f params/reproductions/$(PRESET).yaml
 

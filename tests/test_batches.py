@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from langsamp.data.masking import Pieces, blocks_of_step, make_batch, mask_block, shuffled
 
-PIECES = Pieces(vocabulary_size=500, mask=499, pad=1, specials=[0, 1, 2, 3, 499])
+from langsamp.data.masking import TokenIds, make_batch, mask_sequence, sequences_of_step, shuffled
+
+PIECES = TokenIds(vocab_size=500, mask=499, pad=1, specials=[0, 1, 2, 3, 499])
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def within(count: float, trials: int, share: float) -> bool:
 def test_shares_of_masking():
     "Over 100,000 tokens in blocks of 100: 15 % are asked for; 80 % of those masked, 10 % replaced, 10 % kept."
     tokens = np.full(100, 7)
-    masked = [mask_block(tokens, block, 3, 42, PIECES) for block in range(1000)]
+    masked = [mask_sequence(tokens, block, 3, 42, PIECES) for block in range(1000)]
     inputs, labels = (np.concatenate(part) for part in zip(*masked))
     asked = labels == 7
     assert set(labels) == {7, -100} and (inputs[~asked] == 7).all()
@@ -37,7 +38,7 @@ def test_shares_of_masking():
 
 def test_every_place_is_masked_as_often():
     "No place of a block is favoured, and no two blocks or epochs have the same mask."
-    masks = [mask_block(np.full(64, 7), b, e, 1, PIECES)[1] == 7 for b in range(500) for e in range(4)]
+    masks = [mask_sequence(np.full(64, 7), b, e, 1, PIECES)[1] == 7 for b in range(500) for e in range(4)]
     assert all(within(count, 2000, 0.15) for count in np.sum(masks, axis=0)[:60])
     assert len({mask.tobytes() for mask in masks}) > 1990
 
@@ -45,7 +46,7 @@ def test_every_place_is_masked_as_often():
 def test_specials_are_never_masked_and_never_put_in():
     "Neither asked for, nor hidden, nor the random piece that replaces another."
     tokens = np.random.default_rng(0).integers(0, 500, 50_000)
-    inputs, labels = mask_block(tokens, 0, 0, 42, PIECES)
+    inputs, labels = mask_sequence(tokens, 0, 0, 42, PIECES)
     special = PIECES.special[tokens]
     assert (labels[special] == -100).all() and (inputs[special] == tokens[special]).all()
     replaced = (labels != -100) & (inputs != tokens) & (inputs != PIECES.mask)
@@ -100,7 +101,7 @@ def some_corpora(number: int):
 def epochs_of(last, quotas, seed: int, epochs: int, batch_size: int = 7) -> list[tuple[int, int]]:
     "Visit and block of all draws of some epochs, in order."
     total = epochs * int(quotas.sum())
-    steps = [blocks_of_step(step, batch_size, last, seed, quotas) for step in range(-(-total // batch_size))]
+    steps = [sequences_of_step(step, batch_size, last, seed, quotas) for step in range(-(-total // batch_size))]
     return [(int(v), int(b)) for visits, blocks in steps for v, b in zip(visits, blocks)][:total]
 
 
@@ -113,7 +114,7 @@ def test_no_block_is_missing_or_repeated(counts, batch_size):
     seen: list[tuple[int, int]] = []
     for step in range(steps):
         world = int(random.choice([1, 2, 4]))
-        rows = list(zip(*blocks_of_step(step, batch_size, ends(*counts), seed=5)))
+        rows = list(zip(*sequences_of_step(step, batch_size, ends(*counts), seed=5)))
         parts = [rows[rank::world] for rank in range(world)]
         assert sorted(row for part in parts for row in part) == sorted(rows)
         seen += rows
@@ -123,7 +124,7 @@ def test_no_block_is_missing_or_repeated(counts, batch_size):
 
 def test_each_epoch_has_its_own_order():
     "Neither the epochs of a run nor the runs of different seeds go through the text alike."
-    orders = {tuple(blocks_of_step(e, 50, ends(50), seed)[1]) for e in range(20) for seed in range(20)}
+    orders = {tuple(sequences_of_step(e, 50, ends(50), seed)[1]) for e in range(20) for seed in range(20)}
     assert len(orders) == 400
 
 
@@ -134,7 +135,7 @@ def test_without_quotas_the_order_is_that_of_shuffled():
         for epoch in range(3):
             order = shuffled(np.arange(size), size, seed + 1_000_003 * epoch)
             for quotas in (None, counts):
-                visits, blocks = blocks_of_step(epoch, size, last, seed, quotas)
+                visits, blocks = sequences_of_step(epoch, size, last, seed, quotas)
                 assert (blocks == order).all() and (visits == epoch).all()
 
 
@@ -161,7 +162,9 @@ def test_a_run_is_even():
 def test_part_of_a_shard_changes():
     "A tenth of a shard is another tenth in each of ten epochs, and for another seed; none is its beginning."
     last, quotas = ends(1000), np.array([100])
-    draws = [set(blocks_of_step(epoch, 100, last, seed, quotas)[1].tolist()) for seed in (0, 1) for epoch in range(10)]
+    draws = [
+        set(sequences_of_step(epoch, 100, last, seed, quotas)[1].tolist()) for seed in (0, 1) for epoch in range(10)
+    ]
     assert set.union(*draws[:10]) == set(range(1000)) and all(len(part) == 100 for part in draws)
     assert draws[0] != draws[10]
     for part in draws:
@@ -178,7 +181,7 @@ def test_no_visit_is_repeated():
 def test_repeats_within_an_epoch_have_other_masks(data):
     "Nine draws of each block in one epoch hide it in nine ways."
     size = len(data.train)
-    visits, blocks = blocks_of_step(0, 9 * size, data.train.last, 3, 9 * np.diff(data.train.last, prepend=0))
+    visits, blocks = sequences_of_step(0, 9 * size, data.train.last, 3, 9 * np.diff(data.train.last, prepend=0))
     batch = make_batch(data.train, blocks, visits, 3, data.pieces)
     long = (batch.segments_BL > 0).sum(axis=1) == 16
     masked = {(int(b), row.tobytes()) for b, row in zip(blocks[long], (batch.labels_BL != -100)[long])}
@@ -191,7 +194,7 @@ def test_steps_may_come_in_any_order():
         whole = epochs_of(last, quotas, seed, 4)
         for batch_size in (1, 3, 50):
             for step in np.random.default_rng(seed).permutation(len(whole) // batch_size)[:5]:
-                rows = zip(*blocks_of_step(int(step), batch_size, last, seed, quotas))
+                rows = zip(*sequences_of_step(int(step), batch_size, last, seed, quotas))
                 here = slice(int(step) * batch_size, (int(step) + 1) * batch_size)
                 assert [(int(v), int(b)) for v, b in rows] == whole[here]
 
@@ -202,9 +205,9 @@ def test_memory_does_not_grow_with_the_corpus():
     for total in (10**5, 10**11):
         counts = np.maximum(1, weights / weights.sum() * total).astype(int)
         quotas = np.maximum(1, counts**0.3 / (counts**0.3).sum() * total).astype(int)
-        blocks_of_step(0, 1024, np.cumsum(counts), 1, quotas)
+        sequences_of_step(0, 1024, np.cumsum(counts), 1, quotas)
         tracemalloc.start()
-        visits, blocks = blocks_of_step(10**6, 1024, np.cumsum(counts), 1, quotas)
+        visits, blocks = sequences_of_step(10**6, 1024, np.cumsum(counts), 1, quotas)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert (0 <= visits).all() and (0 <= blocks).all() and (blocks < counts.sum()).all()

@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
+from transformers import XLMRobertaConfig
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import sha256
-from langsamp.core.manifests import damage, manifest_of
+from langsamp.core.manifests import find_damage, manifest_of
 from langsamp.corpora.text import find_sources
 from langsamp.data.shards import write_shards
 from langsamp.model.langsamp import from_backbone
@@ -31,8 +34,6 @@ from langsamp.training import loop
 from langsamp.training import prepare as preparation
 from langsamp.training.prepare import prepare
 from langsamp.training.pretrain import main
-from safetensors.torch import load_file
-from transformers import XLMRobertaConfig
 
 CHILDREN = Path("/proc/self/task")  # Linux tells whose child a process is
 
@@ -83,7 +84,7 @@ def test_disk_full_in_a_save(new_run, unbroken):
     said = refused(params, run.parent, str(run / "checkpoints/step-00000048"), "File too large", size=limit)
     needed = int(said.partition("it needs ")[2].partition(" bytes")[0].replace(",", ""))
     assert 0.9 < needed / sum(sizes.values()) < 1
-    assert [(path.name, damage(path)) for path in (run / "checkpoints").iterdir()] == [("step-00000042", "")]
+    assert [(path.name, find_damage(path)) for path in (run / "checkpoints").iterdir()] == [("step-00000042", "")]
     assert tiny.exit_code(tiny.fork(params, run.parent)) == 0
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
 
@@ -98,7 +99,7 @@ def test_room_for_a_checkpoint_and_a_half(new_run, unbroken, tmp_path):
     with mounted(run / "checkpoints", f"size={room}"):
         shutil.move(tmp_path / before.name, before)
         refused(params, run.parent, "No space left on device", "it needs ", str(run / "checkpoints"))
-        assert damage(before) == ""
+        assert find_damage(before) == ""
         subprocess.run(["mount", "-o", f"remount,size={3 * room}", str(run / "checkpoints")], check=True)
         assert tiny.exit_code(tiny.fork(params, run.parent)) == 0
         assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
@@ -140,7 +141,7 @@ def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) ->
     "Train in this process, over an epoch of so many steps; with SIGTERM in the nth step of this session, if asked for."
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, type_vocab_size=1, **size)
-    model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "both", seed=3)
+    model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "language+script", seed=3)
     data = tiny.synthetic_data(folder.parent / "data", {"eng_Latn": 16 * 8 * epoch - 16, "rus_Cyrl": 16})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", told_in(stop))
@@ -165,7 +166,7 @@ def told_in(nth: int) -> Callable:
 
 def test_resumed_twice_at_every_step(tmp_path):
     "After the first step, at both epochs' ends, one step before the end: two stops at each, the same bytes."
-    p = TrainingParams(steps=9, batch_size=8, micro_batch_size=4, warmup_steps=2, save_every=4)
+    p = TrainingParams(steps=9, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=4)
     whole = small_run(tmp_path / "whole", p)
     for step in range(1, 9):
         run = tmp_path / f"stopped-{step}"
@@ -180,7 +181,7 @@ def test_resumed_twice_at_every_step(tmp_path):
 @pytest.mark.parametrize("when", ["in its first validation", "after its last checkpoint"])
 def test_broken_off_twice_at_either_end(tmp_path, monkeypatch, when):
     "Before the first step, and behind the last one: the same bytes, and not a step too many."
-    p = TrainingParams(steps=6, batch_size=8, micro_batch_size=4, warmup_steps=2, save_every=3)
+    p = TrainingParams(steps=6, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=3)
     whole, run = small_run(tmp_path / "whole", p), tmp_path / "broken"
 
     def killed(*_) -> None:
@@ -206,7 +207,7 @@ def test_a_hundred_kills(new_run):
     "SIGKILL at fifty random steps and within saves after fifty others, of one run; the same bytes."
     seed = np.random.SeedSequence().entropy
     random = np.random.default_rng(seed)
-    whole, killed = [new_run(name, steps=300, save_every=4) for name in ("unbroken-100", "killed-100")]
+    whole, killed = [new_run(name, steps=300, save_steps=4) for name in ("unbroken-100", "killed-100")]
     assert tiny.exit_code(tiny.fork(whole[0], whole[1].parent)) == 0
     params, run = killed
     kills = sorted(zip(random.integers(1, 290, 100).tolist(), [False, True] * 50))
@@ -369,7 +370,7 @@ def test_killed_worker_is_noticed(large, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["truncated", "deleted"])
-@pytest.mark.parametrize("part", ["train.tokens", "train.ends", "ledger.json", "manifest.json"])
+@pytest.mark.parametrize("part", ["train.tokens", "train.ends", "filter_report.json", "manifest.json"])
 def test_harmed_shard_is_written_again(large, tmp_path, part, how):
     "Any file of a shard that is short or missing: the same bytes again."
     folder, tokenizer, whole = large
@@ -442,7 +443,7 @@ def test_checking_the_text_takes_no_time(corpus, unbroken, tmp_path, monkeypatch
     "Every byte is read below the limit; of more text only a part, and never the largest pieces."
     shutil.copytree(unbroken.parent / "data", tmp_path / "data")
     read, p = [], tiny.params_of(corpus)
-    real = preparation.damage
+    real = preparation.find_damage
     monkeypatch.setattr(preparation, "damage", lambda folder, sums: read.append(sums) or real(folder, sums))
     shards = prepare(p, tmp_path).shards
     assert read == [True] * 7, "a tokenizer, three shards and their packings"
@@ -458,16 +459,16 @@ def test_checking_the_text_takes_no_time(corpus, unbroken, tmp_path, monkeypatch
 
 
 def test_link_to_nowhere_and_what_is_no_file(tmp_path):
-    "Named in a complaint; a language is never lost without a word, and a pipe is not waited for."
+    "Named in a warning; a language is never lost without a word, and a pipe is not waited for."
     (tmp_path / "eng_Latn.txt").write_text("one\n")
     (tmp_path / "deu_Latn.txt").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "fra_Latn.txt")
     (tmp_path / "rus_Cyrl.txt").mkdir()
-    sources, complaints = find_sources(tmp_path)
+    sources, warnings = find_sources(tmp_path)
     assert list(sources) == ["eng_Latn"]
-    assert len(complaints) == 3
+    assert len(warnings) == 3
     for name in ("deu_Latn", "fra_Latn", "rus_Cyrl"):
-        assert [name in line for line in complaints].count(True) == 1, name
+        assert [name in line for line in warnings].count(True) == 1, name
 
 
 def test_two_scripts_and_no_tokens(corpus, tmp_path, capsys):
@@ -475,9 +476,9 @@ def test_two_scripts_and_no_tokens(corpus, tmp_path, capsys):
     shutil.copytree(corpus, tmp_path / "corpus")
     (tmp_path / "corpus/train/deu_Latn.txt").write_text("слово и das\nслово\n \n")
     (tmp_path / "corpus/train/fra_Latn.txt").write_text("le mot слово\nun слово\n" + "des mots sans fin\n")
-    p = tiny.params_of(tmp_path / "corpus", run_name="mixed", steps=2, warmup_steps=0, save_every=2)
+    p = tiny.params_of(tmp_path / "corpus", run_name="mixed", steps=2, warmup_steps=0, save_steps=2)
     assert main([str(tiny.write_params(tmp_path / "p.yaml", p)), str(tmp_path)]) == 0
-    kept = {of["code"]: of for of in json.loads((tmp_path / "mixed/corpus.json").read_text())["ledgers"]}
+    kept = {of["code"]: of for of in json.loads((tmp_path / "mixed/corpus.json").read_text())["filter_reports"]}
     assert kept["deu_Latn"]["dropped"] == {"another script": 2, "blank": 1}
     assert kept["deu_Latn"]["splits"]["train"]["tokens"] == 0 and kept["deu_Latn"]["examples"]
     assert kept["fra_Latn"]["kept"]["train"] == 2 and kept["fra_Latn"]["dropped"] == {"another script": 1}
@@ -552,7 +553,7 @@ def test_out_of_memory_names_the_number_to_lower(new_run, monkeypatch, capsys, w
     capsys.readouterr()
     assert main([str(params), str(run.parent)]) == 2
     said = capsys.readouterr().err
-    assert "step 9: micro_batch_size 4 × block_size 32 does not fit in memory; set micro_batch_size to 2" in said
+    assert "step 9: micro_batch_size 4 × max_seq_length 32 does not fit in memory; set micro_batch_size to 2" in said
     new_run(f"tight-{where}", micro_batch_size=2, **changes)
     assert main([str(params), str(run.parent)]) == 0
     assert "continuing from step-00000006" in capsys.readouterr().out

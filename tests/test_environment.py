@@ -16,10 +16,12 @@ import accelerate
 import pytest
 import tiny
 import transformers
+
+import langsamp
 from langsamp.core.environment import OVERRIDDEN, REFUSED, launched, parameters_decide
 from langsamp.core.errors import UserError
 from langsamp.core.files import write_json, writing
-from langsamp.core.manifests import damage, sealed_folder
+from langsamp.core.manifests import atomic_folder, find_damage
 from langsamp.corpora import mediawiki, udhr
 from langsamp.encoding import open_encoder as encoders
 from langsamp.evaluation import results
@@ -27,14 +29,12 @@ from langsamp.model import adapt_checkpoint, backbones
 from langsamp.model import e5_small as e5small
 from langsamp.params.base import from_notebook, read_yaml
 from langsamp.params.benchmark import BenchmarkParams, CorpusPassParams, EncodingParams, RaceParams
-from langsamp.params.evaluate import ReproductionParams, TableParams, VectorParams
-from langsamp.params.pretrain import CorpusBuildParams, PretrainingFigureParams, PretrainParams, StartParams
+from langsamp.params.evaluate import EmbeddingParams, ReproductionParams, TableParams
+from langsamp.params.pretrain import AdaptParams, CorpusBuildParams, PretrainingFigureParams, PretrainParams
 from langsamp.tokenization import train
 from langsamp.training import distributed, run_dir, shard_tasks
 from langsamp.training import pretrain as pretraining
 from langsamp.training.pretrain import main
-
-import langsamp
 
 
 def refusal(call, *arguments, **words) -> str:
@@ -52,12 +52,12 @@ def refusal(call, *arguments, **words) -> str:
     [
         ("steps: 2\narm: none\nsteps: 3\n", ["line 3", "`steps`", "line 1"]),
         ("changes:\n  seed: 1\n  seed: 1\n", ["line 3", "`seed`", "line 2"]),
-        ("arm: none\nseed: 010\n", ["line 2", "010", "8"]),
+        ("variant: none\nseed: 010\n", ["line 2", "010", "8"]),
         ("seed: [1, 0x1F]\n", ["line 1", "0x1F", "31"]),
         ("steps: 1:30\n", ["line 1", "1:30", "90"]),
         ("share: 1:30.5\n", ["line 1", "1:30.5"]),
         ("steps: 0b11\n", ["line 1", "0b11", "3"]),
-        ("arm: none\n1: 2\n", ["line 2", "`1`"]),
+        ("variant: none\n1: 2\n", ["line 2", "`1`"]),
         ("changes: {2: 3}\n", ["line 1", "`2`"]),
         ("? [a, b]\n: 1\n", ["line 1", "name"]),
         ("a: &x [1]\nb: *x\n", ["line 2", "anchor"]),
@@ -92,7 +92,13 @@ def test_numbers_that_mean_what_they_show(tmp_path):
 @pytest.mark.parametrize("value", [[[9 * [9 * [9 * [9 * ["x"]]]]]], "x" * 100_000, {"x" * 100_000: 1}, 10**4000])
 def test_message_about_a_large_value_is_short(value):
     "A message shows the beginning of a value, and no more."
-    for values in ({"steps": value}, {"arm": value}, {"run_name": value}, {"languages": value}, {"x" * 9999: value}):
+    for values in (
+        {"steps": value},
+        {"variant": value},
+        {"run_name": value},
+        {"languages": value},
+        {"x" * 9999: value},
+    ):
         assert len(refusal(PretrainParams.of, values)) < 1500
 
 
@@ -120,7 +126,7 @@ def test_run_name_that_is_refused(name):
 
 @pytest.mark.parametrize("name", [".git", "-rf", 300 * "a", 100 * "क"])
 @pytest.mark.parametrize(
-    "kind", [CorpusBuildParams, StartParams, PretrainingFigureParams, VectorParams, ReproductionParams]
+    "kind", [CorpusBuildParams, AdaptParams, PretrainingFigureParams, EmbeddingParams, ReproductionParams]
 )
 def test_other_names_that_are_refused(kind, name):
     "The same rule for every name that becomes a folder or a file."
@@ -128,7 +134,7 @@ def test_other_names_that_are_refused(kind, name):
 
 
 @pytest.mark.parametrize("value", [2**32, 2**64 - 1, 2**64, -1, 10**30])
-@pytest.mark.parametrize("kind", [PretrainParams, StartParams, VectorParams])
+@pytest.mark.parametrize("kind", [PretrainParams, AdaptParams, EmbeddingParams])
 def test_seed_that_some_generator_could_not_take(kind, value):
     "32 bits are what all of them take."
     told = refusal(kind, seed=value)
@@ -139,7 +145,7 @@ def test_seed_that_some_generator_could_not_take(kind, value):
     ("kind", "values"),
     [
         (PretrainParams, {"steps": 2**63}),
-        (PretrainParams, {"block_size": 10**30}),
+        (PretrainParams, {"max_seq_length": 10**30}),
         (TableParams, {"layer": -2}),
         (PretrainingFigureParams, {"layer": -2}),
         (ReproductionParams, {"layer": -2}),
@@ -158,9 +164,23 @@ def test_number_out_of_its_range(kind, values):
 
 def test_mistakes_of_every_kind_are_told_together():
     "Unknown names, types and conflicts in one message; nothing that only follows from a mistake told already."
-    values = {"stepps": 1, "seed": "x", "batch_size": "16", "micro_batch_size": 7, "arm": "x", "compile": "yes please"}
+    values = {
+        "stepps": 1,
+        "seed": "x",
+        "global_batch_size": "16",
+        "micro_batch_size": 7,
+        "variant": "x",
+        "compile": "yes please",
+    }
     told = refusal(PretrainParams.of, values)
-    words = ["`stepps`", "`seed` must", "`batch_size` must", "arm must", "`compile` must", "valid parameters"]
+    words = [
+        "`stepps`",
+        "`seed` must",
+        "`global_batch_size` must",
+        "variant must",
+        "`compile` must",
+        "valid parameters",
+    ]
     assert [word for word in words if word not in told] == []
     assert "multiple" not in told
 
@@ -183,7 +203,7 @@ def test_value_that_is_no_plain_one_is_not_dropped():
         ({"compile": "true"}, "-y 'compile: true'"),
         ({"run_name": 2024}, "-r run_name 2024"),
         ({"run_name": True}, "-r run_name True"),
-        ({"arm": None}, "-r arm None"),
+        ({"variant": None}, "-r variant None"),
         ({"steps": "100"}, "-p steps 100"),
         ({"learning_rate": "1.0e-3"}, "-p learning_rate 1.0e-3"),
         ({"languages": "eng_Latn"}, "-y 'languages: [eng_Latn]'"),
@@ -466,9 +486,9 @@ show_any_text(); print("\\u0431", run_name_fits("\\u0431"))"""
 def test_a_file_system_that_cannot_flush(tmp_path, monkeypatch, number):
     "Everything that is flushed is written all the same: sealed folders, JSON files, results, files of the Hub."
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
-    with sealed_folder(tmp_path / "sealed") as part:
+    with atomic_folder(tmp_path / "sealed") as part:
         (part / "a").write_text("a")
-    assert not damage(tmp_path / "sealed")
+    assert not find_damage(tmp_path / "sealed")
     results.Results(tmp_path / "rows.jsonl").add(("eng_Latn", 0, "x"), [{"value": 1.0}])
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+
 from langsamp.core.errors import UserError
 from langsamp.encoding.open_encoder import Encoder, open_encoder
 from langsamp.evaluation.evaluate import evaluate, means
@@ -166,14 +167,14 @@ def test_what_is_missing_is_said(asked, uninterrupted, outputs, data, tmp_path):
     shutil.copytree(data, partial)
     (partial / "tatoeba/tatoeba.deu-eng.eng").unlink()
     (partial / "sib200/fra_Latn/test.tsv").unlink()
-    table, complaints = evaluate(replace(asked, data=str(partial), seeds=1), outputs)
-    assert any("tatoeba.deu-eng.eng" in text for text in complaints), complaints
-    assert any("fra_Latn" in text and "test" in text for text in complaints), complaints
+    table, warnings = evaluate(replace(asked, data=str(partial), seeds=1), outputs)
+    assert any("tatoeba.deu-eng.eng" in text for text in warnings), warnings
+    assert any("fra_Latn" in text and "test" in text for text in warnings), warnings
 
 
 def test_a_language_that_one_task_lacks_stops_no_other(asked, outputs):
-    table, complaints = evaluate(replace(asked, languages=["fra_Latn", "spa", "deu_Lath"], seeds=1), outputs)
-    assert "sib200 has nothing in `spa`" in " ".join(complaints) and "did you mean `deu_Latn`" in " ".join(complaints)
+    table, warnings = evaluate(replace(asked, languages=["fra_Latn", "spa", "deu_Lath"], seeds=1), outputs)
+    assert "sib200 has nothing in `spa`" in " ".join(warnings) and "did you mean `deu_Latn`" in " ".join(warnings)
     assert {"spa", "fra_Latn"} <= set(table.name), "both tasks were asked for what they have"
 
 
@@ -197,6 +198,6 @@ def test_means_take_languages_alike_whatever_their_seeds(asked, uninterrupted, o
 @pytest.mark.slow
 def test_the_real_sets_from_end_to_end(real, unbroken, outputs):
     tasks = ["tatoeba", "sib200", "ud", "ner"]
-    table, complaints = evaluate(EvaluationParams(encoder=unbroken.name, tasks=tasks, data=str(real), seeds=1), outputs)
+    table, warnings = evaluate(EvaluationParams(encoder=unbroken.name, tasks=tasks, data=str(real), seeds=1), outputs)
     assert table.groupby("task").name.nunique().to_dict() == {"tatoeba": 112, "sib200": 205, "ud": 14, "ner": 11}
-    assert json.dumps(complaints), complaints
+    assert json.dumps(warnings), warnings

@@ -6,6 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import stock_checkpoint
+from transformers import AutoModel, AutoTokenizer
+
 from langsamp.core.errors import UserError
 from langsamp.evaluation.datasets import Examples
 from langsamp.evaluation.finetune import (
@@ -20,8 +23,6 @@ from langsamp.evaluation.finetune import (
 )
 from langsamp.evaluation.linear_probe import frozen, padded, word_vectors, word_windows
 from langsamp.evaluation.metrics import accuracy, token_accuracy
-from tiny import stock_checkpoint
-from transformers import AutoModel, AutoTokenizer
 
 QUICK = FineTuning(epochs=6, batch_size=4, learning_rate=3e-3)
 TAGGING = replace(QUICK, select_by="token_accuracy", epochs=3)

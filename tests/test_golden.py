@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import XLMRobertaConfig
+
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 from langsamp.params.pretrain import TrainingParams
 from langsamp.training.loop import train
-from transformers import XLMRobertaConfig
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
@@ -23,13 +24,13 @@ def tiny_model(dropout: float) -> LangSAMPForMaskedLM:
     "Two blocks 32 wide and 256 pieces, for two languages in two scripts."
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, type_vocab_size=1, **size)
-    return from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "both", seed=3, dropout=dropout)
+    return from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "language+script", seed=3, dropout=dropout)
 
 
 def losses_of(model: LangSAMPForMaskedLM, steps: int, folder: Path, packing: str) -> list[float]:
     "Train on fixed tokens: two micro-batches, warm-up, decay and clipping."
-    schedule = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, "save_every": steps}
-    p = TrainingParams(steps=steps, batch_size=8, micro_batch_size=4, **schedule)
+    schedule = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, "save_steps": steps}
+    p = TrainingParams(steps=steps, global_batch_size=8, micro_batch_size=4, **schedule)
     train(model, tiny.synthetic_data(folder, packing=packing), p, folder / "run")
     return [line["loss"] for line in tiny.metrics_of(folder / "run") if "loss" in line]
 

@@ -21,8 +21,9 @@ import pyarrow.parquet
 import pytest
 from datasets import load_dataset
 from datasets.table import CastError
+
 from langsamp.core.errors import UserError
-from langsamp.core.manifests import damage, manifest_of
+from langsamp.core.manifests import find_damage, manifest_of
 from langsamp.corpora import hub
 from langsamp.corpora.dataset_rows import read_texts
 from langsamp.corpora.hub import hub_sources, keep_text
@@ -102,9 +103,9 @@ def test_columns_may_differ_between_files(glot):
     files = sorted(map(str, glot.glob("eng_Latn/train/*.arrow")))
     with pytest.raises(CastError):  # When `datasets` no longer fails here, one call can read a configuration
         list(load_dataset("arrow", data_files=files, split="train", streaming=True).select_columns("text"))
-    sources, complaints = hub_sources(str(glot), ["eng_Latn"], glot.parent / "text")
+    sources, warnings = hub_sources(str(glot), ["eng_Latn"], glot.parent / "text")
     assert lines_of([source.path for source in sources["eng_Latn"]]) == [*LINES, "last"]
-    assert not complaints
+    assert not warnings
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".arrow", ".jsonl"])
@@ -174,7 +175,7 @@ def test_sigkill_costs_a_part_and_changes_no_byte(glot, tmp_path):
     for folder in ("eng_Latn", "wol_Latn", "rus_Cyrl"):
         (one,), (two,) = (list((tmp_path / name).glob(f"*/{folder}")) for name in ("unbroken", "killed"))
         assert kept(one) == kept(two), f"{folder} differs after kills"
-        assert damage(two) == ""
+        assert find_damage(two) == ""
 
 
 def test_a_rerun_reads_no_row_and_a_change_is_read(glot, tmp_path):
@@ -194,7 +195,7 @@ def test_what_is_missing_or_foreign_is_named(glot, tmp_path):
         (glot / name).mkdir()
     write(glot / "cmn_Hans/a.jsonl", ["一"])
     write(glot / "cmn_Hani/a.jsonl", ["二"])
-    sources, complaints = hub_sources(str(glot), ["cmn_Hans", "wol_Latn", "fra_Latn", "tel_Telu"], tmp_path)
+    sources, warnings = hub_sources(str(glot), ["cmn_Hans", "wol_Latn", "fra_Latn", "tel_Telu"], tmp_path)
     assert [source.path.parent.name for source in sources.pop("cmn_Hani")] == ["cmn_Hani", "cmn_Hans"]
     assert list(sources) == ["wol_Latn"] and sources["wol_Latn"][0].split == ""
     for part in (
@@ -204,8 +205,8 @@ def test_what_is_missing_or_foreign_is_named(glot, tmp_path):
         "no file for tel_Telu",
         "and cmn_Hans are one",
     ):
-        assert any(part in complaint for complaint in complaints), f"nobody complains that {part}"
-    assert len(complaints) == 5
+        assert any(part in warning for warning in warnings), f"nobody complains that {part}"
+    assert len(warnings) == 5
     with pytest.raises(UserError, match="has no fra_Latn"):
         hub_sources(str(glot), ["fra_Latn"], tmp_path)
     with pytest.raises(UserError, match="no file for tel_Telu"):
@@ -327,15 +328,15 @@ from pathlib import Path
 from langsamp.core.files import UserError
 from langsamp.corpora.hub import hub_sources
 try:
-    sources, complaints = hub_sources(sys.argv[1], [], Path(sys.argv[2]), 4)
-    print(json.dumps([{code: [str(s.path) for s in found] for code, found in sources.items()}, complaints]))
+    sources, warnings = hub_sources(sys.argv[1], [], Path(sys.argv[2]), 4)
+    print(json.dumps([{code: [str(s.path) for s in found] for code, found in sources.items()}, warnings]))
 except UserError as error:
     print(json.dumps(str(error)))
 """
 
 
 def ask(name: str, folder: Path, **environment: str):
-    "Sources and complaints, or the message of a `UserError`, from a process that takes another address for the hub's."
+    "Sources and warnings, or the message of a `UserError`, from a process that takes another address for the hub's."
     names = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf"), "HF_TOKEN": "", **environment}
     done = subprocess.run([sys.executable, "-c", ASK, name, folder], env=names, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -343,9 +344,9 @@ def ask(name: str, folder: Path, **environment: str):
 
 
 def test_the_hub_gives_what_a_clone_gives(glot, endpoint, tmp_path):
-    sources, complaints = ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT=endpoint)
+    sources, warnings = ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT=endpoint)
     clone, complaints_of_clone = hub_sources(str(glot), [], tmp_path / "clone", 4)
-    assert complaints == ["cis-lmu/Glot500 has no file for tel_Telu"] and len(complaints_of_clone) == 1
+    assert warnings == ["cis-lmu/Glot500 has no file for tel_Telu"] and len(complaints_of_clone) == 1
     assert list(sources) == list(clone) == ["eng_Latn", "wol_Latn"]
     for code, paths in sources.items():
         parts = [source.path.read_bytes() for source in clone[code]]
@@ -353,7 +354,7 @@ def test_the_hub_gives_what_a_clone_gives(glot, endpoint, tmp_path):
         assert manifest_of(Path(paths[0]).parent)["origin"]["revision"] == COMMIT
     assert any(COMMIT in path and path.endswith("a.parquet") for path in Hub.asked), "files are not asked for by commit"
     Hub.asked.clear()
-    assert ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1") == [sources, complaints]
+    assert ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1") == [sources, warnings]
     assert not Hub.asked, "a finished dataset asked the hub again"
 
 

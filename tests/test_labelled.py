@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+
 from langsamp.core.errors import UserError
 from langsamp.corpora.sources import hub_configs, hub_splits
 from langsamp.evaluation import datasets as labelled
@@ -61,8 +62,8 @@ def data(tmp_path) -> Path:
 
 def test_topics(data):
     "Doubled quotes are single again, outer blanks go, two folders of one code stay apart."
-    sets, complaints = labelled_sets("sib200", data)
-    assert complaints == []
+    sets, warnings = labelled_sets("sib200", data)
+    assert warnings == []
     assert [(one.name, one.code) for one in sets] == [
         ("fra_Latn", "fra_Latn"),
         ("zho_Hans", "zho_Hani"),
@@ -91,26 +92,28 @@ def test_treebanks_of_one_language_and_of_several_files(data):
 
 
 def test_english_without_train_is_moved_one_on_and_no_other_is(data):
-    sets, complaints = labelled_sets("ud", data)
+    sets, warnings = labelled_sets("ud", data)
     splits = {one.name: one.splits for one in sets}
     assert {split: part.texts for split, part in splits["UD_English-EWT"].items()} == {
         "train": [["dev"]],
         "dev": [["test"]],
     }
     assert list(splits["UD_Xibe-XDT"]) == ["dev", "test"] and list(splits["UD_English-PUD"]) == ["test"]
-    assert complaints == ["UD_English-EWT: no train; dev serves as train and test as dev, and none is left to test on"]
+    assert warnings == ["UD_English-EWT: no train; dev serves as train and test as dev, and none is left to test on"]
     write(data / "ud/UD_English-EWT/en_ewt-ud-train.conllu", WORD.format("train"))
-    sets, complaints = labelled_sets("ud", data)
+    sets, warnings = labelled_sets("ud", data)
     (whole,) = [one for one in sets if one.name == "UD_English-EWT"]
-    assert [part.texts for part in whole.splits.values()] == [[["train"]], [["dev"]], [["test"]]] and complaints == []
+    assert [part.texts for part in whole.splits.values()] == [
+        [["train"]],
+        [["dev"]],
+        [["test"]],
+    ] and warnings == []
 
 
 def test_other_classes_of_names_are_told(data):
-    (serbian,), complaints = labelled_sets("ner", data)
+    (serbian,), warnings = labelled_sets("ner", data)
     assert serbian.code == "srp_Latn" and all(part.labels == [["O"]] for part in serbian.splits.values())
-    assert complaints == [
-        f"UNER_Serbian-SET {s}: names of class `OTH` read as `O`: 1" for s in ("train", "dev", "test")
-    ]
+    assert warnings == [f"UNER_Serbian-SET {s}: names of class `OTH` read as `O`: 1" for s in ("train", "dev", "test")]
 
 
 @pytest.mark.parametrize("ending", ["", ".txt", ".tsv"])
@@ -118,8 +121,8 @@ def test_wikiann(data, ending):
     "With any ending; a word may hold a colon, and blank lines at the end are no sentence."
     for split in ("train", "dev", "test"):
         (data / f"wikiann/sl/{split}").rename(data / f"wikiann/sl/{split}{ending}")
-    (slovene,), complaints = labelled_sets("wikiann", data)
-    assert complaints == [] and (slovene.name, slovene.code) == ("sl", "slv_Latn")
+    (slovene,), warnings = labelled_sets("wikiann", data)
+    assert warnings == [] and (slovene.name, slovene.code) == ("sl", "slv_Latn")
     assert slovene.splits["test"] == Examples([["Ana", "spi"], ["10:30"]], [["B-PER", "O"], ["O"]])
 
 
@@ -133,14 +136,14 @@ def test_names_of_wikipedia(data, name, code):
 
 def test_verses_with_a_topic(data):
     "English is upstream's own wording; a Bible has the labels of those of its verses that are labelled."
-    (english, german), complaints = labelled_sets("taxi1500", data)
+    (english, german), warnings = labelled_sets("taxi1500", data)
     assert (english.name, english.code, german.name, german.code) == ("eng", "eng_Latn", "deu-x-bible", "deu_Latn")
     assert english.splits["train"] == Examples(["The book", "Before"], ["Faith", "Grace"])
     assert german.splits == {
         "train": Examples(["Das Buch"], ["Faith"]),
         "test": Examples(["Ich hörte"], ["Violence"]),
     }
-    assert complaints == [
+    assert warnings == [
         "deu-x-bible train: 1 of 2 labelled verses are missing",
         "deu-x-bible dev: 1 of 1 labelled verses are missing",
     ]
@@ -148,13 +151,13 @@ def test_verses_with_a_topic(data):
 
 def test_taxi1500_has_its_own_english_and_needs_bibles(data):
     write(data / "bible/eng_Latn.txt", "40001001\tAnother wording\n")
-    sets, complaints = labelled_sets("taxi1500", data)
+    sets, warnings = labelled_sets("taxi1500", data)
     assert [one.name for one in sets] == ["eng", "deu-x-bible"]
-    assert any("eng_Latn.txt is not read" in complaint for complaint in complaints)
+    assert any("eng_Latn.txt is not read" in warning for warning in warnings)
     for path in (data / "bible").iterdir():
         path.unlink()
-    (english,), complaints = labelled_sets("taxi1500", data)
-    assert english.name == "eng" and any("no Bible in" in complaint for complaint in complaints)
+    (english,), warnings = labelled_sets("taxi1500", data)
+    assert english.name == "eng" and any("no Bible in" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(
@@ -186,17 +189,17 @@ def test_what_is_wrong_is_told_and_the_rest_is_read(data, path, content, words):
     task = path.partition("/")[0].replace("bible", "taxi1500")
     before = labelled_sets(task, data)
     (data / path).unlink() if content is None else write(data / path, content)
-    sets, complaints = labelled_sets(task, data)
-    new = [complaint for complaint in complaints if complaint not in before[1]]
-    assert any(words in complaint for complaint in new), complaints
+    sets, warnings = labelled_sets(task, data)
+    new = [warning for warning in warnings if warning not in before[1]]
+    assert any(words in warning for warning in new), warnings
     assert len(sets) >= len(before[0]) - 1 > -1, "one file costs one language at most"
 
 
 @pytest.mark.parametrize("task", LABELS)
 def test_a_set_that_is_not_there_is_told(tmp_path, task):
-    sets, complaints = labelled_sets(task, tmp_path)
+    sets, warnings = labelled_sets(task, tmp_path)
     home = SETS[task].home if task in SETS else "cisnlp/Taxi1500"
-    assert sets == [] and home in complaints[-1] and f"{task}/" in complaints[-1]
+    assert sets == [] and home in warnings[-1] and f"{task}/" in warnings[-1]
 
 
 def test_names_and_folders(data, monkeypatch):
@@ -232,8 +235,8 @@ def test_texts_and_labels_must_be_as_many():
 
 @pytest.mark.parametrize(("text", "label"), [(["Ana", "spi"], ["B-PER"]), ([], []), (["Ana"], ["B-PER", "O"])])
 def test_examples_without_a_label_a_word_are_left_out(text, label):
-    found, complaints = known_examples("ner", "here", [text, ["Bo"]], [label, ["O"]])
-    assert found == Examples([["Bo"]], [["O"]]) and len(complaints) == 1 and complaints[0].startswith("here: left out")
+    found, warnings = known_examples("ner", "here", [text, ["Bo"]], [label, ["O"]])
+    assert found == Examples([["Bo"]], [["O"]]) and len(warnings) == 1 and warnings[0].startswith("here: left out")
 
 
 # From the hub
@@ -286,22 +289,22 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 def test_wikiann_from_the_hub(hub):
     "Tags by name whatever their numbers, `validation` is dev, what is in no standard loses its prefix."
-    (simple, slovene), complaints = labelled_sets("wikiann")
+    (simple, slovene), warnings = labelled_sets("wikiann")
     assert (slovene.name, slovene.code, simple.name, simple.code) == ("sl", "slv_Latn", "simple", "eng_Latn")
     assert [(split, part.labels) for split, part in slovene.splits.items()] == [
         ("train", [["B-PER"]]),
         ("dev", [["B-LOC"]]),
         ("test", [["B-LOC"]]),
     ]
-    assert "simple has no train" in complaints and any("`xq` names no language" in c for c in complaints)
-    assert "sl test: `I-` where a name begins read as `B-`: 1" in complaints
+    assert "simple has no train" in warnings and any("`xq` names no language" in c for c in warnings)
+    assert "sl test: `I-` where a name begins read as `B-`: 1" in warnings
 
 
 def test_the_others_from_the_hub(hub):
-    (danish,), complaints = labelled_sets("ner")
+    (danish,), warnings = labelled_sets("ner")
     assert (danish.name, danish.code, list(danish.splits)) == ("da_ddt", "dan_Latn", ["train", "test"])
-    (french,), complaints = labelled_sets("sib200")
-    assert french.code == "fra_Latn" and french.splits["dev"] == Examples(["On dit."], ["sports"]) and not complaints
+    (french,), warnings = labelled_sets("sib200")
+    assert french.code == "fra_Latn" and french.splits["dev"] == Examples(["On dit."], ["sports"]) and not warnings
     (spanish,), _ = labelled_sets("ud")
     assert spanish.splits == {"test": Examples([["de", "el"]], [["X", "X"]])}
 
@@ -342,8 +345,8 @@ def test_a_configuration_that_fails_costs_itself(hub, monkeypatch):
         return read(dataset, config)
 
     monkeypatch.setattr(labelled, "hub_splits", splits)
-    (simple,), complaints = labelled_sets("wikiann")
-    assert simple.name == "simple" and any(c.startswith("sl: ") and "connection lost" in c for c in complaints)
+    (simple,), warnings = labelled_sets("wikiann")
+    assert simple.name == "simple" and any(c.startswith("sl: ") and "connection lost" in c for c in warnings)
     fail |= {"other-simple", "xq"}
     with pytest.raises(UserError, match="connection lost; set LANGSAMP_DATA"):
         labelled_sets("wikiann")
@@ -354,8 +357,8 @@ def test_a_configuration_that_fails_costs_itself(hub, monkeypatch):
 
 def test_real_sib200(real):
     "205 folders of one shape, of which 172 are the paper's, each once; topics are parallel."
-    sets, complaints = labelled_sets("sib200", real)
-    assert complaints == [] and len(sets) == 205
+    sets, warnings = labelled_sets("sib200", real)
+    assert warnings == [] and len(sets) == 205
     assert {tuple((split, len(part.texts)) for split, part in one.splits.items()) for one in sets} == {
         (("train", 701), ("dev", 99), ("test", 204))
     }
@@ -367,8 +370,8 @@ def test_real_sib200(real):
 
 
 def test_real_treebanks(real):
-    sets, complaints = labelled_sets("ud", real)
-    assert len(sets) == 15 and len({one.code for one in sets}) == 14 and len(complaints) == 1
+    sets, warnings = labelled_sets("ud", real)
+    assert len(sets) == 15 and len({one.code for one in sets}) == 14 and len(warnings) == 1
     sizes = {
         (one.name[3:], split): (len(part.texts), sum(map(len, part.texts)))
         for one in sets
@@ -389,7 +392,7 @@ def test_real_treebanks(real):
 
 def test_real_names(real):
     "As many names as begin with `B-` upstream, and the eleven that should have."
-    sets, complaints = labelled_sets("ner", real)
+    sets, warnings = labelled_sets("ner", real)
     begun = Counter()
     for one in sets:
         for split, part in one.splits.items():
@@ -403,7 +406,7 @@ def test_real_names(real):
         **{("Serbian-SET", "train"): 5020 + 2, ("Serbian-SET", "dev"): 742 + 2, ("Serbian-SET", "test"): 847},
         ("Swedish-PUD", "test"): 1029,
     }
-    assert [c for c in complaints if "OTH" in c] == [
+    assert [c for c in warnings if "OTH" in c] == [
         f"UNER_Serbian-SET {split}: names of class `OTH` read as `O`: {count}"
         for split, count in (("train", 355), ("dev", 100), ("test", 54))
     ]

@@ -4,6 +4,7 @@ import signal
 import time
 
 import tiny
+
 from langsamp.training import pretrain as pretraining
 from langsamp.training.pretrain import main
 

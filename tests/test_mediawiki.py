@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow
 import pytest
+
 from langsamp.core.errors import UserError
-from langsamp.core.manifests import damage, manifest_of
+from langsamp.core.manifests import find_damage, manifest_of
 from langsamp.corpora.mediawiki import (
     MEDIAWIKI_VERSION,
     clean_message,
@@ -26,7 +27,7 @@ from langsamp.corpora.mediawiki import (
     read_messages,
     tree_files,
 )
-from langsamp.corpora.text import Ledger, clean_lines, find_sources
+from langsamp.corpora.text import FilterReport, clean_lines, find_sources
 
 MESSAGES = {  # Key -> how it is written in every language of the fixture
     f"key-{i}": f"{{word}} number {i} is on [[Special:Pages|a page]] with ten '''words''' {i}" for i in range(200)
@@ -224,12 +225,12 @@ def test_ambiguous_and_gappy_english_is_not_held_out():
 
 def test_nothing_held_out_is_learnt(tree, tmp_path):
     "Also where another key has the same text."
-    sources, complaints = find_sources(mediawiki_corpus(tree, tmp_path) / "text")
-    assert complaints == []
+    sources, warnings = find_sources(mediawiki_corpus(tree, tmp_path) / "text")
+    assert warnings == []
     for code, files in sources.items():
-        ledger = Ledger(code)
-        list(clean_lines(files, ledger))
-        assert ledger.dropped == {} and min(ledger.kept.values()) > 0, code
+        filter_report = FilterReport(code)
+        list(clean_lines(files, filter_report))
+        assert filter_report.dropped == {} and min(filter_report.kept.values()) > 0, code
 
 
 def test_two_builds_are_equal_byte_for_byte(files, tree, tmp_path):
@@ -238,7 +239,7 @@ def test_two_builds_are_equal_byte_for_byte(files, tree, tmp_path):
     whole = (one / "manifest.json").read_bytes()
     assert (two / "manifest.json").read_bytes() == whole and one.name == two.name
     (one / "text/train/eng_Latn.txt").unlink()
-    assert damage(mediawiki_corpus(tree, tmp_path / "a")) == "" and (one / "manifest.json").read_bytes() == whole
+    assert find_damage(mediawiki_corpus(tree, tmp_path / "a")) == "" and (one / "manifest.json").read_bytes() == whole
 
 
 def test_a_changed_tree_is_another_corpus(tree, tmp_path):
@@ -256,8 +257,8 @@ def test_the_package():
         if "apt" not in str(error):
             raise
         pytest.skip(f"the package mediawiki cannot be fetched: {error}")
-    sources, complaints = find_sources(folder / "text")
-    assert complaints == [] and len(sources) >= 500 and len({code[-4:] for code in sources}) >= 45
+    sources, warnings = find_sources(folder / "text")
+    assert warnings == [] and len(sources) >= 500 and len({code[-4:] for code in sources}) >= 45
     table = pd.read_parquet(folder / "messages.parquet").drop_duplicates(["code", "text"])
     characters = table.text.str.len().groupby(table.held_out).sum()
     assert 0.015 < characters[True] / characters.sum() < 0.03

@@ -5,19 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from langsamp.core.errors import UserError
-from langsamp.core.files import sha256
-from langsamp.model.langsamp import ARMS, LangSAMPConfig, LangSAMPForMaskedLM, from_backbone, ids_of, save_backbone
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, XLMRobertaConfig
+
+from langsamp.core.errors import UserError
+from langsamp.core.files import sha256
+from langsamp.model.langsamp import (
+    VARIANTS,
+    LangSAMPConfig,
+    LangSAMPForMaskedLM,
+    from_backbone,
+    language_script_ids,
+    save_backbone,
+)
 
 LANGUAGES, SCRIPTS = ["eng", "hin", "urd"], ["Arab", "Deva", "Latn"]
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TINY = {"vocab_size": 256, "max_position_embeddings": 66, "type_vocab_size": 1, **SHAPE}
 
 
-def build(arm: str = "both", **changes) -> LangSAMPForMaskedLM:
-    return from_backbone(XLMRobertaConfig(**TINY | changes), LANGUAGES, SCRIPTS, arm, seed=1)
+def build(variant: str = "language+script", **changes) -> LangSAMPForMaskedLM:
+    return from_backbone(XLMRobertaConfig(**TINY | changes), LANGUAGES, SCRIPTS, variant, seed=1)
 
 
 @pytest.fixture
@@ -49,27 +57,27 @@ def differing(a: torch.nn.Module, b: torch.nn.Module) -> list[str]:
 # Parity with the stock model
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_zero_vectors_are_the_stock_model(arm, text, labels, ids):
-    model = build(arm)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_zero_vectors_are_the_stock_model(variant, text, labels, ids):
+    model = build(variant)
     with torch.no_grad():
         [p.zero_() for name, p in model.named_parameters() if "vectors" in name]
     assert torch.equal(model(**text, **ids).logits, model.mlm(**text).logits)
     assert torch.allclose(model(**text, **ids, labels=labels).loss, model.mlm(**text, labels=labels).loss)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_an_arm_answers_to_its_own_ids_only(arm, text, ids):
-    model = build(arm)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_arm_answers_to_its_own_ids_only(variant, text, ids):
+    model = build(variant)
     plain = model(**text).logits
     for name in ("language", "script"):
         same = torch.equal(model(**text, **{f"{name}_ids": ids[f"{name}_ids"]}).logits, plain)
-        assert same == (name not in ARMS[arm])
+        assert same == (name not in VARIANTS[variant])
 
 
 def test_dropout_and_gradients_match_the_stock_model(text, labels):
-    "In training mode, from one seed: the baseline arm's gradients are those of the stock model."
-    model = build("none").train()
+    "In training mode, from one seed: the baseline variant's gradients are those of the stock model."
+    model = build("baseline").train()
     model.last_block = ""  # Computed whole, it throws the stock model's dice
     torch.manual_seed(3)
     ours = torch.autograd.grad(model(**text, labels=labels).loss, list(model.parameters()))
@@ -82,7 +90,7 @@ def test_dropout_and_gradients_match_the_stock_model(text, labels):
 def test_every_sequence_gets_its_own_vectors(text, ids):
     "A batch's loss is the mean over its sequences' masked tokens, each computed alone."
     model, labels = build(), text["input_ids"]
-    for table in (model.language_vectors, model.script_vectors):
+    for table in (model.language_embeddings, model.script_embeddings):
         torch.nn.init.normal_(table.weight)
     alone = [
         model(**{k: v[i : i + 1] for k, v in {**text, **ids, "labels": labels}.items()}, num_items_in_batch=1).loss
@@ -95,9 +103,9 @@ def test_every_sequence_gets_its_own_vectors(text, ids):
 
 
 @pytest.mark.parametrize("items", [None, 0, torch.tensor(0)])
-@pytest.mark.parametrize("arm", ARMS)
-def test_nothing_masked(arm, items, text, ids):
-    model = build(arm).train()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_masked(variant, items, text, ids):
+    model = build(variant).train()
     loss = model(**text, **ids, labels=torch.full((4, 24), -100), num_items_in_batch=items).loss
     loss.backward()
     assert loss == 0
@@ -129,8 +137,8 @@ def test_loss_is_float32_under_bfloat16(text, labels, ids):
 def test_only_used_rows_learn(text, labels, ids):
     model = build()
     model(**text, **ids, labels=labels).loss.backward()
-    assert model.language_vectors.weight.grad.any(1).tolist() == [True, False, True]
-    assert model.script_vectors.weight.grad.any(1).tolist() == [True, False, True]
+    assert model.language_embeddings.weight.grad.any(1).tolist() == [True, False, True]
+    assert model.script_embeddings.weight.grad.any(1).tolist() == [True, False, True]
 
 
 def test_gradients_repeat_to_the_bit():
@@ -174,13 +182,13 @@ def test_outputs(text, labels, ids):
     assert torch.equal(model(**text, token_type_ids=torch.zeros(4, 24, dtype=torch.long)).logits, model(**text).logits)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_training_without_ids(arm, text, labels):
-    model = build(arm).train()
-    if arm == "none":
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_without_ids(variant, text, labels):
+    model = build(variant).train()
+    if variant == "baseline":
         assert model(**text, labels=labels).loss > 0
     else:
-        with pytest.raises(UserError, match=f"{ARMS[arm][0]}_ids was not given"):
+        with pytest.raises(UserError, match=f"{VARIANTS[variant][0]}_ids was not given"):
             model(**text, labels=labels)
         assert model.eval()(**text, labels=labels).loss > 0
 
@@ -191,21 +199,23 @@ def test_training_without_ids(arm, text, labels):
 def test_one_seed_one_stock_part():
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    models = [build(arm) for arm in ARMS]
+    models = [build(variant) for variant in VARIANTS]
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(differing(models[0].mlm, model.mlm) for model in models)
     assert differing(build(), build()) == []
     plain = []
-    for arm in ARMS:
+    for variant in VARIANTS:
         torch.manual_seed(9)
-        config = LangSAMPConfig(backbone_config=XLMRobertaConfig(**TINY), languages=LANGUAGES, scripts=SCRIPTS, arm=arm)
+        config = LangSAMPConfig(
+            backbone_config=XLMRobertaConfig(**TINY), languages=LANGUAGES, scripts=SCRIPTS, variant=variant
+        )
         plain.append(LangSAMPForMaskedLM(config))
     assert not any(differing(plain[0].mlm, model.mlm) for model in plain)
 
 
 def test_vectors_start_small():
     names = [f"{a}{b}{c}" for a in "abcdefghij" for b in "abcdefghij" for c in "abcdefghij"]
-    rows = from_backbone(XLMRobertaConfig(**TINY), names, SCRIPTS).language_vectors.weight
+    rows = from_backbone(XLMRobertaConfig(**TINY), names, SCRIPTS).language_embeddings.weight
     assert abs(rows.mean()) < 1e-3 and abs(rows.std() - 0.02) < 1e-3
 
 
@@ -239,7 +249,7 @@ def test_attention_stays_fast(tmp_path):
 
 
 @pytest.mark.parametrize("wrong, mend", [
-    ({"arm": "langauge"}, "did you mean `language`"),
+    ({"variant": "langauge"}, "did you mean `language`"),
     ({"languages": ["eng", "eng"]}, r"pass sorted\(set\(languages\)\)"),
     ({"scripts": ["Latn", "Arab"]}, r"pass sorted\(scripts\)"),
 ])  # fmt: skip
@@ -255,16 +265,16 @@ def test_bad_configuration(wrong, mend):
 ])  # fmt: skip
 def test_unknown_codes(code, mend):
     with pytest.raises(UserError, match=mend):
-        ids_of([code], build().config)
+        language_script_ids([code], build().config)
 
 
 # Files
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("vocabulary", [256, 300, 200])
-def test_round_trip(arm, vocabulary, tmp_path, text, ids):
-    model = build(arm)
+def test_round_trip(variant, vocabulary, tmp_path, text, ids):
+    model = build(variant)
     model.resize_token_embeddings(vocabulary, mean_resizing=False)
     model.save_pretrained(tmp_path)
     loaded, report = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -272,7 +282,7 @@ def test_round_trip(arm, vocabulary, tmp_path, text, ids):
     assert differing(model, loaded) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     config = AutoConfig.from_pretrained(tmp_path)
-    assert (config.languages, config.scripts, config.arm) == (LANGUAGES, SCRIPTS, arm)
+    assert (config.languages, config.scripts, config.variant) == (LANGUAGES, SCRIPTS, variant)
     assert config.backbone_config.vocab_size == vocabulary
     for each in (model, loaded):
         head = each.mlm.lm_head

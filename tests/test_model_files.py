@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from langsamp.analysis.embeddings import drawn_blocks, read_vectors
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMaskedLM, T5Config
+
+from langsamp.analysis.embeddings import drawn_blocks, read_embeddings
 from langsamp.analysis.plots import script_losses, validation_losses
 from langsamp.analysis.resources import last_losses
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256, write_json
-from langsamp.core.manifests import damage, seal
+from langsamp.core.manifests import find_damage, write_manifest
 from langsamp.corpora import udhr
 from langsamp.corpora.hub import keep_config
 from langsamp.corpora.registry import find_corpus, write_corpus
@@ -24,15 +27,13 @@ from langsamp.encoding.open_encoder import open_encoder
 from langsamp.encoding.sentence_transformers import save_sentence_encoder
 from langsamp.evaluation.datasets import Examples
 from langsamp.evaluation.finetune import PRESETS, fine_tune
-from langsamp.model.adapt_checkpoint import make_start
+from langsamp.model.adapt_checkpoint import adapt_checkpoint
 from langsamp.model.backbones import load_backbone
-from langsamp.params.pretrain import PretrainParams, StartParams
+from langsamp.params.pretrain import AdaptParams, PretrainParams
 from langsamp.tokenization.train import pretrained_tokenizer, trained_tokenizer
-from langsamp.training.loop import Trainee, validate
+from langsamp.training.loop import Trainer, validate
 from langsamp.training.prepare import data_of, open_run, prepare
 from langsamp.training.pretrain import main, pretrain, starting_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForMaskedLM, T5Config
 
 LOST = "roberta.encoder.layer.1.output.dense.weight"
 
@@ -152,11 +153,11 @@ def test_no_backbone_is_trained_from_less_than_all_of_it(harmed, kind):
 def test_no_run_and_no_start_begins_with_it(harmed, corpus, outputs, capsys, kind):
     "As a line on the error stream and status 2, with no step made."
     folder, said = harmed(kind)
-    p = tiny.params_of(corpus, run_name="harmed", backbone=str(folder), steps=1, warmup_steps=0, save_every=1)
+    p = tiny.params_of(corpus, run_name="harmed", backbone=str(folder), steps=1, warmup_steps=0, save_steps=1)
     assert main([str(tiny.write_params(outputs / "harmed.yaml", p)), str(outputs)]) == 2
     assert "langsamp: " in capsys.readouterr().err and not (outputs / "harmed/metrics.jsonl").exists()
     with pytest.raises(UserError, match=said):
-        make_start(StartParams("harmed", str(folder), corpus=str(corpus), languages=[]), outputs)
+        adapt_checkpoint(AdaptParams("harmed", str(folder), corpus=str(corpus), languages=[]), outputs)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{"])
@@ -165,7 +166,7 @@ def test_an_index_that_is_none_is_named(stock, corpus, tmp_path, content):
     folder = shutil.copytree(stock, tmp_path / "harmed")
     split_up(folder)
     (folder / "model.safetensors.index.json").write_text(content)
-    p = tiny.params_of(corpus, backbone=str(folder), steps=1, warmup_steps=0, save_every=1)
+    p = tiny.params_of(corpus, backbone=str(folder), steps=1, warmup_steps=0, save_steps=1)
     for ask in (lambda: open_encoder(str(folder), tmp_path), lambda: pretrain(p, tmp_path / "outputs")):
         with pytest.raises(UserError, match="model.safetensors.index.json"):
             ask()
@@ -198,7 +199,7 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(stock, tmp_path):
 def finished(corpus, tmp_path_factory) -> tuple[PretrainParams, Path]:
     "The parameters of a finished run, and its folder."
     outputs = tmp_path_factory.mktemp("sealed")
-    p = tiny.params_of(corpus, run_name="done", steps=2, warmup_steps=1, save_every=1)
+    p = tiny.params_of(corpus, run_name="done", steps=2, warmup_steps=1, save_steps=1)
     pretrain(p, outputs)
     return p, outputs / "done"
 
@@ -243,7 +244,7 @@ def test_a_damaged_backbone_is_not_evaluated_and_is_exported_again(copy, capsys,
     capsys.readouterr()
     assert pretrain(p, run.parent) == result
     assert f"exported again, because {run / 'backbone'}" in capsys.readouterr().out
-    assert sums(run) == before and open_encoder("done", run.parent).arm == "both"
+    assert sums(run) == before and open_encoder("done", run.parent).variant == "language+script"
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -252,11 +253,11 @@ def test_so_is_a_damaged_model(copy, kind):
     (p, run), (harm, said) = copy, DAMAGE[kind]
     before = sums(run)
     harm(run / "model")
-    for read in (open_model, read_vectors):
+    for read in (open_model, read_embeddings):
         with pytest.raises(UserError, match=f"{said}.*; give the command of this run again"):
             read(run)
     pretrain(p, run.parent)
-    assert sums(run) == before and open_model(run)[0].config.arm == "both"
+    assert sums(run) == before and open_model(run)[0].config.variant == "language+script"
 
 
 def test_without_a_sound_checkpoint_nothing_is_exported(copy):
@@ -298,16 +299,16 @@ def test_a_copied_backbone_is_checked_as_well(copy, tmp_path):
     with pytest.raises(UserError, match="does not match its sha256"):
         load_backbone(folder)
     (folder / "manifest.json").unlink()
-    assert open_encoder(str(folder), tmp_path).arm == "other"
+    assert open_encoder(str(folder), tmp_path).variant == "other"
 
 
 def test_a_model_with_all_its_seals_and_not_all_its_weights(copy):
     "Sealed by somebody else: the names of what is missing, the vectors included."
     run = copy[1]
-    for name in ("language_vectors.weight", "mlm.lm_head.dense.weight"):
+    for name in ("language_embeddings.weight", "mlm.lm_head.dense.weight"):
         weights(run / "model", lambda w, name=name: w.pop(name))
         (run / "model/manifest.json").unlink()
-        seal(run / "model")
+        write_manifest(run / "model")
         with pytest.raises(UserError, match=f"lacks weights of the encoder: .*{name}"):
             open_model(run)
 
@@ -329,18 +330,18 @@ def test_prepared_text_that_was_deleted_is_made_again(copy):
 
 
 def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_path, capsys):
-    p = StartParams("mine", str(stock), corpus=str(corpus), languages=[], new_pieces=100, least_count=1)
-    start = make_start(p, tmp_path)
+    p = AdaptParams("mine", str(stock), corpus=str(corpus), languages=[], num_new_tokens=100, min_count=1)
+    start = adapt_checkpoint(p, tmp_path)
     before = {path.name: sha256(path) for path in start.iterdir()}
     for kind in ("a flipped bit", "no manifest", "a manifest without its seal"):
         DAMAGE[kind][0](start)
         with pytest.raises(UserError, match="manifest.json|sha256"):
             open_encoder("mine", tmp_path)
-        run = tiny.params_of(corpus, backbone="mine", steps=1, warmup_steps=0, save_every=1)
+        run = tiny.params_of(corpus, backbone="mine", steps=1, warmup_steps=0, save_steps=1)
         with pytest.raises(UserError, match="manifest.json|sha256"):
             starting_model(run, prepare(replace(run, backbone=""), tmp_path), tmp_path)
         capsys.readouterr()
-        make_start(p, tmp_path)
+        adapt_checkpoint(p, tmp_path)
         assert "made again, because" in capsys.readouterr().out
         assert {path.name: sha256(path) for path in start.iterdir()} == before
 
@@ -380,7 +381,7 @@ def test_a_part_planted_in_a_kept_dataset_is_not_read(tmp_path):
     (whole,) = keep_config(str(tmp_path / "set"), "eng_Latn", "", tmp_path / "kept")
     shutil.copy(whole, tmp_path / "kept/part-00009.txt.zst")
     assert keep_config(str(tmp_path / "set"), "eng_Latn", "", tmp_path / "kept") == [whole]
-    assert damage(tmp_path / "kept") == ""
+    assert find_damage(tmp_path / "kept") == ""
 
 
 @pytest.mark.parametrize("how", ["planted", "flipped", "unsealed"])
@@ -401,7 +402,7 @@ def test_a_corpus_that_was_built_is_checked(corpus, tmp_path, how):
 
 def stopped(corpus: Path, outputs: Path, name: str, **changes) -> tuple[PretrainParams, dict, dict[int, float]]:
     "A run with patience, its result, and its validation losses by step."
-    p = tiny.params_of(corpus, run_name=name, steps=40, warmup_steps=1, save_every=1, patience=2, **changes)
+    p = tiny.params_of(corpus, run_name=name, steps=40, warmup_steps=1, save_steps=1, patience=2, **changes)
     result = pretrain(p, outputs)
     return (
         p,
@@ -420,7 +421,7 @@ def test_the_result_is_that_of_what_is_exported(corpus, outputs, rate):
     assert result["last_loss"] == losses[best + 2] > losses[best] and result["best_loss"] == losses[best]
     assert pretrain(p, outputs) == result == read_json(outputs / p.run_name / "result.json")
     model = open_model(outputs / p.run_name)[0]
-    found = validate(Trainee(model, data_of(p, prepare(p, outputs)), p))
+    found = validate(Trainer(model, data_of(p, prepare(p, outputs)), p))
     assert found["validation_loss"] == pytest.approx(losses[best], rel=1e-6)
 
 
@@ -430,7 +431,7 @@ def test_a_start_that_nothing_improved_is_exported_as_it_was(corpus, outputs):
     assert result["exported_step"] == 0 and tiny.furthest(begun, open_model(outputs / "spoilt")[0]) == 0
     shutil.rmtree(outputs / "spoilt/backbone")
     pretrain(p, outputs)
-    assert damage(outputs / "spoilt/backbone") == ""
+    assert find_damage(outputs / "spoilt/backbone") == ""
     assert drawn_blocks(outputs / "spoilt").sum() == 0, "its vectors saw no text"
 
 
@@ -446,7 +447,7 @@ def test_figures_show_what_is_exported(corpus, outputs):
     p, result, _ = stopped(corpus, outputs, "shown", learning_rate=0.05)
     losses = validation_losses(outputs / "shown")
     assert set(losses.step[losses.exported]) == {result["exported_step"]} and losses.step.max() == result["step"]
-    own = losses[losses.step == 0].assign(arm="own")
+    own = losses[losses.step == 0].assign(variant="own")
     for table in (script_losses(losses, own)[1], last_losses({"LangSAMP": [outputs / "shown"]})):
         shown = table[table.run == "shown"]
         mean = (shown.loss * shown.masked).sum() / shown.masked.sum()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+
 from langsamp.analysis.neutrality import (
     Families,
     centroid_cosines,
@@ -236,18 +237,18 @@ def test_each_start_is_shown_once(smoke):
     "The start is found from the run, once, and not again where it was asked for."
     labels = [label for label, _ in with_floors({"a": ["smoke"], "b": ["smoke"]}, smoke)]
     assert labels == ["a", "b", "untrained"]
-    assert [label for label, _ in with_floors({"a": ["smoke"], "floor": ["start:smoke"]}, smoke)] == ["a", "floor"]
-    assert open_encoder("start:smoke", smoke).arm == "untrained"
+    assert [label for label, _ in with_floors({"a": ["smoke"], "floor": ["init:smoke"]}, smoke)] == ["a", "floor"]
+    assert open_encoder("init:smoke", smoke).variant == "untrained"
 
 
 def a_table(**values: list[float]) -> pd.DataFrame:
     "Rows of one measure at one layer: a label's runs, each with the same value in each of three languages."
     rows = [
-        (label, "both", 0, "CKA", value, np.full((3, 3), value) * (1 - np.eye(3)))
+        (label, "language+script", 0, "CKA", value, np.full((3, 3), value) * (1 - np.eye(3)))
         for label, runs in values.items()
         for value in runs
     ]
-    return pd.DataFrame(rows, columns=["label", "arm", "layer", "measure", "value", "sums"])
+    return pd.DataFrame(rows, columns=["label", "variant", "layer", "measure", "value", "sums"])
 
 
 def test_differences_of_labels_and_seeds():

@@ -11,15 +11,16 @@ import pandas as pd
 import pytest
 import tiny
 from accelerate.state import AcceleratorState
-from langsamp.core.errors import UserError
-from langsamp.core.files import read_json
 from langsamp.corpora.udhr import udhr_corpus
-from langsamp.model.adapt_checkpoint import start_table
-from langsamp.model.e5_small import e5_small
-from langsamp.model.langsamp import LangSAMPConfig, LangSAMPForMaskedLM
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json
+from langsamp.model.adapt_checkpoint import adaptation_table
+from langsamp.model.e5_small import e5_small
+from langsamp.model.langsamp import LangSAMPConfig, LangSAMPForMaskedLM
 
 NOTEBOOKS = sorted(p for p in (tiny.ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 EXAMPLES = [
@@ -33,7 +34,7 @@ RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "0
 RUNNERS |= {"06_benchmark", "tutorials/own_text", "tutorials/encoding"}
 ELSEWHERE = {"main_results": "comparison", "ablation": "comparison", "neutrality": "neutrality"}
 ELSEWHERE |= {"packing": "effects"}
-ELSEWHERE |= dict.fromkeys(("vector_map", "vector_similarity", "resource_levels"), "vectors")
+ELSEWHERE |= dict.fromkeys(("embedding_map", "embedding_similarity", "resource_levels"), "vectors")
 
 
 def short(path: Path) -> str:
@@ -106,7 +107,7 @@ def test_a_figure_without_its_run_says_which_is_missing(tmp_path):
 
 def test_the_runner_evaluates_the_smoke_run(smoke):
     "And what the run began from, the floor."
-    for encoder in ("smoke", "start:smoke"):
+    for encoder in ("smoke", "init:smoke"):
         name = encoder.replace(":", "-")
         tiny.papermill("nbs/04_evaluate.ipynb", smoke / f"{name}.ipynb", smoke, "-p", "encoder", encoder)
         assert "udhr" in shown(smoke / f"{name}.ipynb")
@@ -116,11 +117,11 @@ def test_the_runner_evaluates_the_smoke_run(smoke):
 
 @pytest.mark.slow
 def test_a_reproduction_goes_from_a_preset_to_every_figure(tmp_path):
-    "Two arms of the smoke preset; the same command again pretrains nothing and asks nothing."
-    asked = ["-y", "{arms: [both, none], changes: {steps: 20, save_every: 10}, processes: 2}"]
+    "Two variants of the smoke preset; the same command again pretrains nothing and asks nothing."
+    asked = ["-y", "{variants: [both, none], changes: {steps: 20, save_steps: 10}, processes: 2}"]
     tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *asked)
     drawn = {path.stem for path in (tmp_path / "figures").rglob("*.png")}
-    pages = ["main-results", "ablation", "neutrality", "resource-levels", "vector-map", "vector-similarity"]
+    pages = ["main-results", "ablation", "neutrality", "resource-levels", "embedding-map", "embedding-similarity"]
     assert [page for page in pages if not any(name.startswith(f"smoke-{page}") for name in drawn)] == []
     before = {path: path.read_bytes() for end in ("*.safetensors", "rows.jsonl") for path in tmp_path.rglob(end)}
     tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *asked)
@@ -156,12 +157,16 @@ def test_a_run_on_the_corpus_that_the_first_notebook_writes(tmp_path):
     tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path)
     made = tmp_path / "corpora/smoke"
     assert len(list((made / "text").glob("*/*.txt"))) == 10 and (made / "audit.json").exists()
-    few = "{corpus: smoke, run_name: chain, steps: 4, warmup_steps: 1, save_every: 2}"
+    few = "{corpus: smoke, run_name: chain, steps: 4, warmup_steps: 1, save_steps: 2}"
     tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "chain.ipynb", tmp_path, "-y", few)
-    ledgers = read_json(tmp_path / "chain/corpus.json")["ledgers"]
-    assert {ledger["code"] for ledger in ledgers} == {path.stem for path in (made / "text/train").iterdir()}
+    filter_reports = read_json(tmp_path / "chain/corpus.json")["filter_reports"]
+    assert {filter_report["code"] for filter_report in filter_reports} == {
+        path.stem for path in (made / "text/train").iterdir()
+    }
     lines = sum(len(path.read_text().splitlines()) for path in (made / "text").glob("*/*.txt"))
-    assert sum(split["lines"] for ledger in ledgers for split in ledger["splits"].values()) == lines
+    assert (
+        sum(split["lines"] for filter_report in filter_reports for split in filter_report["splits"].values()) == lines
+    )
 
 
 def test_a_plan_of_the_smoke_run(tmp_path):
@@ -182,7 +187,7 @@ def test_a_plan_of_the_smoke_run(tmp_path):
 
 def check_start(folder: Path) -> None:
     "Thaana can be read now, and the checkpoint is stock."
-    table = start_table(folder)
+    table = adaptation_table(folder)
     assert table.loc["Thaa", "<unk> % before"] > 30 and table["<unk> % after"].max() < 0.2
     mlm, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
@@ -239,5 +244,5 @@ def test_the_tutorial_with_e5_small_on_a_folder_of_ones_own(e5, tmp_path):
     tiny.papermill("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
     check_start(tmp_path / "starts/own-text")
     check_backbone(tmp_path / "own-text/backbone")
-    ledgers = read_json(tmp_path / "own-text/corpus.json")["ledgers"]
-    assert [ledger["code"] for ledger in ledgers] == ["div_Thaa", "pol_Latn"]
+    filter_reports = read_json(tmp_path / "own-text/corpus.json")["filter_reports"]
+    assert [filter_report["code"] for filter_report in filter_reports] == ["div_Thaa", "pol_Latn"]

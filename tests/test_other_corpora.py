@@ -17,16 +17,17 @@ import pycountry
 import pytest
 import tiny
 import yaml
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
-from langsamp.core.manifests import damage, sealed_folder
+from langsamp.core.manifests import atomic_folder, find_damage
 from langsamp.corpora import hub
 from langsamp.corpora.decontamination import audit, build_detector, write_audited
 from langsamp.corpora.evaluation_text import Part
 from langsamp.corpora.hub import hub_sources
-from langsamp.corpora.lines import Seen
+from langsamp.corpora.lines import Deduplicator
 from langsamp.corpora.registry import enough, find_corpus, open_corpus, write_corpus
-from langsamp.corpora.text import Ledger, Note, clean_lines, find_sources
+from langsamp.corpora.text import FilterReport, Note, clean_lines, find_sources
 from langsamp.data.shards import corpus_report, write_shards
 from langsamp.languages.codes import _aliases, language_facts, parse_code
 from langsamp.tokenization.train import alphabet, trained_tokenizer
@@ -39,13 +40,13 @@ from langsamp.training.shard_tasks import run_task
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from langsamp.core.files import sealed_folder, write_json
+from langsamp.core.files import atomic_folder, write_json
 end = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 folder, Path.replace = Path(sys.argv[1]), end
 {}
 """
 DEATHS = [
-    "with sealed_folder(folder / 'one') as part: (part / 'half').touch(), end()",
+    "with atomic_folder(folder / 'one') as part: (part / 'half').touch(), end()",
     "write_json(folder / 'a.json', 1)",
 ]
 
@@ -60,15 +61,15 @@ def test_what_a_killed_process_left_goes_with_the_next_folder(tmp_path):
         done = subprocess.run([sys.executable, "-c", KILLED.format(death), tmp_path])
         assert done.returncode == -signal.SIGKILL
     assert len(scraps(tmp_path)) == 2, "nothing was left to sweep"
-    with sealed_folder(tmp_path / "two") as part:
+    with atomic_folder(tmp_path / "two") as part:
         (part / "whole").write_text("a")
-    assert scraps(tmp_path) == [] and damage(tmp_path / "two") == ""
+    assert scraps(tmp_path) == [] and find_damage(tmp_path / "two") == ""
 
 
 def test_what_somebody_still_writes_stays(tmp_path):
-    with sealed_folder(tmp_path / "one") as part:
+    with atomic_folder(tmp_path / "one") as part:
         (part / "half").write_text("a")
-        with sealed_folder(tmp_path / "one") as other:
+        with atomic_folder(tmp_path / "one") as other:
             assert other != part
             (other / "half").write_text("b")
         assert (part / "half").read_text() == "a"
@@ -96,7 +97,7 @@ def folder_of(folder: Path, **files: str) -> Path:
 
 
 def read(sources) -> dict[str, list[str]]:
-    return {code: [text for _, text in clean_lines(files, Ledger(code))] for code, files in sources.items()}
+    return {code: [text for _, text in clean_lines(files, FilterReport(code))] for code, files in sources.items()}
 
 
 FOREIGN = ["test", "Validation", "dev", "validation/old", "train/part", "TRAIN", "eng_Latn"]
@@ -104,16 +105,16 @@ FOREIGN = ["test", "Validation", "dev", "validation/old", "train/part", "TRAIN",
 
 @pytest.mark.parametrize("other", FOREIGN)
 def test_only_the_documented_layout_is_read(tmp_path, other):
-    "Anything else is a complaint, with the folder that was meant; nothing in it is trained on."
+    "Anything else is a warning, with the folder that was meant; nothing in it is trained on."
     folder_of(tmp_path, train__eng_Latn="one\n", validation__eng_Latn="two\n", rus_Cyrl="один\n")
     tiny.write(tmp_path / other / "eng_Latn.txt", "a test sentence\n")
     tiny.write(tmp_path / other / "fra_Latn.txt", "une phrase\n")
-    sources, (complaint,) = find_sources(tmp_path)
+    sources, (warning,) = find_sources(tmp_path)
     assert read(sources) == {"eng_Latn": ["one", "two"], "rus_Cyrl": ["один"]}
-    assert complaint.startswith(f"{tmp_path / other}: not read")
-    assert not isinstance(complaint, Note)
+    assert warning.startswith(f"{tmp_path / other}: not read")
+    assert not isinstance(warning, Note)
     if other in ("Validation", "TRAIN"):
-        assert f"did you mean `{other.lower()}`" in complaint
+        assert f"did you mean `{other.lower()}`" in warning
 
 
 def test_a_folder_of_nothing_but_foreign_folders_says_so(tmp_path):
@@ -147,7 +148,7 @@ def test_a_name_twice_is_still_refused(tmp_path):
 
 @pytest.fixture
 def noisy(corpus, tmp_path) -> Path:
-    "A good corpus, and beside it what people take for one: four complaints."
+    "A good corpus, and beside it what people take for one: four warnings."
     folder = tiny.write_corpus(tmp_path / "noisy")
     for name in ("de_Latn", "DEU_Latn", "de-DE"):
         tiny.write(folder / "train" / f"{name}.txt", "Alle Menschen sind frei geboren.\n")
@@ -161,7 +162,7 @@ LOST = ["de_Latn.txt", "DEU_Latn.txt", "de-DE.txt", "deu_Latn.txt: not read"]
 
 def test_the_command_line_says_what_it_leaves_out(noisy, tmp_path, capfd):
     "At the start and in the result; and which languages no validation loss tells of."
-    p = tiny.params_of(noisy, run_name="run", steps=2, warmup_steps=0, save_every=2)
+    p = tiny.params_of(noisy, run_name="run", steps=2, warmup_steps=0, save_steps=2)
     assert main([str(tiny.write_params(tmp_path / "p.yaml", p)), str(tmp_path)]) == 0
     before, begun, after = capfd.readouterr().out.partition("step      1")
     kept = read_json(tmp_path / "run/result.json")["warnings"]
@@ -201,15 +202,18 @@ def test_skipped_lines_stop_a_later_run(tmp_path):
     for again in (lambda p: prepare(p, tmp_path), lambda p: run_task(p, tmp_path, 0, 1)):
         with pytest.raises(UserError, match=r"eng_Latn.txt:61: not UTF-8 \(2 such lines\); mend the line, or set"):
             again(tiny.params_of(folder, on_bad_line="stop"))
-    assert prepare(tiny.params_of(folder), tmp_path).report["ledgers"][0]["dropped"] == {"not UTF-8": 2, "blank": 1}
+    assert prepare(tiny.params_of(folder), tmp_path).report["filter_reports"][0]["dropped"] == {
+        "not UTF-8": 2,
+        "blank": 1,
+    }
 
 
 def test_what_a_made_corpus_left_out_is_repeated_and_stops(tmp_path):
     "Bad lines and foreign files of its sources; what a rule left out is no fault."
     folder = folder_of(tmp_path / "corpus", eng_Latn="one\none\nтри\nfour\n", rus_Cyrl="один\n", readme="")
-    sources, complaints = find_sources(folder)
+    sources, warnings = find_sources(folder)
     rule = [lambda code, split, text: "evaluation text" * (text == "four")]
-    write_corpus(sources, tmp_path / "corpora/made", rule, complaints=complaints)
+    write_corpus(sources, tmp_path / "corpora/made", rule, warnings=warnings)
     for name in ("made", str(tmp_path / "corpora/made")):
         found, (one, two) = find_corpus(name, outputs=tmp_path)
         assert "when corpus made was made: " in one and "readme.txt" in one
@@ -224,7 +228,7 @@ def test_what_a_made_corpus_left_out_is_repeated_and_stops(tmp_path):
 
 
 def test_a_full_temporary_folder_is_told():
-    seen = Seen(room=0)
+    seen = Deduplicator(room=0)
     seen.table.execute("PRAGMA max_page_count = 3")
     with pytest.raises(UserError, match="set SQLITE_TMPDIR"):
         for number in range(2000):
@@ -256,25 +260,25 @@ def test_a_row_without_text_is_counted_and_skipped(tmp_path, monkeypatch, name, 
     rows = [row, *good, row] if first else [good[0], row, *good[1:], row]
     tiny.write(tmp_path / "glot/wol_Latn/a.jsonl", "").write_bytes(b"\n".join(rows) + b"\n")
     for _ in range(2):
-        sources, (complaint,) = find_corpus(f"hub:{tmp_path}/glot", outputs=tmp_path)
-        ledger = Ledger("wol_Latn")
-        assert [text for _, text in clean_lines(sources["wol_Latn"], ledger)] == ["benn", "two"]
-        assert ledger.dropped == {"row without text": 2, "blank": 1} and ledger.lines == 5
-        assert f"a.jsonl:{1 if first else 2}: row without text" in complaint and why in complaint
-        assert "(2 such lines)" in complaint
+        sources, (warning,) = find_corpus(f"hub:{tmp_path}/glot", outputs=tmp_path)
+        filter_report = FilterReport("wol_Latn")
+        assert [text for _, text in clean_lines(sources["wol_Latn"], filter_report)] == ["benn", "two"]
+        assert filter_report.dropped == {"row without text": 2, "blank": 1} and filter_report.lines == 5
+        assert f"a.jsonl:{1 if first else 2}: row without text" in warning and why in warning
+        assert "(2 such lines)" in warning
     with pytest.raises(UserError, match="row without text"):
         open_corpus(f"hub:{tmp_path}/glot", outputs=tmp_path, stop=True)
     with pytest.raises(UserError, match="row without text; mend the line, or set"):
-        list(clean_lines(sources["wol_Latn"], Ledger("wol_Latn"), stop=True))
+        list(clean_lines(sources["wol_Latn"], FilterReport("wol_Latn"), stop=True))
 
 
 def test_bytes_that_are_no_utf_8_cost_their_row(tmp_path):
     rows = b'{"text": "un"}\n{"text": "caf\xe9"}\n{"text": "trois"}\n'
     tiny.write(tmp_path / "glot/fra_Latn/a.jsonl", "").write_bytes(rows)
-    sources, complaints = hub_sources(str(tmp_path / "glot"), [], tmp_path / "home")
-    ledger = Ledger("fra_Latn")
-    assert [text for _, text in clean_lines(sources["fra_Latn"], ledger)] == ["un", "trois"]
-    assert ledger.dropped == {"not UTF-8": 1} and complaints == []
+    sources, warnings = hub_sources(str(tmp_path / "glot"), [], tmp_path / "home")
+    filter_report = FilterReport("fra_Latn")
+    assert [text for _, text in clean_lines(sources["fra_Latn"], filter_report)] == ["un", "trois"]
+    assert filter_report.dropped == {"not UTF-8": 1} and warnings == []
 
 
 @pytest.mark.parametrize("cut", [1, 3, 6])
@@ -348,7 +352,9 @@ def test_open_files_do_not_grow_with_the_languages_that_are_written(corpus, tmp_
             assert len(alphabet(sources)) > 5 and len(enough(sources, 1)[0]) == len(names)
             detector = build_detector([Part("mine", "x", names[0], ["abc def"])])
             write_audited(sources, tmp_path / "made", detector, audit(sources, detector), drop=True)
-            assert len(corpus_report(write_shards(sources, tokenizer, tmp_path / "shards"))["ledgers"]) == len(names)
+            assert len(corpus_report(write_shards(sources, tokenizer, tmp_path / "shards"))["filter_reports"]) == len(
+                names
+            )
             assert len(hub_sources(str(tmp_path / "glot"), [], tmp_path / "home")[0]) == 20
     finally:
         gc.enable()
@@ -361,7 +367,7 @@ def test_the_notebooks_say_what_is_left_out(noisy, tmp_path):
     params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(asked))
     said = tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
     assert [part for part in LOST if said.count(f"{part}") < 2] == []
-    p = tiny.params_of(Path("made"), run_name="run", steps=2, warmup_steps=0, save_every=2)
+    p = tiny.params_of(Path("made"), run_name="run", steps=2, warmup_steps=0, save_steps=2)
     params = tiny.write_params(tmp_path / "run.yaml", p)
     said = tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "run.ipynb", tmp_path, "-f", str(params))
     cells = json.loads((tmp_path / "run.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -389,7 +395,9 @@ def test_a_corpus_without_a_line_to_learn_from_says_why(tmp_path, outputs, stock
     "It was the model that was blamed: `XLMRobertaForMaskedLM does not run on input_ids and attention_mask alone`."
     files, said = EMPTY[kind]
     folder_of(tmp_path, **files)
-    p = tiny.params_of(tmp_path, run_name=f"empty-{packing}", tokenizer=str(stock), packing=packing, size="1x32")
+    p = tiny.params_of(
+        tmp_path, run_name=f"empty-{packing}", tokenizer=str(stock), packing=packing, num_layers=1, hidden_size=32
+    )
     with pytest.raises(UserError, match=f"{tmp_path.name}` has no text to train on: ") as error:
         pretrain(p, outputs)
     assert re.search(said, str(error.value)), error.value

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from tiny import write
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from langsamp.core.errors import UserError
 from langsamp.corpora.bible import bible_editions, bible_verses
 from langsamp.corpora.dataset_files import data_files
@@ -16,17 +21,13 @@ from langsamp.corpora.hub import hub_sources
 from langsamp.corpora.lines import raw_lines
 from langsamp.corpora.registry import find_corpus
 from langsamp.corpora.sources import hub_configs, hub_splits
-from langsamp.corpora.text import Ledger
+from langsamp.corpora.text import FilterReport
 from langsamp.corpora.text_files import BadLines, tagged_sentences, text_lines, tsv_rows
 from langsamp.evaluation.bitext import HOMES, bitexts
 from langsamp.evaluation.datasets import SETS, Examples, known_examples, labelled_sets
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.params.evaluate import EvaluationParams
 from langsamp.tokenization.train import pretrained_tokenizer
-from tiny import write
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 ODD_NAMES = ["data [v2]", "a::b", "st*r", "wh?t", "[!x]::y"]
 
@@ -37,9 +38,9 @@ def lines_of(paths: list[Path]) -> list[str]:
 
 
 def read_hub(folder: Path, home: Path, *languages: str) -> tuple[dict[str, list[str]], list[str]]:
-    "The lines of a dataset by code, and the complaints."
-    sources, complaints = hub_sources(str(folder), languages, home)
-    return {code: lines_of([source.path for source in found]) for code, found in sources.items()}, complaints
+    "The lines of a dataset by code, and the warnings."
+    sources, warnings = hub_sources(str(folder), languages, home)
+    return {code: lines_of([source.path for source in found]) for code, found in sources.items()}, warnings
 
 
 def jsonl(*texts: object) -> str:
@@ -84,8 +85,8 @@ def test_a_plus_in_the_path_of_a_corpus_joins_nothing(tmp_path, monkeypatch):
     write(tmp_path / "a+b/wol_Latn/a.jsonl", jsonl("benn"))
     write(tmp_path / "c+d/wol_Latn.txt", "benn\n")
     for corpus in (f"hub:{tmp_path / 'a+b'}", str(tmp_path / "c+d")):
-        sources, complaints = find_corpus(corpus, outputs=tmp_path)
-        assert list(sources) == ["wol_Latn"] and complaints == []
+        sources, warnings = find_corpus(corpus, outputs=tmp_path)
+        assert list(sources) == ["wol_Latn"] and warnings == []
 
 
 def test_a_cache_folder_of_any_name_keeps_the_text(tmp_path):
@@ -98,8 +99,8 @@ def test_a_broken_row_below_such_a_folder_is_placed_there(tmp_path):
     "Not in the folder of links by which the files were found."
     file = tmp_path / "data [v2]" / "wol_Latn/a.jsonl"
     write(file, jsonl("benn") + '{"text":\n')
-    _, (complaint,) = hub_sources(str(tmp_path / "data [v2]"), [], tmp_path / "home")
-    assert f"{file}:2: " in complaint
+    _, (warning,) = hub_sources(str(tmp_path / "data [v2]"), [], tmp_path / "home")
+    assert f"{file}:2: " in warning
 
 
 def test_a_temporary_folder_that_is_a_pattern_is_named(tmp_path, monkeypatch):
@@ -125,9 +126,9 @@ def test_no_rows_is_said_of_files_that_were_read_only(tmp_path, files, message):
     for name, text in files.items():
         write(tmp_path / "glot" / name, text)
     for _ in range(2):  # The second time from what was kept
-        found, (complaint,) = read_hub(tmp_path / "glot", tmp_path / "home")
-        assert found == {"eng_Latn": ["one"]} and message in complaint
-        assert "no rows" not in complaint or not (tmp_path / "glot/wol_Latn/a.jsonl").read_text()
+        found, (warning,) = read_hub(tmp_path / "glot", tmp_path / "home")
+        assert found == {"eng_Latn": ["one"]} and message in warning
+        assert "no rows" not in warning or not (tmp_path / "glot/wol_Latn/a.jsonl").read_text()
     with pytest.raises(UserError) as error:
         read_hub(tmp_path / "glot", tmp_path / "home", "wol_Latn")
     assert message in str(error.value)
@@ -138,17 +139,17 @@ def test_a_file_in_another_format_beside_those_that_are_read_is_named(tmp_path):
     write(tmp_path / "glot/wol_Latn/b.csv", "text\nñaar\n")
     for name in ("state.json", "dataset_info.json", "README.md"):
         write(tmp_path / "glot/wol_Latn" / name, "{}")
-    found, (complaint,) = read_hub(tmp_path / "glot", tmp_path / "home")
-    assert found == {"wol_Latn": ["benn"]} and "wol_Latn: b.csv: not read" in complaint
+    found, (warning,) = read_hub(tmp_path / "glot", tmp_path / "home")
+    assert found == {"wol_Latn": ["benn"]} and "wol_Latn: b.csv: not read" in warning
     assert data_files(str(tmp_path / "glot"), "wol_Latn")[1] == ["b.csv"]
 
 
 def test_configurations_of_one_language_script_are_joined_and_that_is_said(tmp_path):
     for name in ("zho_Hans", "zho_Hant"):
         write(tmp_path / f"glot/{name}/a.jsonl", jsonl(name))
-    found, (complaint,) = read_hub(tmp_path / "glot", tmp_path / "home")
+    found, (warning,) = read_hub(tmp_path / "glot", tmp_path / "home")
     assert found == {"zho_Hani": ["zho_Hans", "zho_Hant"]}
-    assert "zho_Hans and zho_Hant are one language-script here, zho_Hani; their text is joined" in complaint
+    assert "zho_Hans and zho_Hant are one language-script here, zho_Hani; their text is joined" in warning
 
 
 @pytest.mark.parametrize("name", [*ODD_NAMES, "a**b"])
@@ -176,8 +177,8 @@ def test_blank_lines_of_json_are_skipped(tmp_path, blank):
     assert list(read_texts(str(file), skip=1)) == ["ñaar", ""]
     assert read_hub(tmp_path / "glot", tmp_path / "home") == ({"wol_Latn": ["benn", "ñaar", ""]}, [])
     file.write_bytes((text + '{"text": \n').encode())
-    list(read_texts(str(file), ledger=(ledger := Ledger("wol_Latn"))))
-    assert ["a.jsonl:8: row without text" in example for example in ledger.examples] == [True]
+    list(read_texts(str(file), filter_report=(filter_report := FilterReport("wol_Latn"))))
+    assert ["a.jsonl:8: row without text" in example for example in filter_report.examples] == [True]
 
 
 # Tagged words
@@ -189,12 +190,12 @@ def conllu(*forms: str, first: int = 1) -> str:
 
 
 def sentences_of(folder: Path, text: str | bytes) -> tuple[list[str], list[str]]:
-    "The sentences of a treebank's file, and the complaints without its path."
+    "The sentences of a treebank's file, and the warnings without its path."
     path = folder / "wo_wtb-ud-test.conllu"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     found = tagged_sentences(path, 3, bad := BadLines(path))
     assert all(len(sentence.words) == len(sentence.tags) for sentence in found)
-    return [sentence.text for sentence in found], [complaint.removeprefix(f"{path}:") for complaint in bad.complaints()]
+    return [sentence.text for sentence in found], [warning.removeprefix(f"{path}:") for warning in bad.warnings()]
 
 
 @pytest.mark.parametrize(
@@ -250,21 +251,21 @@ def test_a_line_that_is_no_word_costs_its_sentence(tmp_path, line, reason):
     raw = line if isinstance(line, bytes) else line.encode()
     before, after = conllu("Before"), "\n" + conllu("After", "all")
     text = before.encode() + b"\n" + conllu("One").encode() + raw + b"\n" + after.encode()
-    found, (complaint,) = sentences_of(tmp_path, text)
+    found, (warning,) = sentences_of(tmp_path, text)
     assert found == ["Before", "After all"]
-    assert complaint.startswith("4: ") and reason in complaint and complaint.endswith("; the sentence is left out")
+    assert warning.startswith("4: ") and reason in warning and warning.endswith("; the sentence is left out")
 
 
 def test_words_counted_from_nought_are_not_understood(tmp_path):
     "The first word must not be lost in silence."
-    found, (complaint,) = sentences_of(tmp_path, conllu("One", "two", first=0))
-    assert found == [] and complaint.startswith("1: word 0 where word 1 should be")
+    found, (warning,) = sentences_of(tmp_path, conllu("One", "two", first=0))
+    assert found == [] and warning.startswith("1: word 0 where word 1 should be")
 
 
 def test_many_bad_lines_are_counted(tmp_path):
     text = "".join(f"x\t{i}\t_\tNOUN\n\n" for i in range(30))
-    found, complaints = sentences_of(tmp_path, text)
-    assert found == [] and len(complaints) == 6 and "30 times something is left out" in complaints[-1]
+    found, warnings = sentences_of(tmp_path, text)
+    assert found == [] and len(warnings) == 6 and "30 times something is left out" in warnings[-1]
 
 
 def test_no_word_moves_to_another_sentence(tmp_path):
@@ -272,10 +273,10 @@ def test_no_word_moves_to_another_sentence(tmp_path):
     lines = f"{conllu('a', 'b', 'c')}\n{conllu('d', 'e')}\n{conllu('f', 'g', 'h')}".split("\n")
     for i, line in enumerate(lines[:-1]):
         for change in ([], [line] * 2, [line.replace("\t", " ")], [f"x{line}"]):
-            found, complaints = sentences_of(tmp_path, "\n".join(lines[:i] + change + lines[i + 1 :]))
+            found, warnings = sentences_of(tmp_path, "\n".join(lines[:i] + change + lines[i + 1 :]))
             origins = [next((o for o in ("abc", "de", "fgh") if set(text.split()) <= {*o}), "") for text in found]
             assert all(origins), f"words of two sentences became one: {found}"
-            assert complaints or {*origins} == {"abc", "de", "fgh"}, f"a sentence was lost in silence: {found}"
+            assert warnings or {*origins} == {"abc", "de", "fgh"}, f"a sentence was lost in silence: {found}"
 
 
 # Other layouts: one bad line costs itself
@@ -293,11 +294,9 @@ def test_a_word_without_a_tag_costs_its_sentence(tmp_path, line):
         write(tmp_path / f"wikiann/sl/{split}", "sl:da\tO\n")
     path = tmp_path / "wikiann/sl/test"
     path.write_bytes(head + (line if isinstance(line, bytes) else line.encode()) + tail)
-    (slovene,), (complaint,) = labelled_sets("wikiann", tmp_path)
+    (slovene,), (warning,) = labelled_sets("wikiann", tmp_path)
     assert slovene.splits["test"] == Examples([["Ana", "spi"], ["Bo"]], [["B-PER", "O"], ["B-PER"]])
-    assert complaint.startswith(f"{path}:4: not `en:Paris<TAB>B-LOC`") and complaint.endswith(
-        "the sentence is left out"
-    )
+    assert warning.startswith(f"{path}:4: not `en:Paris<TAB>B-LOC`") and warning.endswith("the sentence is left out")
 
 
 @pytest.mark.parametrize("task", ["ud", "ner"])
@@ -306,21 +305,21 @@ def test_an_empty_word_is_a_complaint_with_file_and_line(tmp_path, task):
     folder = tmp_path / task / "UD_Wolof-WTB"
     tag = {"ud": "_\tX", "ner": "O"}[task]
     write(folder / f"wo_wtb-ud-test.{ending}", f"1\tAb\t{tag}\n\n1\tBu\t{tag}\n2\t\t{tag}\n")
-    (wolof,), (complaint,) = labelled_sets(task, tmp_path)
+    (wolof,), (warning,) = labelled_sets(task, tmp_path)
     assert wolof.splits["test"].texts == [["Ab"]]
-    assert f"test.{ending}:4: an empty word" in complaint
+    assert f"test.{ending}:4: an empty word" in warning
 
 
 @pytest.mark.parametrize("text", [["Ab", ""], ["Ab", " "], ["Ab", None], None, "Ab", ["Ab"]])
 def test_examples_with_an_empty_word_are_left_out_wherever_they_come_from(text):
-    found, (complaint,) = known_examples("ud", "wo test", [text, ["Bu"]], [["X", "X"], ["X"]])
-    assert found == Examples([["Bu"]], [["X"]]) and complaint.startswith("wo test: left out, ")
+    found, (warning,) = known_examples("ud", "wo test", [text, ["Bu"]], [["X", "X"], ["X"]])
+    assert found == Examples([["Bu"]], [["X"]]) and warning.startswith("wo test: left out, ")
 
 
 @pytest.mark.parametrize("text", ["", " ", None, 5, 2.5, ["a"], "…", "\u200b"])
 def test_topics_need_a_text(text):
-    found, (complaint,) = known_examples("sib200", "wo test", [text, "Dem"], ["sports", "travel"])
-    assert found == Examples(["Dem"], ["travel"]) and complaint == "wo test: left out, no text: 1"
+    found, (warning,) = known_examples("sib200", "wo test", [text, "Dem"], ["sports", "travel"])
+    assert found == Examples(["Dem"], ["travel"]) and warning == "wo test: left out, no text: 1"
 
 
 ROWS = [b"index_id\tcategory\ttext", b"1\tsports\tOne", b"2\tsports\tTwo", b"3\ttravel\tThree"]
@@ -341,11 +340,11 @@ def test_a_bad_row_of_a_table_costs_itself(tmp_path, row, reason):
         path = write(tmp_path / f"sib200/wol_Latn/{split}.tsv", "")
         path.write_bytes(b"\n".join(ROWS) + b"\n")
     path.write_bytes(b"\n".join([*ROWS[:2], row, *ROWS[2:]]) + b"\n")
-    (wolof,), (complaint,) = labelled_sets("sib200", tmp_path)
+    (wolof,), (warning,) = labelled_sets("sib200", tmp_path)
     assert wolof.splits["test"] == Examples(["One", "Two", "Three"], ["sports", "sports", "travel"])
-    assert complaint.startswith(f"{path}:{reason}") and "left out" in complaint
-    (part,), complaints = benchmark_sentences("sib200", tmp_path)
-    assert len(part.sentences) == 9 and complaints == [complaint]
+    assert warning.startswith(f"{path}:{reason}") and "left out" in warning
+    (part,), warnings = benchmark_sentences("sib200", tmp_path)
+    assert len(part.sentences) == 9 and warnings == [warning]
 
 
 def test_a_quotation_that_never_ends_keeps_what_was_before_it(tmp_path):
@@ -353,17 +352,17 @@ def test_a_quotation_that_never_ends_keeps_what_was_before_it(tmp_path):
     path.write_bytes(b"\n".join([*ROWS[:2], b'9\tsports\t"Nine', *ROWS[2:]]) + b"\n")
     found = tsv_rows(path, bad=(bad := BadLines(path)))
     assert [row["text"] for row in found] == ["One"]
-    (complaint,) = bad.complaints()
-    assert complaint.startswith(f"{path}:3: no row of a table (") and complaint.endswith("left out up to line 5")
+    (warning,) = bad.warnings()
+    assert warning.startswith(f"{path}:3: no row of a table (") and warning.endswith("left out up to line 5")
 
 
 def test_a_line_of_tatoeba_that_is_not_utf8_costs_its_pair(tmp_path):
     write(tmp_path / "tatoeba/tatoeba.fra-eng.eng", "One.\nTwo.\nThree.\n")
     path = tmp_path / "tatoeba/tatoeba.fra-eng.fra"
     path.write_bytes(b"Un.\nD\xe9ux.\nTrois.\n")
-    (bitext,), complaints = bitexts("tatoeba", tmp_path)
+    (bitext,), warnings = bitexts("tatoeba", tmp_path)
     assert list(zip(bitext.source_texts, bitext.target_texts)) == [("One.", "Un."), ("Three.", "Trois.")]
-    assert complaints[0] == f"{path}:2: not UTF-8; the line is left out"
+    assert warnings[0] == f"{path}:2: not UTF-8; the line is left out"
     with pytest.raises(UserError, match="fra:2: not UTF-8"):
         text_lines(path)
 
@@ -372,24 +371,24 @@ def test_a_line_of_tatoeba_that_is_not_utf8_costs_its_pair(tmp_path):
 def test_blank_lines_at_the_end_of_one_side_of_tatoeba_are_none(tmp_path, english, other):
     write(tmp_path / "tatoeba/tatoeba.fra-eng.eng", f"One.\nTwo.\n{english}")
     write(tmp_path / "tatoeba/tatoeba.fra-eng.fra", f"Un.\nDeux.\n{other}")
-    (bitext,), complaints = bitexts("tatoeba", tmp_path)
-    assert bitext.target_texts == ["Un.", "Deux."] and not any("fra has 2 lines for" in said for said in complaints)
+    (bitext,), warnings = bitexts("tatoeba", tmp_path)
+    assert bitext.target_texts == ["Un.", "Deux."] and not any("fra has 2 lines for" in said for said in warnings)
 
 
 def test_a_verse_of_taxi1500_that_cannot_be_read_costs_itself(tmp_path):
     rows = "40001001\tFaith\tThe book\n40001002\tFaith\nMat 1\tSin\tNo\n40001003\tSin\tJuda\n"
     for split in ("train", "dev", "test"):
         write(tmp_path / f"taxi1500/eng_{split}.tsv", rows)
-    (english,), complaints = labelled_sets("taxi1500", tmp_path)
+    (english,), warnings = labelled_sets("taxi1500", tmp_path)
     assert english.splits["test"] == Examples(["The book", "Juda"], ["Faith", "Sin"])
-    assert any("eng_test.tsv:2: not verse, label and text" in complaint for complaint in complaints)
-    assert any("eng_test.tsv:3: `Mat 1` is no verse" in complaint for complaint in complaints)
+    assert any("eng_test.tsv:2: not verse, label and text" in warning for warning in warnings)
+    assert any("eng_test.tsv:3: `Mat 1` is no verse" in warning for warning in warnings)
 
 
 def test_own_text_says_how_much_of_it_was_left_out(tmp_path):
     write(tmp_path / "own/wol_Latn.txt", "Dem na.\n" + "".join(f"Привет {i}\n" for i in range(9)))
-    (part,), complaints = benchmark_sentences(f"folder:{tmp_path / 'own'}")
-    assert part.sentences == ["Dem na."] and "wol_Latn: 9 lines in all are left out: another script" in complaints
+    (part,), warnings = benchmark_sentences(f"folder:{tmp_path / 'own'}")
+    assert part.sentences == ["Dem na."] and "wol_Latn: 9 lines in all are left out: another script" in warnings
 
 
 def test_own_text_in_two_spellings_of_a_script_is_joined_and_that_is_said(tmp_path):
@@ -397,11 +396,11 @@ def test_own_text_in_two_spellings_of_a_script_is_joined_and_that_is_said(tmp_pa
     for name in ("zho_Hans", "zho_Hant"):
         write(tmp_path / f"own/{name}.txt", f"{'走來'[name == 'zho_Hant']}\n")
         write(tmp_path / f"glot/{name}/a.jsonl", jsonl("走來"[name == "zho_Hant"]))
-    (part,), (complaint,) = benchmark_sentences(f"folder:{tmp_path / 'own'}")
+    (part,), (warning,) = benchmark_sentences(f"folder:{tmp_path / 'own'}")
     assert (part.code, part.sentences) == ("zho_Hani", ["走", "來"])
     found, (other,) = read_hub(tmp_path / "glot", tmp_path / "home")
     assert found == {"zho_Hani": ["走", "來"]}
-    assert all("zho_Hans and zho_Hant" in said and "joined" in said for said in (complaint, other))
+    assert all("zho_Hans and zho_Hant" in said and "joined" in said for said in (warning, other))
 
 
 # Bibles
@@ -413,20 +412,20 @@ IDS = [f"400010{verse:02}" for verse in range(1, 7)]
 
 
 def read_bible(folder: Path, lines: list[str], vref: str = VREF) -> tuple[dict[str, str], list[str]]:
-    "The verses of a Bible beside a `vref.txt`, and the complaints about its folder."
+    "The verses of a Bible beside a `vref.txt`, and the warnings about its folder."
     path = folder / "bible/eng-a.txt"
     write(path, "\n".join(lines) + "\n")
     if vref:
         write(folder / "bible/vref.txt", vref)
-    found, complaints = bible_editions(folder / "bible")
-    return bible_verses(path, BadLines(path)) if found else {}, complaints
+    found, warnings = bible_editions(folder / "bible")
+    return bible_verses(path, BadLines(path)) if found else {}, warnings
 
 
 @pytest.mark.parametrize("odd", ["The\tbook", "144000", "40001001", "40001001\tThe book", "# a heading"])
 def test_one_odd_verse_does_not_decide_the_layout(tmp_path, odd):
-    found, complaints = read_bible(tmp_path, [*VERSES[:2], odd, *VERSES[3:]])
+    found, warnings = read_bible(tmp_path, [*VERSES[:2], odd, *VERSES[3:]])
     expected = dict(zip(IDS, [*VERSES[:2], odd, *VERSES[3:]]))
-    assert complaints == [] and found == {verse: text for verse, text in expected.items() if not text.isdigit()}
+    assert warnings == [] and found == {verse: text for verse, text in expected.items() if not text.isdigit()}
 
 
 @pytest.mark.parametrize("vref", ["", VREF])
@@ -434,9 +433,9 @@ def test_a_numbered_bible_is_read_beside_a_list_of_verses_too(tmp_path, vref):
     "And one line without a number costs itself."
     lines = [f"{number}\t{text}" for number, text in zip(IDS, VERSES)]
     assert read_bible(tmp_path, lines, vref) == (dict(zip(IDS, VERSES)), [])
-    found, (complaint,) = read_bible(tmp_path, [*lines[:3], "and more", *lines[3:]], vref)
+    found, (warning,) = read_bible(tmp_path, [*lines[:3], "and more", *lines[3:]], vref)
     assert found == dict(zip(IDS, VERSES))
-    assert complaint.endswith(
+    assert warning.endswith(
         "eng-a.txt:4: `and more` is no verse; write it as `40001001` or `MAT 1:1`; the line is left out"
     )
 
@@ -450,8 +449,8 @@ def test_blank_lines_too_many_at_the_end_are_none(tmp_path, end):
 
 def test_a_line_too_many_or_too_few_elsewhere_is_refused(tmp_path):
     for lines in ([*VERSES[:2], "", *VERSES[2:]], VERSES[1:], [*VERSES, "More"]):
-        found, (complaint,) = read_bible(tmp_path, lines)
-        assert found == {} and f"has {len(lines)} lines and its vref.txt 6" in complaint
+        found, (warning,) = read_bible(tmp_path, lines)
+        assert found == {} and f"has {len(lines)} lines and its vref.txt 6" in warning
 
 
 @pytest.mark.parametrize("text", ["…", "—", "\u200b", "- - -", "...", "12", "\ufeff", "¶", "<range>", ""])
@@ -459,8 +458,8 @@ def test_a_line_too_many_or_too_few_elsewhere_is_refused(tmp_path):
 def test_text_without_a_letter_is_no_verse(tmp_path, text, numbered):
     verses = [text, *VERSES[1:5], text]
     lines = [f"{number}\t{verse}" for number, verse in zip(IDS, verses)] if numbered else verses
-    found, complaints = read_bible(tmp_path, lines)
-    assert complaints == [] and found == dict(zip(IDS[1:5], VERSES[1:5]))
+    found, warnings = read_bible(tmp_path, lines)
+    assert warnings == [] and found == dict(zip(IDS[1:5], VERSES[1:5]))
 
 
 def test_bibles_and_tatoeba_do_not_pair_what_has_no_letter(tmp_path):
@@ -470,13 +469,13 @@ def test_bibles_and_tatoeba_do_not_pair_what_has_no_letter(tmp_path):
     assert bitext.source_texts == ["The book"]
     write(tmp_path / "tatoeba/tatoeba.deu-eng.eng", "Yes.\n\u200b\n—\n")
     write(tmp_path / "tatoeba/tatoeba.deu-eng.deu", "Ja.\nNein.\n…\n")
-    (bitext,), complaints = bitexts("tatoeba", tmp_path)
-    assert bitext.target_texts == ["Ja."] and "deu has 2 lines without a letter" in complaints[0]
+    (bitext,), warnings = bitexts("tatoeba", tmp_path)
+    assert bitext.target_texts == ["Ja."] and "deu has 2 lines without a letter" in warnings[0]
 
 
 def test_a_bad_list_of_verses_is_named_with_its_line(tmp_path):
-    found, (complaint,) = read_bible(tmp_path, VERSES, VREF.replace("MAT 1:3", "Mat 1,3"))
-    assert found == {} and complaint.startswith(str(tmp_path / "bible/vref.txt:3: `Mat 1,3` is no verse"))
+    found, (warning,) = read_bible(tmp_path, VERSES, VREF.replace("MAT 1:3", "Mat 1,3"))
+    assert found == {} and warning.startswith(str(tmp_path / "bible/vref.txt:3: `Mat 1,3` is no verse"))
     assert read_bible(tmp_path, VERSES) == (dict(zip(IDS, VERSES)), []), "the mended list is not read"
 
 
@@ -495,8 +494,8 @@ def test_evaluation_sets_lie_in_a_folder_of_any_name(tmp_path, name):
     write(data / "tatoeba/tatoeba.deu-eng.deu", "Ja.\n")
     write(data / "own/wol_Latn.txt", "Dem na.\n")
     for task, count in (("sib200", 3), ("ud", 1), ("tatoeba", 2)):
-        parts, complaints = benchmark_sentences(task, data)
-        assert sum(len(part.sentences) for part in parts) == count and complaints == []
+        parts, warnings = benchmark_sentences(task, data)
+        assert sum(len(part.sentences) for part in parts) == count and warnings == []
     assert [len(labelled_sets(task, data)[0]) for task in ("sib200", "ud")] == [1, 1]
     assert bitexts("tatoeba", data)[0][0].target_texts == ["Ja."]
     assert benchmark_sentences(f"folder:{data / 'own'}")[0][0].sentences == ["Dem na."]
@@ -545,7 +544,7 @@ def test_a_configuration_of_tatoeba_that_cannot_be_read_costs_itself(tmp_path, m
         **{"nld-eng": rows({"sentence1": "Ja."}), "swe-eng": rows({"sentence1": 5, "sentence2": "x"})},
     )
     monkeypatch.setitem(HOMES, "tatoeba", home)
-    (bitext,), complaints = bitexts("tatoeba")
+    (bitext,), warnings = bitexts("tatoeba")
     assert (bitext.name, bitext.target_texts) == ("deu", ["Ja."])
     for part in (
         "fra-eng, on the Hugging Face hub cannot be read",
@@ -553,7 +552,7 @@ def test_a_configuration_of_tatoeba_that_cannot_be_read_costs_itself(tmp_path, m
         "swe has no sentence",
         "deu has 1 lines",
     ):
-        assert sum(part in complaint for complaint in complaints) == 1, (part, complaints)
+        assert sum(part in warning for warning in warnings) == 1, (part, warnings)
 
 
 def test_a_configuration_of_sib200_that_cannot_be_read_costs_itself(tmp_path, monkeypatch, no_folder):
@@ -566,21 +565,21 @@ def test_a_configuration_of_sib200_that_cannot_be_read_costs_itself(tmp_path, mo
     home = publish(tmp_path / "hub", **sets)
     monkeypatch.setitem(HOMES, "sib200-parallel", home)
     monkeypatch.setitem(SETS, "sib200", replace(SETS["sib200"], dataset=home))
-    (bitext,), complaints = bitexts("sib200-parallel")
-    assert bitext.name == "deu_Latn" and len(complaints) == 1 and "fra_Latn, on the Hugging Face hub" in complaints[0]
-    sets, complaints = labelled_sets("sib200")
+    (bitext,), warnings = bitexts("sib200-parallel")
+    assert bitext.name == "deu_Latn" and len(warnings) == 1 and "fra_Latn, on the Hugging Face hub" in warnings[0]
+    sets, warnings = labelled_sets("sib200")
     assert [one.name for one in sets] == [
         "deu_Latn",
         "eng_Latn",
-    ] and "deu_Latn test: left out, no text: 1" in complaints
-    assert any("fra_Latn, on the Hugging Face hub cannot be read" in complaint for complaint in complaints)
+    ] and "deu_Latn test: left out, no text: 1" in warnings
+    assert any("fra_Latn, on the Hugging Face hub cannot be read" in warning for warning in warnings)
 
 
 # Through the public command
 
 
 def test_what_is_left_out_reaches_whoever_evaluates(tmp_path, unbroken, outputs):
-    "Every complaint about a flawed set comes back with its file and line, beside the scores of what was read."
+    "Every warning about a flawed set comes back with its file and line, beside the scores of what was read."
     for split in ("train", "dev", "test"):
         table = b"\n".join([*ROWS, *ROWS[1:]]) + b"\n"
         path = write(tmp_path / f"sib200/eng_Latn/{split}.tsv", "")
@@ -592,9 +591,9 @@ def test_what_is_left_out_reaches_whoever_evaluates(tmp_path, unbroken, outputs)
     write(tmp_path / "bible/deu_Latn.txt", "40001001\tDas Buch\n40001002\tAbraham\n")
     tasks = ["sib200", "tatoeba", "bible"]
     p = EvaluationParams(encoder=unbroken.name, tasks=tasks, data=str(tmp_path), seeds=1)
-    table, complaints = evaluate(p, outputs)
+    table, warnings = evaluate(p, outputs)
     for part in ("test.tsv:8: not 3 columns", "deu-eng.deu:2: not UTF-8", "eng_Latn.txt:2: `Amen` is no verse"):
-        assert sum(part in complaint for complaint in complaints) == 1, complaints
+        assert sum(part in warning for warning in warnings) == 1, warnings
     assert set(table.task) == set(tasks) and set(table[table.task == "tatoeba"]["items"]) == {2}
 
 

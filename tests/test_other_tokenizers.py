@@ -10,6 +10,17 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+)
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, write_json
 from langsamp.core.manifests import manifest_of
@@ -22,27 +33,17 @@ from langsamp.encoding.sentence_transformers import save_sentence_encoder
 from langsamp.evaluation.datasets import Examples
 from langsamp.evaluation.finetune import FineTuning, fine_tune
 from langsamp.evaluation.linear_probe import frozen, word_vectors, word_windows
-from langsamp.model.adapt_checkpoint import make_start, start_chart, start_table
+from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_chart, adaptation_table
 from langsamp.model.langsamp import from_backbone
 from langsamp.model.resize_embeddings import adapted, restored
 from langsamp.params.base import read_yaml
-from langsamp.params.pretrain import PlanParams, PretrainParams, StartParams
+from langsamp.params.pretrain import AdaptParams, PlanParams, PretrainParams
 from langsamp.tokenization.adapt import coverage, fit_vocabulary, trained_pieces
 from langsamp.tokenization.edit import old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer, token_ids
 from langsamp.tokenization.train import Encoder, load_tokenizer, pretrained_tokenizer, trained_tokenizer
 from langsamp.training.plan import plan
 from langsamp.training.prepare import prepare
 from langsamp.training.pretrain import pretrain
-from sentence_transformers import SentenceTransformer
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    BertConfig,
-    PreTrainedTokenizerFast,
-    XLMRobertaConfig,
-)
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
 LATIN = tiny.sentences("eng_Latn", 150)
@@ -125,7 +126,7 @@ def holed(tmp_path_factory) -> Path:
 def test_a_line_twice_is_a_hole(holed, tmp_path):
     tokenizer = pretrained_tokenizer(str(holed), tmp_path)
     facts, lines = manifest_of(tokenizer), (holed / "vocab.txt").read_text().splitlines()
-    assert facts["vocabulary_size"] == len(lines), "the number of tokens, not the highest id + 1"
+    assert facts["vocab_size"] == len(lines), "the number of tokens, not the highest id + 1"
     pieces = pieces_of(read_tokenizer(tokenizer))
     assert {i: piece for i, (piece, _) in pieces.items()} == {i: p for i, p in enumerate(lines) if i != 5}
     assert 5 in facts["specials"], "masking may put a token where none is"
@@ -133,7 +134,7 @@ def test_a_line_twice_is_a_hole(holed, tmp_path):
 
 def test_pruning_beside_a_hole_moves_no_row(holed, latin, tmp_path):
     tokenizer, sources = pretrained_tokenizer(str(holed), tmp_path), find_sources(latin)[0]
-    fitted = fit_vocabulary(sources, tokenizer, least_count=1)
+    fitted = fit_vocabulary(sources, tokenizer, min_count=1)
     save_tokenizer(fitted.content, tokenizer, tmp_path / "pruned")
     mlm = AutoModelForMaskedLM.from_pretrained(holed)
     small = adapted(mlm, tokenizer, tmp_path / "pruned").get_input_embeddings().weight
@@ -148,12 +149,12 @@ def test_pruning_beside_a_hole_moves_no_row(holed, latin, tmp_path):
 
 
 def test_a_start_and_a_run_of_a_tokenizer_with_a_hole(holed, latin, tmp_path):
-    p = StartParams(name="a", backbone=str(holed), corpus=str(latin), languages=[], new_pieces=0, least_count=0)
-    start = make_start(p, tmp_path)
+    p = AdaptParams(name="a", backbone=str(holed), corpus=str(latin), languages=[], num_new_tokens=0, min_count=0)
+    start = adapt_checkpoint(p, tmp_path)
     rows = [AutoModelForMaskedLM.from_pretrained(f).get_input_embeddings().weight for f in (holed, start)]
     assert torch.equal(*rows), "nothing was changed, and yet rows are others"
-    changes = {"run_name": "run", "backbone": str(holed), "steps": 2, "save_every": 2, "warmup_steps": 0}
-    result = pretrain(tiny.params_of(latin, **changes, size="", vocabulary_size=100), tmp_path)
+    changes = {"run_name": "run", "backbone": str(holed), "steps": 2, "save_steps": 2, "warmup_steps": 0}
+    result = pretrain(tiny.params_of(latin, **changes, size="", vocab_size=100), tmp_path)
     assert np.isfinite(result["validation_loss"] if "validation_loss" in result else 0)
     trained = AutoModel.from_pretrained(tmp_path / "run/backbone").get_input_embeddings().weight
     assert len(trained) == len(rows[0])
@@ -196,16 +197,18 @@ def same_cuts(one: Path, other: Path, texts: list[str]) -> None:
         assert tokens[0] == tokens[1], text
 
 
-@pytest.mark.parametrize("least_count", [0, 1, 5])
-@pytest.mark.parametrize("new_pieces", [0, 150])
-def test_added_tokens_are_kept_and_cut_as_before(new_pieces, least_count, added, corpus, tmp_path):
-    p = StartParams("a", str(added), corpus=str(corpus), languages=[], new_pieces=new_pieces, least_count=least_count)
-    start = make_start(p, tmp_path)
+@pytest.mark.parametrize("min_count", [0, 1, 5])
+@pytest.mark.parametrize("num_new_tokens", [0, 150])
+def test_added_tokens_are_kept_and_cut_as_before(num_new_tokens, min_count, added, corpus, tmp_path):
+    p = AdaptParams(
+        "a", str(added), corpus=str(corpus), languages=[], num_new_tokens=num_new_tokens, min_count=min_count
+    )
+    start = adapt_checkpoint(p, tmp_path)
     tokenizer, full = AutoTokenizer.from_pretrained(start), AutoTokenizer.from_pretrained(added)
     wanted = {"abc", "ghost words", "ａｂｄ", "<task>", "<mask>"}
     assert wanted <= set(tokenizer.get_added_vocab()) and full.all_special_tokens == tokenizer.all_special_tokens
-    if least_count < 5:
-        same_cuts(added, start, TEXTS if new_pieces == 0 else TEXTS[:-1])
+    if min_count < 5:
+        same_cuts(added, start, TEXTS if num_new_tokens == 0 else TEXTS[:-1])
     mlm, small = [AutoModelForMaskedLM.from_pretrained(folder) for folder in (added, start)]
     assert small.config.vocab_size == max(tokenizer.get_vocab().values()) + 1
     shared = full.get_vocab().keys() & tokenizer.get_vocab().keys()
@@ -216,9 +219,9 @@ def test_added_tokens_are_kept_and_cut_as_before(new_pieces, least_count, added,
 
 def test_a_run_of_a_start_with_added_tokens_goes_back_to_the_full_vocabulary(added, corpus, tmp_path):
     "Pruned and extended, trained, exported, and taken back: text is cut alike everywhere."
-    p = StartParams("a", str(added), corpus=str(corpus), languages=[], new_pieces=150, least_count=1)
-    start = make_start(p, tmp_path)
-    changes = {"backbone": "a", "steps": 2, "save_every": 2, "warmup_steps": 0, "size": "", "run_name": "run"}
+    p = AdaptParams("a", str(added), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
+    start = adapt_checkpoint(p, tmp_path)
+    changes = {"backbone": "a", "steps": 2, "save_steps": 2, "warmup_steps": 0, "size": "", "run_name": "run"}
     pretrain(tiny.params_of(corpus, **changes, precision="bf16"), tmp_path)
     same_cuts(start, tmp_path / "run/backbone", [*TEXTS, *tiny.sentences("rus_Cyrl", 9)])
     trained = AutoModelForMaskedLM.from_pretrained(start).bfloat16()
@@ -237,8 +240,8 @@ def test_what_another_tokenizer_added_gets_rows_and_stays_added(added, latin, tm
     other = AutoTokenizer.from_pretrained(added)
     other.add_tokens(["def ghi"])
     other.save_pretrained(tmp_path / "other")
-    p = StartParams("a", str(added), str(tmp_path / "other"), corpus=str(latin), languages=[], new_pieces=0)
-    start = make_start(p, tmp_path)
+    p = AdaptParams("a", str(added), str(tmp_path / "other"), corpus=str(latin), languages=[], num_new_tokens=0)
+    start = adapt_checkpoint(p, tmp_path)
     same_cuts(tmp_path / "other", start, [*TEXTS, "def ghi abc"])
     models_of = [AutoModelForMaskedLM.from_pretrained(folder) for folder in (start, added)]
     restored(models_of[0], start, models_of[1], pretrained_tokenizer(str(added), tmp_path / "h"), tmp_path / "whole")
@@ -256,9 +259,9 @@ def test_characters_without_a_token_are_left_out_counted_and_named(tmp_path):
         save(fast, tmp_path / kind, without=("unk",), model=xlm_r(400))
         p = tiny.params_of(tmp_path / "text", tokenizer=str(tmp_path / kind))
         found = prepare(p, tmp_path / "out")
-        (ledger,), (complaint, *more) = found.report["ledgers"], found.report["complaints"]
-        assert ledger["splits"]["train"]["unknown"] == 3 and ledger["dropped"] == {} and not more
-        assert "eng_Latn: 3 characters" in complaint and "`Ω` (U+03A9, 2 times)" in complaint and "U+2603" in complaint
+        (filter_report,), (warning, *more) = found.report["filter_reports"], found.report["warnings"]
+        assert filter_report["splits"]["train"]["unknown"] == 3 and filter_report["dropped"] == {} and not more
+        assert "eng_Latn: 3 characters" in warning and "`Ω` (U+03A9, 2 times)" in warning and "U+2603" in warning
         with pytest.raises(UserError, match=r"U\+03A9.*choose another tokenizer"):
             prepare(
                 tiny.params_of(tmp_path / "text", tokenizer=str(tmp_path / kind), on_bad_line="stop"), tmp_path / "out"
@@ -282,14 +285,14 @@ def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
     fast = unigram(letters, None) if kind == "unigram" else byte_level(LATIN)
     save(fast, tmp_path / "b", without=("unk",), model=xlm_r(fast.get_vocab_size() + 5))
     assert manifest_of(pretrained_tokenizer(str(tmp_path / "b"), tmp_path / "h"))["unk"] is None
-    p = StartParams("a", str(tmp_path / "b"), corpus=str(latin), languages=[], new_pieces=0, least_count=0)
-    start_chart(start_table(make_start(p, tmp_path)))
-    changes = {"backbone": "a", "steps": 2, "save_every": 2, "warmup_steps": 0, "size": "", "run_name": "run"}
+    p = AdaptParams("a", str(tmp_path / "b"), corpus=str(latin), languages=[], num_new_tokens=0, min_count=0)
+    adaptation_chart(adaptation_table(adapt_checkpoint(p, tmp_path)))
+    changes = {"backbone": "a", "steps": 2, "save_steps": 2, "warmup_steps": 0, "size": "", "run_name": "run"}
     pretrain(tiny.params_of(latin, **changes), tmp_path)
     encoder = open_encoder("run", tmp_path)
     assert np.isfinite(encoder.encode(LATIN[:3])).all()
     words = Examples([["ab", "", "cd"], ["a", "b"]] * 4, [["X", "Y", "X"], ["Y", "X"]] * 4)
-    how = FineTuning("token_accuracy", 32, 1, batch_size=4, learning_rate=1e-3)
+    how = FineTuning("token_accuracy", 32, 1, global_batch_size=4, learning_rate=1e-3)
     for model in (
         frozen(encoder.model, encoder.tokenizer, words, words, -1),
         fine_tune(encoder.model, encoder.tokenizer, words, words, how, 1),
@@ -301,8 +304,8 @@ def test_new_pieces_for_a_tokenizer_without_an_unknown_token(corpus, tmp_path):
     "What it cannot encode is what it gets; the mean of nothing is no error."
     letters = "".join(tiny.ALPHABETS["eng_Latn"])
     save(unigram(letters, None), tmp_path / "b", without=("unk",), model=xlm_r(40))
-    p = StartParams("a", str(tmp_path / "b"), corpus=str(corpus), languages=[], new_pieces=150, least_count=1)
-    table = start_table(make_start(p, tmp_path))
+    p = AdaptParams("a", str(tmp_path / "b"), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
+    table = adaptation_table(adapt_checkpoint(p, tmp_path))
     assert table.loc[["Cyrl", "Deva"], "<unk> % before"].min() > 40 and table["<unk> % after"].max() == 0
     rows = AutoModelForMaskedLM.from_pretrained(tmp_path / "starts/a").get_input_embeddings().weight
     assert torch.isfinite(rows).all()
@@ -389,13 +392,13 @@ def test_a_vocabulary_without_room_for_the_characters_says_how_large_it_must_be(
     lines = ["".join(text[n : n + 12]) + "。" for n in range(0, 1200, 12)]
     tiny.write(tmp_path / "text/train/zho_Hans.txt", "\n".join(lines) + "\n")
     tiny.write(tmp_path / "text/validation/zho_Hans.txt", "\n".join(lines[:40]) + "\n")
-    with pytest.raises(UserError, match="vocabulary_size 1000 is too small.*1,201 different characters") as error:
-        prepare(tiny.params_of(tmp_path / "text", vocabulary_size=1000), tmp_path / "out")
+    with pytest.raises(UserError, match="vocab_size 1000 is too small.*1,201 different characters") as error:
+        prepare(tiny.params_of(tmp_path / "text", vocab_size=1000), tmp_path / "out")
     needed = int(str(error.value).split("set it to ")[1].split()[0])
-    found = prepare(tiny.params_of(tmp_path / "text", vocabulary_size=needed), tmp_path / "out")
-    assert found.facts["vocabulary_size"] <= needed and found.report["ledgers"][0]["splits"]["train"]["unknown"] == 0
+    found = prepare(tiny.params_of(tmp_path / "text", vocab_size=needed), tmp_path / "out")
+    assert found.facts["vocab_size"] <= needed and found.report["filter_reports"][0]["splits"]["train"]["unknown"] == 0
     with pytest.raises(UserError, match="too small"):
-        prepare(tiny.params_of(tmp_path / "text", vocabulary_size=needed - 1), tmp_path / "out")
+        prepare(tiny.params_of(tmp_path / "text", vocab_size=needed - 1), tmp_path / "out")
 
 
 def test_new_pieces_of_words_with_many_known_characters():
@@ -408,8 +411,8 @@ def test_new_pieces_of_words_with_many_known_characters():
 def test_only_a_sentencepiece_file_beside_the_weights(file, tmp_path):
     xlm_r(40).save_pretrained(tmp_path / "x")
     (tmp_path / "x" / file).write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    p = StartParams("a", str(tmp_path / "x"), corpus="", new_pieces=0, least_count=0)
-    for ask in (lambda: make_start(p, tmp_path), lambda: open_encoder(str(tmp_path / "x"), tmp_path)):
+    p = AdaptParams("a", str(tmp_path / "x"), corpus="", num_new_tokens=0, min_count=0)
+    for ask in (lambda: adapt_checkpoint(p, tmp_path), lambda: open_encoder(str(tmp_path / "x"), tmp_path)):
         with pytest.raises(UserError, match=rf"{file} only.*sentencepiece.*tokenizer\.json") as error:
             ask()
         assert "tiktoken" not in str(error.value)
@@ -481,10 +484,10 @@ def test_a_sentence_encoder_without_a_padding_token_can_be_used(tmp_path):
 
 
 def test_a_start_without_text_has_a_table_and_a_chart(added, tmp_path):
-    p = StartParams("paper", str(added), str(added), corpus="", new_pieces=0, least_count=0, new_rows="random")
-    table = start_table(make_start(p, tmp_path))
+    p = AdaptParams("paper", str(added), str(added), corpus="", num_new_tokens=0, min_count=0, new_token_init="random")
+    table = adaptation_table(adapt_checkpoint(p, tmp_path))
     assert table.empty and "<unk> % after" in table.columns and isinstance(table, pd.DataFrame)
-    assert "no corpus" in start_chart(table).texts[0].get_text()
+    assert "no corpus" in adaptation_chart(table).texts[0].get_text()
 
 
 @pytest.fixture(scope="module")
@@ -496,9 +499,9 @@ def stand_in(tmp_path_factory) -> Path:
 
 def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_path, capsys):
     "Its sampling is for Glot500's text; the stand-in is drawn by temperature, and that is said."
-    p = StartParams.of(read_yaml(tiny.ROOT / "params/starts/paper.yaml"))
-    make_start(replace(p, backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)
-    changes = {"corpus": str(latin), "batch_size": 2, "micro_batch_size": 1}
+    p = AdaptParams.of(read_yaml(tiny.ROOT / "params/starts/paper.yaml"))
+    adapt_checkpoint(replace(p, backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)
+    changes = {"corpus": str(latin), "global_batch_size": 2, "micro_batch_size": 1}
     cost = plan(PlanParams(params=str(tiny.ROOT / "params/paper.yaml"), changes=changes, measured_steps=2), tmp_path)
     assert 0 < cost["tokens a step"] <= 1024, "not two rows of 512"
     assert "planned with sampling `temperature`" in capsys.readouterr().out

@@ -9,9 +9,10 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, repo_root
-from langsamp.core.manifests import damage
+from langsamp.core.manifests import find_damage
 from langsamp.corpora.decontamination import (
     audit,
     build_detector,
@@ -24,7 +25,7 @@ from langsamp.corpora.decontamination import (
 from langsamp.corpora.evaluation_text import Part, benchmark_sentences
 from langsamp.corpora.ngrams import gram_size, normalise
 from langsamp.corpora.registry import Rule
-from langsamp.corpora.text import Ledger, Source, clean_lines, find_sources
+from langsamp.corpora.text import FilterReport, Source, clean_lines, find_sources
 from langsamp.corpora.udhr import udhr_corpus
 
 LETTERS = {"Latn": "abcdefghijklmnopqrstuvwxyz", "Cyrl": "абвгдежзиклмнопрстуфхцчшщыьэюя", "Deva": "कखगघचछजझटठडढतथदध"}
@@ -191,7 +192,7 @@ SETS = [
 
 def test_report(planted):
     "Each sentence is counted once, at its worst; places are files and lines; what is clean has a row too."
-    report = audit(planted, build_detector(SETS), complaints=["x is missing"])
+    report = audit(planted, build_detector(SETS), warnings=["x is missing"])
     english, chinese, french = report["sets"]
     assert {k: english[k] for k in ("sentences", "short", "equal", "contained", "grams", "found", "elsewhere")} == {
         **{"sentences": 3, "short": 1, "equal": 2, "contained": 0, "grams": 0, "found": 2, "elsewhere": 0}
@@ -203,7 +204,7 @@ def test_report(planted):
     assert french["found"] == 0 and french["examples"] == []
     assert report["corpus"]["eng_Latn"] == {"train": 8, "validation": 2, "leaking_train": 3, "leaking_validation": 1}
     assert report["corpus"]["deu_Latn"]["leaking_train"] == 1, "the long one; the short one only counts in English"
-    assert report["complaints"] == ["x is missing"] and json.loads(json.dumps(report)) == report
+    assert report["warnings"] == ["x is missing"] and json.loads(json.dumps(report)) == report
 
 
 def test_only_elsewhere(tmp_path):
@@ -257,7 +258,7 @@ def test_impossible_choices(options):
 def rewrite(sources: dict[str, list[Source]], folder: Path, rule: Rule) -> dict[str, list[Source]]:
     "A corpus without the lines that may not be kept."
     for code, files in sources.items():
-        for split, text in clean_lines(files, Ledger(code)):
+        for split, text in clean_lines(files, FilterReport(code)):
             path = folder / split / f"{code}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
@@ -296,14 +297,17 @@ def text_of(folder: Path) -> dict[str, str]:
 
 
 def test_written_corpus(planted, tmp_path):
-    "Dropped lines are in the ledgers, the audit beside them, and all of it sealed; without `drop` they stay."
+    "Dropped lines are in the filter_reports, the audit beside them, and all of it sealed; without `drop` they stay."
     detector = build_detector(SETS)
     report = audit(planted, detector)
-    ledgers = write_audited(planted, tmp_path / "clean", detector, report, params={"name": "clean"})
-    dropped = {ledger.code: ledger.dropped.get("evaluation text", 0) for ledger in ledgers}
+    filter_reports = write_audited(planted, tmp_path / "clean", detector, report, params={"name": "clean"})
+    dropped = {filter_report.code: filter_report.dropped.get("evaluation text", 0) for filter_report in filter_reports}
     assert dropped == {code: counts["leaking_train"] for code, counts in report["corpus"].items()}
-    assert all(ledger.lines == sum(ledger.kept.values()) + sum(ledger.dropped.values()) for ledger in ledgers)
-    assert damage(tmp_path / "clean") == "" and read_json(tmp_path / "clean" / "manifest.json")["params"] == {
+    assert all(
+        filter_report.lines == sum(filter_report.kept.values()) + sum(filter_report.dropped.values())
+        for filter_report in filter_reports
+    )
+    assert find_damage(tmp_path / "clean") == "" and read_json(tmp_path / "clean" / "manifest.json")["params"] == {
         "name": "clean"
     }
     assert read_json(tmp_path / "clean" / "audit.json") == {**report, "dropped": True}

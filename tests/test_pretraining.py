@@ -10,33 +10,34 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
 from langsamp.corpora.registry import find_corpus
-from langsamp.model.adapt_checkpoint import make_start, start_table
-from langsamp.params.pretrain import PretrainParams, StartParams
+from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_table
+from langsamp.params.pretrain import AdaptParams, PretrainParams
 from langsamp.tokenization.train import trained_tokenizer
 from langsamp.training.prepare import prepare
 from langsamp.training.pretrain import pretrain, starting_model
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 
 @pytest.fixture(scope="module")
-def wanted(corpus, stock) -> StartParams:
+def wanted(corpus, stock) -> AdaptParams:
     "A start that can also read Devanagari."
-    return StartParams("fitted", str(stock), corpus=str(corpus), languages=[], new_pieces=100, least_count=1)
+    return AdaptParams("fitted", str(stock), corpus=str(corpus), languages=[], num_new_tokens=100, min_count=1)
 
 
 @pytest.fixture(scope="module")
 def start(wanted, outputs) -> Path:
     "Its folder."
-    return make_start(wanted, outputs)
+    return adapt_checkpoint(wanted, outputs)
 
 
 @pytest.fixture
 def params(corpus, start) -> Callable[..., PretrainParams]:
     "Two steps that go on from the start."
-    few = {"backbone": "fitted", "steps": 2, "warmup_steps": 1, "save_every": 1, "dropout": 0.0}
+    few = {"backbone": "fitted", "steps": 2, "warmup_steps": 1, "save_steps": 1, "dropout": 0.0}
     return lambda name, **changes: replace(tiny.params_of(corpus, run_name=name, **few), **changes)
 
 
@@ -48,23 +49,25 @@ def stock_part(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_the_start_reads_what_the_stock_encoder_cannot(start):
-    table = start_table(start)
+    table = adaptation_table(start)
     assert table.loc["Deva", "<unk> % before"] > 40 and table["<unk> % after"].max() < 0.1
 
 
-@pytest.mark.parametrize("arm", ["none", "language", "script", "both"])
-def test_step_0_is_the_start_in_every_arm(params, start, outputs, arm):
-    p = params("unused", arm=arm)
+@pytest.mark.parametrize("variant", ["baseline", "language", "script", "language+script"])
+def test_step_0_is_the_start_in_every_arm(params, start, outputs, variant):
+    p = params("unused", variant=variant)
     theirs = AutoModelForMaskedLM.from_pretrained(start).state_dict()
     ours = stock_part(starting_model(p, prepare(p, outputs), outputs))
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not ours[name].equal(theirs[name])] == []
 
 
-@pytest.mark.parametrize("arm", ["none", "both"])
-def test_a_run_trains_these_weights(params, start, outputs, arm):
+@pytest.mark.parametrize("variant", ["baseline", "language+script"])
+def test_a_run_trains_these_weights(params, start, outputs, variant):
     "With next to no learning rate a run ends where it began; with one it does not."
-    still, moved = [params(f"from-start-{arm}-{rate}", arm=arm, learning_rate=rate) for rate in (1e-30, 1e-3)]
+    still, moved = [
+        params(f"from-start-{variant}-{rate}", variant=variant, learning_rate=rate) for rate in (1e-30, 1e-3)
+    ]
     theirs = AutoModelForMaskedLM.from_pretrained(start)
     for p, near in [(still, True), (moved, False)]:
         pretrain(p, outputs)
@@ -123,9 +126,9 @@ def refused(p: PretrainParams, outputs: Path) -> str:
 
 def test_a_block_beyond_the_positions_is_refused(params, outputs):
     "65 tokens do not fit where 64 do."
-    said = refused(params("too-long", block_size=65), outputs)
-    assert "block_size 65" in said and "64 tokens" in said and "fitted" in said
-    p = params("as-long-as-can-be", block_size=64, steps=1)
+    said = refused(params("too-long", max_seq_length=65), outputs)
+    assert "max_seq_length 65" in said and "64 tokens" in said and "fitted" in said
+    p = params("as-long-as-can-be", max_seq_length=64, steps=1)
     assert pretrain(p, outputs)["step"] == 1
 
 
@@ -155,8 +158,13 @@ def test_two_folders_are_one_corpus(params, corpus, tmp_path, outputs):
     lines = []
     for p in (one, two):
         assert pretrain(p, outputs)["step"] == 2
-        ledgers = read_json(outputs / p.run_name / "corpus.json")["ledgers"]
-        lines.append({ledger["code"]: sum(s["lines"] for s in ledger["splits"].values()) for ledger in ledgers})
+        filter_reports = read_json(outputs / p.run_name / "corpus.json")["filter_reports"]
+        lines.append(
+            {
+                filter_report["code"]: sum(s["lines"] for s in filter_report["splits"].values())
+                for filter_report in filter_reports
+            }
+        )
     assert lines[1] == lines[0] | {"hin_Deva": lines[0]["hin_Deva"] + 30}
 
 
@@ -180,8 +188,8 @@ def test_a_killed_run_from_a_start_ends_like_the_unbroken_one(new_run, start, ou
 
 def test_a_run_that_was_refused_leaves_its_name_free(params, outputs):
     "The mend is made in the params file, and the same command given again."
-    refused(p := params("mended", block_size=65), outputs)
-    assert pretrain(replace(p, block_size=64), outputs)["step"] == 2
+    refused(p := params("mended", max_seq_length=65), outputs)
+    assert pretrain(replace(p, max_seq_length=64), outputs)["step"] == 2
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -9,12 +9,13 @@ from pathlib import Path
 import papermill
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from langsamp.params import benchmark, evaluate
 from langsamp.params import pretrain as params
 from langsamp.params.base import from_notebook, read_yaml
 from langsamp.params.pretrain import PretrainParams
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -25,20 +26,18 @@ RUNNERS = [
 ]
 CLUSTER = sorted((ROOT / "params/cluster").iterdir())  # For accelerate and Slurm, not for a notebook
 PARAMS = sorted(set((ROOT / "params").rglob("*.yaml")) - set(CLUSTER))
-MODULES = sorted(p for p in (ROOT / "langsamp").glob("*.py") if not p.stem.startswith("_"))
-# Data flows to the right: a module imports only those before it.
-ORDER = """disks core sealed locks environment strict_yaml strict params analysis_params benchmark_params codes
-    scripts lines corpus udhr mediawiki dataset_files dataset_rows hub corpora encodable model_files tokenizer
-    pieces vocabulary workers blocks sampling packing batches unigrams packed backbones linear_loss fused_ends
-    dropout blocked varlen last_block model e5small rows starts runs progress checkpoints machines feeding
-    training preparation shard_tasks pretraining planning projection encoder encoders sentences fill_mask
-    retrieval homes text_files benchmarks grams overlap paper_lists bible parallel examples label_files labelled
-    tag_scores probes task_models finetuning results evaluation figures comparison packing_study tables
-    table_figures neutrality neutrality_figures vectors relatives vector_maps resources reproduction synthetic
-    corpus_speed turns rivals contestants races speed speed_tables speed_figures""".split()
+MODULES = sorted(p for p in (ROOT / "langsamp").rglob("*.py") if not p.stem.startswith("_"))
+# Data flows to the right: a package imports only those before it, and a module only those before it in its package.
+PACKAGES = """core params languages corpora tokenization data model training encoding evaluation analysis
+    benchmark""".split()
+ORDER = [
+    f"{package}.{path.stem.partition('_')[2]}"
+    for package in PACKAGES
+    for path in sorted((ROOT / "nbs/library" / package).glob("[0-9]*.ipynb"))
+]
 STAGES = {
     "corpora": ("01_corpus.ipynb", params.CorpusBuildParams),
-    "starts": ("02_start.ipynb", params.StartParams),
+    "starts": ("02_start.ipynb", params.AdaptParams),
     "params": ("03_pretrain.ipynb", PretrainParams),
     "evaluations": ("04_evaluate.ipynb", evaluate.EvaluationParams),
     "reproductions": ("05_reproduce.ipynb", evaluate.ReproductionParams),
@@ -50,8 +49,8 @@ FIGURES = {
     "main_results": evaluate.TableParams,
     "ablation": evaluate.TableParams,
     "neutrality": evaluate.NeutralityParams,
-    "vector_map": evaluate.VectorParams,
-    "vector_similarity": evaluate.VectorParams,
+    "embedding_map": evaluate.EmbeddingParams,
+    "embedding_similarity": evaluate.EmbeddingParams,
     "resource_levels": evaluate.ResourceParams,
 }
 LOCAL = r"/(?:work|tmp|root|home|Users)/[a-z]|file:/{2}|registry\.np|/simp[l]e\b|files\.pythonhosted"
@@ -187,10 +186,18 @@ def test_runner_has_one_typed_parameters_cell(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=short)
 def test_notebook_is_short_celled_and_light(path):
     code = [cell for cell in cells(path) if "parameters" not in cell["metadata"].get("tags", [])]  # Those are a list
+    code = [cell for cell in code if not imports_only("".join(cell["source"]))]
     lines = [len("".join(cell["source"]).splitlines()) for cell in code]
     images = [d for c in cells(path) for o in c["outputs"] for k, d in o.get("data", {}).items() if k[:5] == "image"]
     assert max(lines, default=0) <= 25
     assert all(len("".join(image)) <= 100 * 1024 * 4 / 3 for image in images)
+
+
+def imports_only(text: str) -> bool:
+    "Whether a cell does nothing but import: another list."
+    return not text.startswith(("%", "!")) and all(
+        isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(text).body
+    )
 
 
 def test_sidebar_lists_every_notebook():
@@ -201,29 +208,39 @@ def test_sidebar_lists_every_notebook():
 # Modules
 
 
+def test_each_module_has_its_notebook():
+    assert sorted(ORDER) == sorted(f"{path.parent.name}.{path.stem}" for path in MODULES)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_module_imports_only_to_its_left(path):
-    text = path.read_text()
-    assert path.stem in ORDER, "give the new module its place in ORDER"
-    assert imported(text) <= set(ORDER[: ORDER.index(path.stem)])
+    name = f"{path.parent.name}.{path.stem}"
+    assert imported(path.read_text(), path.parent.name) <= set(ORDER[: ORDER.index(name)])
 
 
-def imported(text: str) -> set[str]:
-    "The modules of langsamp that a source text imports."
+def imported(text: str, package: str) -> set[str]:
+    "The modules of langsamp that a source text of a package imports."
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("langsamp.")}
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            name = f"langsamp.{node.module or ''}".rstrip(".") if node.level else node.module or ""
-            if name.split(".")[0] == "langsamp":
-                found |= set(name.split(".")[1:2] or [a.name for a in node.names])
+            base = ["", f"langsamp.{package}", "langsamp"][node.level]
+            base = f"{base}.{node.module or ''}".strip(".")
+            names = [base] if base.count(".") > 1 else [f"{base.rstrip('.')}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {".".join(name.split(".")[1:3]) for name in names if name.startswith("langsamp.")}
     return found
 
 
 def test_imported_sees_every_form():
-    text = "from .core import a\nfrom . import params\nimport langsamp.languages.codes\nfrom langsamp.corpora.text import b\nimport re"
-    assert imported(text) == {"core", "params", "codes", "corpus"}
+    text = (
+        "from ..core.files import a\nfrom . import udhr\nfrom ..data import masking\nimport langsamp.languages.codes\n"
+    )
+    text += "from langsamp.corpora.text import b\nfrom .lines import c\nimport re"
+    wanted = "core.files corpora.udhr data.masking languages.codes corpora.text corpora.lines".split()
+    assert imported(text, "corpora") == set(wanted)
 
 
 # What a stranger reads
@@ -264,5 +281,5 @@ def test_the_baseline_differs_from_langsamp_in_its_arm_only():
     ours, baseline = [yaml.safe_load((ROOT / f"params/udhr{end}.yaml").read_text()) for end in ("", "-baseline")]
     assert {name for name in ours if ours[name] != baseline[name]} == {
         "run_name",
-        "arm",
+        "variant",
     } and ours.keys() == baseline.keys()

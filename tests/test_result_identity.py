@@ -15,6 +15,9 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from transformers import AutoModel
+
+import langsamp
 from langsamp.analysis import embeddings, neutrality, plots, reproduction, resources, statistics, tables
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, write_json
@@ -28,9 +31,6 @@ from langsamp.params.evaluate import EvaluationParams
 from langsamp.params.pretrain import PretrainParams
 from langsamp.training.prepare import open_run
 from langsamp.training.pretrain import main, pretrain
-from transformers import AutoModel
-
-import langsamp
 
 NAMES = {"fra": "eng_Latn", "rus": "rus_Cyrl"}
 
@@ -184,7 +184,7 @@ def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
         monkeypatch.setattr(evaluation, name, watched(way, getattr(evaluation, name)))
     monkeypatch.setattr(Encoder, "encode", watched("retrieval", Encoder.encode))
     evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)
-    quick = {"epochs": 1, "batch_size": 8, "accumulation": 1}
+    quick = {"epochs": 1, "global_batch_size": 8, "accumulation": 1}
     evaluate(asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", changes=quick), home)
     assert ran.keys() == {"retrieval", "frozen", "fine-tuned"}
     shutil.copytree(langsamp.__path__[0], tmp_path / "edited", ignore=shutil.ignore_patterns("data", "__pycache__"))
@@ -268,15 +268,15 @@ def test_a_table_of_two_texts_is_refused():
 def runs(tmp_path_factory, corpus) -> Path:
     "Outputs with runs of two steps: of one text, of a smaller vocabulary, of fewer languages; and one of a step."
     outputs = tmp_path_factory.mktemp("outputs")
-    few = {"steps": 2, "warmup_steps": 0, "save_every": 1}
-    changes = {"one": {}, "two": {"seed": 8}, "small": {"vocabulary_size": 200}, "fewer": {"languages": ["eng_Latn"]}}
-    for name, change in (changes | {"longer": {"block_size": 24}, "shorter": {"steps": 1}}).items():
+    few = {"steps": 2, "warmup_steps": 0, "save_steps": 1}
+    changes = {"one": {}, "two": {"seed": 8}, "small": {"vocab_size": 200}, "fewer": {"languages": ["eng_Latn"]}}
+    for name, change in (changes | {"longer": {"max_seq_length": 24}, "shorter": {"steps": 1}}).items():
         pretrain(tiny.params_of(corpus, run_name=name, **few | change), outputs)
     return outputs
 
 
 @pytest.mark.parametrize(
-    "other,named", [("small", "tokenizer"), ("fewer", "language-scripts"), ("longer", "block_size")]
+    "other,named", [("small", "tokenizer"), ("fewer", "language-scripts"), ("longer", "max_seq_length")]
 )
 def test_incomparable_runs_have_no_common_figure(runs, other, named):
     for draw in (
@@ -303,9 +303,11 @@ def test_runs_of_other_lengths_are_told_apart(runs):
 
 
 def reproduced(corpus: Path, **changes) -> analysis_params.ReproductionParams:
-    given = {k: v for k, v in asdict(tiny.params_of(corpus)).items() if k not in ("run_name", "arm", "seed")}
-    short = {"steps": 2, "warmup_steps": 0, "save_every": 2}
-    return analysis_params.ReproductionParams(name="tiny", arms=["both", "none"], changes=given | short | changes)
+    given = {k: v for k, v in asdict(tiny.params_of(corpus)).items() if k not in ("run_name", "variant", "seed")}
+    short = {"steps": 2, "warmup_steps": 0, "save_steps": 2}
+    return analysis_params.ReproductionParams(
+        name="tiny", variants=["language+script", "baseline"], changes=given | short | changes
+    )
 
 
 @pytest.fixture
@@ -323,7 +325,7 @@ def finished(corpus, tmp_path, monkeypatch) -> Path:
 def test_a_reproduction_does_not_give_old_runs_for_others(corpus, finished):
     assert len(reproduction.reproduce(reproduced(corpus), finished)) == 2
     with pytest.raises(
-        UserError, match="tiny-both-42 belongs to a run with other parameters .*learning_rate: .* → 0.01"
+        UserError, match="tiny-language-script-42 belongs to a run with other parameters .*learning_rate: .* → 0.01"
     ):
         reproduction.reproduce(reproduced(corpus, learning_rate=0.01), finished)
 
@@ -336,7 +338,7 @@ def test_a_reproduction_does_not_give_old_runs_for_other_text(corpus, finished, 
         (tmp_path / job.output).write_text("{}")
     with open(other / "train/eng_Latn.txt", "a", encoding="utf-8") as file:
         file.write("one more line of text\n")
-    with pytest.raises(UserError, match="tiny-both-42 began from other text"):
+    with pytest.raises(UserError, match="tiny-language-script-42 began from other text"):
         reproduction.reproduce(reproduced(other), finished)
 
 
@@ -499,13 +501,13 @@ def half(path: Path) -> None:
         ("corpus.json", "half", lambda run: plots.validation_losses(run)),
         ("corpus.json", "half", lambda run: tables.training_tokens({"a": [run.name]}, run.parent)),
         ("corpus.json", "half", lambda run: open_encoder(run.name, run.parent)),
-        ("provenance.json", "half", lambda run: open_encoder(f"start:{run.name}", run.parent)),
+        ("provenance.json", "half", lambda run: open_encoder(f"init:{run.name}", run.parent)),
         ("provenance.json", "half", lambda run: save(run)),
         ("provenance.json", "gone", lambda run: save(run)),
         ("result.json", "half", lambda run: embeddings.drawn_blocks(run)),
         ("result.json", "half", lambda run: pretrain(open_run(run)[0], run.parent)),
-        ("model/config.json", "half", lambda run: embeddings.read_vectors(run)),
-        ("model/config.json", "gone", lambda run: embeddings.read_vectors(run)),
+        ("model/config.json", "half", lambda run: embeddings.read_embeddings(run)),
+        ("model/config.json", "gone", lambda run: embeddings.read_embeddings(run)),
     ],
 )
 def test_broken_files_of_a_run_are_named(harmed, name, how, ask):
@@ -559,7 +561,7 @@ def test_broken_results_are_named(home, sets, name):
 def test_a_figure_without_prepared_text_says_how_to_make_it(harmed, corpus):
     "The run's encoder needs none of it; what does is told the mend, and the mend works."
     shutil.rmtree(harmed / "data")
-    assert open_encoder("one", harmed).arm == "both"
+    assert open_encoder("one", harmed).variant == "language+script"
     for ask in (
         lambda: plots.unigram_table(harmed / "one"),
         lambda: embeddings.drawn_blocks(harmed / "one"),
@@ -614,7 +616,7 @@ def test_an_evaluation_needs_no_temporary_folder(home, sets, monkeypatch):
 
     for name in ("mkstemp", "mkdtemp", "TemporaryFile", "NamedTemporaryFile", "TemporaryDirectory"):
         monkeypatch.setattr(tempfile, name, full)
-    quick = {"epochs": 1, "batch_size": 8, "accumulation": 1}
+    quick = {"epochs": 1, "global_batch_size": 8, "accumulation": 1}
     assert len(evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)[0])
     tuned = asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", changes=quick)
     assert len(evaluate(tuned, home)[0])

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+
 from langsamp.core.files import sha256
-from langsamp.core.manifests import damage
+from langsamp.core.manifests import find_damage
 from langsamp.training.pretrain import main
 
 PARTS = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
@@ -53,7 +54,7 @@ def test_twenty_random_kills(new_run, monkeypatch):
     seed = np.random.SeedSequence().entropy
     steps = sorted(np.random.default_rng(seed).choice(np.arange(1, 196), 20, replace=False))
     (params, run), (its_params, whole) = [
-        new_run(name, steps=200, size="2x32") for name in ("killed-20", "unbroken-20")
+        new_run(name, steps=200, num_layers=2, hidden_size=32) for name in ("killed-20", "unbroken-20")
     ]
     tiny.finish(its_params, whole.parent)
     for step in steps:
@@ -81,7 +82,7 @@ def test_killed_at_every_file_operation_of_a_checkpoint(new_run, unbroken):
     params, run = new_run("killed-in-save")
     left, codes, log = set(), [], run.with_suffix(".log")
     while 0 not in codes:
-        whole = max((path.name for path in run.glob("checkpoints/step-*") if not damage(path)), default="")
+        whole = max((path.name for path in run.glob("checkpoints/step-*") if not find_damage(path)), default="")
         codes.append(tiny.exit_code(tiny.fork(params, run.parent, die_at, 2 * len(codes) + 1, log)))
         assert codes[-1] in (0, -signal.SIGKILL)
         said = log.read_text()
@@ -103,7 +104,7 @@ def test_told_to_stop(new_run, unbroken, step):
     process.join(10)
     assert process.exitcode == 143, f"told at step {step}"
     newest = max((run / "checkpoints").iterdir())
-    assert damage(newest) == "" and int(newest.name[5:]) == tiny.steps_of(run)
+    assert find_damage(newest) == "" and int(newest.name[5:]) == tiny.steps_of(run)
     assert tiny.exit_code(tiny.fork(params, run.parent)) == 0
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
 
@@ -178,7 +179,7 @@ def test_no_bit_of_a_manifest_can_raise(unbroken, tmp_path):
         flipped = bytearray(whole)
         flipped[place] ^= 1
         (tmp_path / "step/manifest.json").write_bytes(flipped)
-        if not damage(tmp_path / "step"):
+        if not find_damage(tmp_path / "step"):
             unseen.add(whole[:place].count(b"\n"))
     assert all(b"sha256" not in whole.split(b"\n")[line] for line in unseen)
 

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from scipy.stats import binom
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
 from langsamp.core.errors import UserError
 from langsamp.encoding.encoder import encode, encode_layers, up_to
 from langsamp.evaluation import retrieval
@@ -23,8 +26,6 @@ from langsamp.evaluation.retrieval import (
     retrieval_rows,
     scores,
 )
-from scipy.stats import binom
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
 (LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]

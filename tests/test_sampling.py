@@ -1,4 +1,4 @@
-"The shares of an epoch: the published rule to the line, temperature to the block, and a ledger that adds up."
+"The shares of an epoch: the published rule to the line, temperature to the block, and a filter_report that adds up."
 
 import ast
 import csv
@@ -8,9 +8,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import tiny
+from transformers import XLMRobertaConfig
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import repo_root
-from langsamp.data.masking import blocks_of_step
+from langsamp.data.masking import sequences_of_step
 from langsamp.data.sampling import (
     glot500_lines,
     glot500_pairs,
@@ -22,18 +24,19 @@ from langsamp.data.sampling import (
 from langsamp.model.langsamp import from_backbone
 from langsamp.params.pretrain import TrainingParams
 from langsamp.training.loop import train
-from transformers import XLMRobertaConfig
 
 
 def report_of(lines: dict[str, int], tokens: int = 25) -> dict:
     "What the corpus report says of language-scripts with so many training lines."
     splits = {code: {"train": {"lines": n, "tokens": tokens * n}} for code, n in lines.items()}
-    return {"ledgers": [{"code": code, "splits": split} for code, split in splits.items()]}
+    return {"filter_reports": [{"code": code, "splits": split} for code, split in splits.items()]}
 
 
-def blocks_for(report: dict, block_size: int = 100) -> np.ndarray:
+def blocks_for(report: dict, max_seq_length: int = 100) -> np.ndarray:
     "How many blocks the shards of a report have."
-    return np.array([-(-ledger["splits"]["train"]["tokens"] // block_size) for ledger in report["ledgers"]])
+    return np.array(
+        [-(-filter_report["splits"]["train"]["tokens"] // max_seq_length) for filter_report in report["filter_reports"]]
+    )
 
 
 def random_lines(seed: int) -> dict[str, int]:
@@ -134,7 +137,7 @@ def test_an_epoch_of_batches_keeps_the_shares():
     counts = blocks_for(report)
     wanted = quotas("temperature", 0.3, counts, report)
     last, size = np.cumsum(counts), int(wanted.sum())
-    drawn = np.concatenate([blocks_of_step(step, 64, last, 5, wanted)[1] for step in range(-(-size // 64))])[:size]
+    drawn = np.concatenate([sequences_of_step(step, 64, last, 5, wanted)[1] for step in range(-(-size // 64))])[:size]
     found = np.bincount(np.searchsorted(last, drawn, side="right"), minlength=3)
     assert (found == wanted).all()
     shares = np.array([1_000_000, 22_500, 925]) ** 0.3
@@ -160,7 +163,7 @@ def test_unknown_rule_is_named():
         quotas("glot5000", 0.3, np.array([1]), report_of({"eng_Latn": 1}))
 
 
-# The ledger
+# The filter_report
 
 
 def test_ledger_adds_up():
@@ -179,13 +182,13 @@ def test_ledger_adds_up():
 
 
 def test_trained_tokens_are_those_of_the_batches(tmp_path):
-    "What the ledger expects of a run is what its steps read, within a block a language-script."
+    "What the filter_report expects of a run is what its steps read, within a block a language-script."
     data = tiny.synthetic_data(tmp_path, {"eng_Latn": 3_210, "rus_Cyrl": 555, "wol_Latn": 70})
     code_tokens = dict(zip(data.train.codes, data.train.tokens.tolist()))
     report = report_of(code_tokens, tokens=1)
     wanted = quotas("temperature", 0.3, counts := np.diff(data.train.last, prepend=0), report)
     drawn = 3 * int(wanted.sum())
-    blocks, shards = data.train[blocks_of_step(0, drawn, data.train.last, 9, wanted)[1]]
+    blocks, shards = data.train[sequences_of_step(0, drawn, data.train.last, 9, wanted)[1]]
     found = np.bincount(shards, (blocks != data.pieces.pad).sum(axis=1), minlength=3)
     expected = sampling_table(report, counts, wanted, drawn)["trained tokens"].reindex(data.train.codes)
     assert np.abs(found - expected).max() <= 16 and found.sum() > 10_000
@@ -195,9 +198,9 @@ def test_training_draws_by_the_quotas(tmp_path):
     "Quotas equal to the blocks change no loss, and others do."
     data, size = tiny.synthetic_data(tmp_path), {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, intermediate_size=32, **size)
-    p, found = TrainingParams(steps=12, batch_size=8, micro_batch_size=8), {}
+    p, found = TrainingParams(steps=12, global_batch_size=8, micro_batch_size=8), {}
     counts = np.diff(data.train.last, prepend=0)
-    for name, wanted in {"none": None, "all": counts, "English": counts * [1, 0]}.items():
+    for name, wanted in {"baseline": None, "all": counts, "English": counts * [1, 0]}.items():
         train(
             from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=3),
             replace(data, quotas=wanted),
@@ -205,4 +208,4 @@ def test_training_draws_by_the_quotas(tmp_path):
             tmp_path / name,
         )
         found[name] = [line["loss"] for line in tiny.metrics_of(tmp_path / name) if "loss" in line]
-    assert found["none"] == found["all"] != found["English"]
+    assert found["baseline"] == found["all"] != found["English"]

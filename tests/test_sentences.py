@@ -1,4 +1,4 @@
-"What nbs/library/encoding/02_sentence_transformers.ipynb and 14c_fill_mask.ipynb promise, on every family and made-up models."
+"What nbs/library/encoding/ promises of sentence encoders and masks, on every family and made-up models."
 
 import copy
 import json
@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from scipy.stats import entropy
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, XLMRobertaConfig
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
-from langsamp.core.manifests import damage, manifest_of
+from langsamp.core.manifests import find_damage, manifest_of
 from langsamp.encoding import sentence_transformers as sentences
 from langsamp.encoding.encoder import encode
 from langsamp.encoding.fill_mask import divergence, fill_mask, mask_log_probabilities
 from langsamp.encoding.open_encoder import Encoder
 from langsamp.encoding.sentence_transformers import save_sentence_encoder
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
-from scipy.stats import entropy
-from sentence_transformers import SentenceTransformer
-from transformers import AutoConfig, AutoModel, AutoTokenizer, XLMRobertaConfig
 
 PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
 (LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]
@@ -83,7 +84,7 @@ def test_blocks_that_depend_on_their_number_are_all_kept(tokenizer, tmp_path):
 
 
 def test_an_encoder_without_a_pooler(tokenizer, tmp_path):
-    "As `start:RUN` has it: the pooler that AutoModel wants is the identity, not drawn at random."
+    "As `init:RUN` has it: the pooler that AutoModel wants is the identity, not drawn at random."
     encoder = encoder_of("xlm-roberta", tokenizer)
     encoder.model.pooler = None
     _, report = AutoModel.from_pretrained(save_sentence_encoder(encoder, tmp_path / "made"), output_loading_info=True)
@@ -132,7 +133,7 @@ def test_a_failure_leaves_what_was_there(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(sentences, "write_json", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_sentence_encoder(encoder, folder, layer=1)
-    assert damage(folder) == "" and manifest_of(folder)["layer"] == 2
+    assert find_damage(folder) == "" and manifest_of(folder)["layer"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
@@ -155,7 +156,7 @@ def model(tokenizer) -> LangSAMPForMaskedLM:
     "Random weights, with vectors as long as hidden states."
     sizes = {"vocab_size": len(tokenizer), "type_vocab_size": 1} | {k: v for k, v in TINY.items() if k != "vocab_size"}
     made = from_backbone(XLMRobertaConfig(**sizes), ["eng", "rus"], ["Cyrl", "Latn"])
-    for number, table in enumerate((made.language_vectors, made.script_vectors)):
+    for number, table in enumerate((made.language_embeddings, made.script_embeddings)):
         torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(number))
     return made
 
@@ -233,9 +234,9 @@ def test_mistakes(text, language, said, model, tokenizer):
 
 def test_a_model_without_vectors_takes_no_hint(tokenizer):
     config = XLMRobertaConfig(**TINY | {"vocab_size": len(tokenizer), "type_vocab_size": 1})
-    none = from_backbone(config, ["eng"], ["Latn"], "none")
+    none = from_backbone(config, ["eng"], ["Latn"], "baseline")
     assert len(fill_mask(TWO, none, tokenizer)) == 10
-    with pytest.raises(UserError, match="arm `none` has no vectors"):
+    with pytest.raises(UserError, match="variant `none` has no vectors"):
         fill_mask(TWO, none, tokenizer, "eng_Latn")
 
 
@@ -245,5 +246,5 @@ def test_a_model_without_vectors_takes_no_hint(tokenizer):
 def test_the_guide(tmp_path):
     "Through papermill, with the defaults: it trains, searches, saves, and guesses."
     tiny.papermill("nbs/tutorials/encoding.ipynb", tmp_path / "guide.ipynb", tmp_path)
-    assert damage(tmp_path / "guide-sentences") == ""
+    assert find_damage(tmp_path / "guide-sentences") == ""
     assert read_json(tmp_path / "guide/result.json")["step"] == 300

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import sha256
 from langsamp.corpora.registry import find_corpus

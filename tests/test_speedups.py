@@ -12,24 +12,24 @@ import test_encoders
 import tiny
 import torch
 import torch.nn.functional as F
-from langsamp.corpora.registry import find_corpus
-from langsamp.data.packing import Rows, pack_shard
-from langsamp.data.shards import Blocks, write_shards
-from langsamp.model import linear_cross_entropy as linear_loss
-from langsamp.model.backbones import first_place
-from langsamp.model.cpu_kernels import FastDropout
-from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
-from langsamp.model.linear_cross_entropy import LinearLoss, ends_in_linear, with_loss
-from langsamp.model.packed_attention import blocked
-from langsamp.params.pretrain import TrainingParams
-from langsamp.tokenization.train import trained_tokenizer
-from langsamp.training import loop as training
-from langsamp.training.loop import keep_gradients
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
 
+from langsamp.corpora.registry import find_corpus
 from langsamp.data import packing
+from langsamp.data.packing import PackedSequences, pack_shard
+from langsamp.data.shards import TokenDataset, write_shards
+from langsamp.model import linear_cross_entropy as linear_loss
+from langsamp.model.backbones import position_offset
+from langsamp.model.cpu_kernels import FastDropout
+from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
+from langsamp.model.linear_cross_entropy import LinearCrossEntropy, ends_in_linear, with_loss
+from langsamp.model.packed_attention import block_diagonal_mask
+from langsamp.params.pretrain import TrainingParams
+from langsamp.tokenization.train import trained_tokenizer
+from langsamp.training import loop as training
+from langsamp.training.loop import keep_gradients
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TINY = XLMRobertaConfig(vocab_size=256, max_position_embeddings=66, type_vocab_size=1, **SIZES)
@@ -91,7 +91,9 @@ def test_a_last_block_for_masked_tokens_only_gives_the_loss_and_gradients_of_the
     if seen == "no padding":
         told["attention_mask"][:2, 11:] = 0
     if seen == "own sentence":
-        told = blocked(torch.tensor([[1] * 5 + [2] * 8 + [0] * 3]).expand(4, -1), first_place(model.mlm))
+        told = block_diagonal_mask(
+            torch.tensor([[1] * 5 + [2] * 8 + [0] * 3]).expand(4, -1), position_offset(model.mlm)
+        )
     ids = {"language_ids": torch.tensor([0, 1, 1, 0]), "script_ids": torch.tensor([1, 0, 0, 1])}
     found = {}
     for model.last_block in ("", path):
@@ -142,12 +144,12 @@ def test_a_query_that_sees_nothing_answers_nothing(kind):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_that_stay_are_those_that_are_made_anew(monkeypatch, tmp_path, precision):
     "Three steps of two micro-batches end at the same weights, and no gradient moves in memory."
-    p = TrainingParams(steps=3, batch_size=8, micro_batch_size=4, warmup_steps=1, precision=precision)
+    p = TrainingParams(steps=3, global_batch_size=8, micro_batch_size=4, warmup_steps=1, precision=precision)
     weights, moved = [], []
     for keeps in (True, False):
         monkeypatch.setattr(training, "keep_gradients", keep_gradients if keeps else lambda *_: False)
         model = from_backbone(TINY, ["eng", "rus"], ["Cyrl", "Latn"], dropout=0.0)
-        t, places = training.Trainee(model.train(), tiny.synthetic_data(tmp_path), p), []
+        t, places = training.Trainer(model.train(), tiny.synthetic_data(tmp_path), p), []
         for step in range(3):
             training.train_step(t, step)
             places.append([None if w.grad is None else w.grad.data_ptr() for w in model.parameters()])
@@ -165,7 +167,7 @@ def test_the_number_of_rows_at_a_time_changes_nothing(monkeypatch, bias):
     x_KH = torch.randn(50, 16)
 
     def found() -> tuple[float, dict]:
-        loss = LinearLoss(linear, labels_K, items=33)(x_KH)
+        loss = LinearCrossEntropy(linear, labels_K, items=33)(x_KH)
         return loss.item(), gradients(linear, loss)
 
     loss, grads = found()
@@ -184,7 +186,7 @@ def test_under_autocast_the_loss_is_as_near_to_the_exact_one_as_the_plain_head(m
     exact = gradients(linear, F.cross_entropy(linear(x_KH), labels_K))
     with torch.autocast("cpu", torch.bfloat16):
         plain = gradients(linear, F.cross_entropy(linear(x_KH).float(), labels_K))
-        fused = gradients(linear, LinearLoss(linear, labels_K)(x_KH))
+        fused = gradients(linear, LinearCrossEntropy(linear, labels_K)(x_KH))
     assert 1e-4 < furthest(fused, exact) < 1.5 * furthest(plain, exact) + 1e-3, "in bf16, and no worse for it"
 
 
@@ -192,7 +194,7 @@ MEMORY = """
 import re, sys, torch
 from pathlib import Path
 from torch import nn
-from langsamp.model.linear_cross_entropy import LinearLoss
+from langsamp.model.linear_cross_entropy import LinearCrossEntropy
 torch.set_num_threads(1)
 linear, x, labels = nn.Linear(16, 250_002), torch.randn(1500, 16), torch.randint(250_002, (1500,))
 def peak():  # Not ru_maxrss, which begins at what the process had that started this one
@@ -201,7 +203,7 @@ def peak():  # Not ru_maxrss, which begins at what the process had that started 
 
 before = peak()
 if sys.argv[1] == "fused":
-    LinearLoss(linear, labels)(x).backward()
+    LinearCrossEntropy(linear, labels)(x).backward()
 else:
     nn.functional.cross_entropy(linear(x), labels).backward()
 print((peak() - before) / 1024)
@@ -228,7 +230,7 @@ def test_a_row_of_sentences_costs_what_they_cost_alone():
     pad = torch.full((4,), 1)
     row, row_labels = torch.cat([*sentences, pad])[None], torch.cat([*labels, pad * 0 - 100])[None]
     segments = torch.repeat_interleave(torch.tensor([1, 2, 3, 0]), torch.tensor([7, 9, 12, 4]))[None]
-    together = model(row, labels=row_labels, **blocked(segments, first_place(model.mlm)), **ids).loss
+    together = model(row, labels=row_labels, **block_diagonal_mask(segments, position_offset(model.mlm)), **ids).loss
     assert together.item() == pytest.approx(alone.item(), abs=1e-5)
     assert furthest(gradients(model, together), gradients(model, alone)) < 1e-5
 
@@ -253,7 +255,7 @@ def test_patterns_use_every_length_as_often_as_it_is_there(size, seed):
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> tuple[Blocks, Rows, Path]:
+def packed(tmp_path_factory) -> tuple[TokenDataset, PackedSequences, Path]:
     "A corpus as a stream, and packed, a few sentences at a time."
     home = tmp_path_factory.mktemp("packed")
     sources, _ = find_corpus(str(tiny.write_corpus(home / "corpus")))
@@ -263,7 +265,7 @@ def packed(tmp_path_factory) -> tuple[Blocks, Rows, Path]:
         patch.setattr(packing, "AT_ONCE", 25)
         for shard in shards:
             pack_shard(shard, 32)
-    return Blocks(shards, "train", 32, 1), Rows(shards, "train", 32, 1), home
+    return TokenDataset(shards, "train", 32, 1), PackedSequences(shards, "train", 32, 1), home
 
 
 def test_packing_loses_no_token_and_cuts_no_sentence_that_fits(packed):

@@ -7,16 +7,6 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from langsamp.core.errors import UserError
-from langsamp.core.files import read_json, sha256
-from langsamp.core.manifests import damage
-from langsamp.corpora.text import Source, find_sources
-from langsamp.model.adapt_checkpoint import find_backbone, make_start, start_table, weight_sums
-from langsamp.model.resize_embeddings import adapted, restored
-from langsamp.params.pretrain import StartParams
-from langsamp.tokenization.adapt import fit_vocabulary
-from langsamp.tokenization.edit import old_ids, pieces_of, save_tokenizer
-from langsamp.tokenization.train import trained_tokenizer
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -26,6 +16,17 @@ from transformers import (
     PreTrainedModel,
     XLMRobertaConfig,
 )
+
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json, sha256
+from langsamp.core.manifests import find_damage
+from langsamp.corpora.text import Source, find_sources
+from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_table, find_backbone, weight_sums
+from langsamp.model.resize_embeddings import adapted, restored
+from langsamp.params.pretrain import AdaptParams
+from langsamp.tokenization.adapt import fit_vocabulary
+from langsamp.tokenization.edit import old_ids, pieces_of, save_tokenizer
+from langsamp.tokenization.train import trained_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 CONFIGS = {
@@ -90,11 +91,11 @@ def outputs_of(mlm: PreTrainedModel, ids: list[int]) -> tuple[torch.Tensor, torc
 # Rows
 
 
-@pytest.mark.parametrize("new_rows", ["mean", "random"])
+@pytest.mark.parametrize("new_token_init", ["mean", "random"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_kept_pieces_compute_the_same_bits(name, new_rows, base, fitted):
+def test_kept_pieces_compute_the_same_bits(name, new_token_init, base, fitted):
     mlm = model_of(name, base)
-    small, stood = adapted(mlm, base, fitted, new_rows), mapping_of(fitted, base)
+    small, stood = adapted(mlm, base, fitted, new_token_init), mapping_of(fitted, base)
     old, new = [AutoTokenizer.from_pretrained(folder) for folder in (base, fitted)]
     checked = 0
     for line in LATIN[:50]:
@@ -166,11 +167,11 @@ def test_pieces_that_share_letters_are_nearer(base, fitted):
     assert sum(shared) / len(shared) > sum(apart) / len(apart) + 0.2
 
 
-@pytest.mark.parametrize("new_rows", ["mean", "random"])
-def test_the_seed_decides(new_rows, base, fitted):
+@pytest.mark.parametrize("new_token_init", ["mean", "random"])
+def test_the_seed_decides(new_token_init, base, fitted):
     mlm = model_of("xlm-roberta", base)
     before = torch.random.get_rng_state()
-    a, b, c = [adapted(mlm, base, fitted, new_rows, seed) for seed in (1, 1, 2)]
+    a, b, c = [adapted(mlm, base, fitted, new_token_init, seed) for seed in (1, 1, 2)]
     assert torch.equal(before, torch.random.get_rng_state()), "the global generator was used"
     assert tiny.furthest(a, b) == 0 < tiny.furthest(a, c)
     assert tiny.furthest(mlm, model_of("xlm-roberta", base)) == 0, "the given model was changed"
@@ -192,9 +193,9 @@ def test_a_model_with_too_few_rows_is_refused(base, fitted):
 
 
 @pytest.fixture(scope="module")
-def params(corpus, backbone) -> StartParams:
-    return StartParams(
-        name="a", backbone=str(backbone), corpus=str(corpus), languages=[], new_pieces=150, least_count=2, seed=3
+def params(corpus, backbone) -> AdaptParams:
+    return AdaptParams(
+        name="a", backbone=str(backbone), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=2, seed=3
     )
 
 
@@ -205,61 +206,61 @@ def outputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(params, outputs) -> Path:
-    return make_start(params, outputs)
+    return adapt_checkpoint(params, outputs)
 
 
 def test_a_start_is_stock_and_fits(start):
     tokenizer, mlm = AutoTokenizer.from_pretrained(start), AutoModelForMaskedLM.from_pretrained(start)
     assert mlm.config.vocab_size == len(tokenizer) and type(mlm).__module__.startswith("transformers.")
-    table = start_table(start)
+    table = adaptation_table(start)
     assert table.loc[["Cyrl", "Deva"], "<unk> % before"].min() > 40 and table["<unk> % after"].max() == 0
     assert read_json(start / "start.json")["pieces"]["now"] == len(tokenizer)
 
 
 def test_two_builds_are_the_same_bytes(start, params, tmp_path):
-    again = make_start(params, tmp_path)
+    again = adapt_checkpoint(params, tmp_path)
     for path in start.iterdir():
         assert sha256(path) == sha256(again / path.name), f"{path.name} differs"
 
 
 def test_nothing_is_made_twice(start, params, outputs):
     before = {path.name: path.stat().st_mtime_ns for path in start.iterdir()}
-    assert make_start(params, outputs) == start
+    assert adapt_checkpoint(params, outputs) == start
     assert {path.name: path.stat().st_mtime_ns for path in start.iterdir()} == before
 
 
 def test_another_start_of_that_name_is_refused(start, params, outputs):
     with pytest.raises(UserError, match="seed: 3 → 4.*choose another name"):
-        make_start(replace(params, seed=4), outputs)
+        adapt_checkpoint(replace(params, seed=4), outputs)
 
 
 def test_changed_text_is_refused(params, tmp_path, corpus):
     text = shutil.copytree(corpus, tmp_path / "text")
-    make_start(p := replace(params, corpus=str(text)), tmp_path)
+    adapt_checkpoint(p := replace(params, corpus=str(text)), tmp_path)
     with open(text / "train" / "eng_Latn.txt", "a", encoding="utf-8") as file:
         file.write("abc abd abe\n")
     with pytest.raises(UserError, match="text: "):
-        make_start(p, tmp_path)
+        adapt_checkpoint(p, tmp_path)
 
 
 def test_a_changed_backbone_is_refused(params, tmp_path, backbone, base):
     own = shutil.copytree(backbone, tmp_path / "own")
-    make_start(p := replace(params, backbone=str(own)), tmp_path)
+    adapt_checkpoint(p := replace(params, backbone=str(own)), tmp_path)
     model_of("xlm-roberta", base, seed=1).save_pretrained(own)
     with pytest.raises(UserError, match="model.safetensors"):
-        make_start(p, tmp_path)
+        adapt_checkpoint(p, tmp_path)
 
 
 def test_a_damaged_start_is_made_again(params, tmp_path):
-    start = make_start(params, tmp_path)
+    start = adapt_checkpoint(params, tmp_path)
     (start / "tokenizer.json").write_text("{}")
-    assert damage(make_start(params, tmp_path)) == ""
+    assert find_damage(adapt_checkpoint(params, tmp_path)) == ""
 
 
 def test_another_tokenizer_brings_its_pieces(params, tmp_path, backbone, fitted, base):
     "As XLM-R with Glot500's tokenizer: what both have keeps its row."
-    p = replace(params, tokenizer=str(fitted), new_pieces=0, least_count=0, corpus="")
-    mlm, stood = AutoModelForMaskedLM.from_pretrained(make_start(p, tmp_path)), mapping_of(fitted, base)
+    p = replace(params, tokenizer=str(fitted), num_new_tokens=0, min_count=0, corpus="")
+    mlm, stood = AutoModelForMaskedLM.from_pretrained(adapt_checkpoint(p, tmp_path)), mapping_of(fitted, base)
     old = AutoModelForMaskedLM.from_pretrained(backbone).get_input_embeddings().weight
     assert torch.equal(mlm.get_input_embeddings().weight[stood >= 0], old[stood[stood >= 0]])
     assert len(mlm.get_input_embeddings().weight) == len(stood)
@@ -275,14 +276,14 @@ def test_an_encoder_alone_is_refused(tmp_path, base):
     "Its head would be random, and nobody would know."
     model_of("xlm-roberta", base).base_model.save_pretrained(tmp_path / "encoder")
     save_tokenizer(read_json(base / "tokenizer.json"), base, tmp_path / "encoder")
-    p = StartParams(backbone=str(tmp_path / "encoder"), corpus="", new_pieces=0, least_count=0)
+    p = AdaptParams(backbone=str(tmp_path / "encoder"), corpus="", num_new_tokens=0, min_count=0)
     with pytest.raises(UserError, match="head"):
-        make_start(p, tmp_path)
+        adapt_checkpoint(p, tmp_path)
 
 
 def test_a_start_can_be_the_backbone_of_another(start, outputs, params):
     assert find_backbone("a", outputs) == str(start)
-    again = make_start(replace(params, name="b", backbone="a"), outputs)
+    again = adapt_checkpoint(replace(params, name="b", backbone="a"), outputs)
     assert read_json(again / "start.json")["pieces"]["new"] == 0, "the same text needs nothing more"
 
 

@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+
 from langsamp.core.errors import UserError
 from langsamp.evaluation.metrics import (
     accuracy,

@@ -15,16 +15,16 @@ import pytest
 import tiny
 import torch
 import yaml
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+import langsamp
 from langsamp.core.errors import UserError
 from langsamp.corpora.udhr import read_documents
 from langsamp.encoding.open_encoder import open_encoder
 from langsamp.model.backbones import load_backbone
 from langsamp.params.base import read_yaml
 from langsamp.training.pretrain import main
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
-
-import langsamp
 
 # Checkpoints
 
@@ -63,7 +63,7 @@ def test_a_trapped_checkpoint_is_not_sprung(corpus, stock, tmp_path, capsys, mon
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     mark = tmp_path / "sprung"
     folder = trapped(tmp_path / "checkpoint", stock, mark, kind)
-    changes = {"backbone": str(folder), "steps": 1, "warmup_steps": 0, "save_every": 1}
+    changes = {"backbone": str(folder), "steps": 1, "warmup_steps": 0, "save_steps": 1}
     params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="trap", **changes))
     code = main([str(params), str(tmp_path / "outputs")])
     assert not mark.exists()

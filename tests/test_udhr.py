@@ -4,9 +4,10 @@ import shutil
 
 import pandas as pd
 import pytest
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import cache_folder
-from langsamp.corpora.text import Ledger, clean_lines, find_sources
+from langsamp.corpora.text import FilterReport, clean_lines, find_sources
 from langsamp.corpora.udhr import FIRST_HELD_OUT, fetch_udhr, parallel_paragraphs, udhr_corpus
 
 
@@ -23,8 +24,8 @@ def folder():
 
 def test_languages_and_scripts(folder):
     "At least 450 language-scripts in at least 38 scripts, each with text to learn from and text held out."
-    sources, complaints = find_sources(folder / "text")
-    assert complaints == [] and len(sources) >= 450
+    sources, warnings = find_sources(folder / "text")
+    assert warnings == [] and len(sources) >= 450
     assert len({code.partition("_")[2] for code in sources}) >= 38
     assert all({source.split for source in files} == {"train", "validation"} for files in sources.values())
 
@@ -62,7 +63,7 @@ def test_held_out_text_is_not_learnt(folder):
     kept = {"train": 0, "validation": 0}
     for code, files in sources.items():
         texts: dict[str, set[str]] = {"train": set(), "validation": set()}
-        for split, text in clean_lines(files, Ledger(code)):
+        for split, text in clean_lines(files, FilterReport(code)):
             texts[split].add(text)
             kept[split] += 1
         assert texts["train"].isdisjoint(texts["validation"]), code

@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from scipy.stats import spearmanr
+from transformers import XLMRobertaConfig
+
 from langsamp.analysis.embedding_plots import heat_map, sum_map
 from langsamp.analysis.embeddings import (
     Vectors,
@@ -17,17 +20,15 @@ from langsamp.analysis.embeddings import (
     cosines,
     drawn_blocks,
     fix_gauge,
+    initial_embeddings,
     principal,
-    read_vectors,
-    starting_vectors,
+    read_embeddings,
 )
 from langsamp.analysis.resources import last_losses, level_differences, levels_of
 from langsamp.analysis.typology import agreement, asked, kinship, likenesses, mantel, neighbour_accuracy, relations
 from langsamp.core.errors import UserError
-from langsamp.model.langsamp import from_backbone, ids_of
+from langsamp.model.langsamp import from_backbone, language_script_ids
 from langsamp.training.pretrain import pretrain
-from scipy.stats import spearmanr
-from transformers import XLMRobertaConfig
 
 CODES = "aze_Cyrl aze_Latn deu_Latn eng_Latn hin_Deva npi_Deva rus_Cyrl tha_Thai".split()
 
@@ -99,7 +100,10 @@ def test_the_loss_cannot_see_the_gauge():
     config = XLMRobertaConfig(**sizes, vocab_size=100, max_position_embeddings=20, type_vocab_size=1)
     model = from_backbone(config, ["aze", "deu", "rus", "tha"], ["Cyrl", "Latn", "Thai"]).double()
     codes = ["aze_Cyrl", "aze_Latn", "deu_Latn", "rus_Cyrl", "tha_Thai"]
-    tokens, ids = torch.randint(5, 100, (5, 12), generator=torch.manual_seed(0)), ids_of(codes, model.config)
+    tokens, ids = (
+        torch.randint(5, 100, (5, 12), generator=torch.manual_seed(0)),
+        language_script_ids(codes, model.config),
+    )
 
     def loss() -> float:
         with torch.no_grad():
@@ -107,11 +111,11 @@ def test_the_loss_cannot_see_the_gauge():
 
     before, c = loss(), torch.randn(32, generator=torch.manual_seed(1)).double()
     with torch.no_grad():
-        model.language_vectors.weight[:3] += c
-    between = loss()
+        model.language_embeddings.weight[:3] += c
+    with_output_transform = loss()
     with torch.no_grad():
-        model.script_vectors.weight[:2] -= c
-    assert abs(loss() - before) < 1e-10 < 1e-3 < abs(between - before)
+        model.script_embeddings.weight[:2] -= c
+    assert abs(loss() - before) < 1e-10 < 1e-3 < abs(with_output_transform - before)
 
 
 # The tables of a run
@@ -121,9 +125,16 @@ def test_the_loss_cannot_see_the_gauge():
 def short(corpus, tmp_path_factory) -> Path:
     "Two updates of two blocks: one of three language-scripts was never drawn."
     outputs = tmp_path_factory.mktemp("short")
-    changes = {"steps": 2, "batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0, "save_every": 2, "dropout": 0.0}
-    for name, arm in [("short", "both"), ("language", "language"), ("none", "none")]:
-        pretrain(tiny.params_of(corpus, run_name=name, arm=arm, seed=6, **changes), outputs)
+    changes = {
+        "steps": 2,
+        "global_batch_size": 2,
+        "micro_batch_size": 2,
+        "warmup_steps": 0,
+        "save_steps": 2,
+        "dropout": 0.0,
+    }
+    for name, variant in [("short", "language+script"), ("language", "language"), ("baseline", "baseline")]:
+        pretrain(tiny.params_of(corpus, run_name=name, variant=variant, seed=6, **changes), outputs)
     return outputs
 
 
@@ -131,7 +142,7 @@ def test_rows_are_left_out_exactly_when_training_did_not_move_them(short):
     drawn = drawn_blocks(short / "short")
     idle = drawn.index[drawn == 0]
     assert drawn.sum() == 4 and len(idle) == 1, "the seed of this fixture leaves one language-script undrawn"
-    trained, start = read_vectors(short / "short"), starting_vectors(short / "short")
+    trained, start = read_embeddings(short / "short"), initial_embeddings(short / "short")
     assert trained.left_out == idle[0].split("_") == start.left_out
     assert list(trained.facts.index) == list(drawn.index[drawn > 0]) == list(start.facts.index)
     for name in ("language_PH", "script_PH"):
@@ -139,12 +150,15 @@ def test_rows_are_left_out_exactly_when_training_did_not_move_them(short):
 
 
 def test_an_arm_without_script_vectors_has_none_and_one_without_languages_is_refused(short):
-    assert not read_vectors(short / "language").script_PH.any() and read_vectors(short / "language").language_PH.any()
-    assert not starting_vectors(short / "language").script_PH.any()
-    with pytest.raises(UserError, match="run none is of arm `none` and has no language vectors"):
-        read_vectors(short / "none")
+    assert (
+        not read_embeddings(short / "language").script_PH.any()
+        and read_embeddings(short / "language").language_PH.any()
+    )
+    assert not initial_embeddings(short / "language").script_PH.any()
+    with pytest.raises(UserError, match="run none is of variant `none` and has no language vectors"):
+        read_embeddings(short / "baseline")
     with pytest.raises(UserError, match="no finished run at .*nothing"):
-        read_vectors(short / "nothing")
+        read_embeddings(short / "nothing")
 
 
 def test_all_matrices_are_of_the_same_languages_and_the_start_is_not_the_end(unbroken):
@@ -334,16 +348,16 @@ def test_seeds_are_averaged_before_languages_are_compared():
 
 
 def test_runs_that_cannot_be_compared_are_refused(short, corpus, unbroken):
-    both = last_losses({"LangSAMP": [short / "short"], "baseline": [short / "none"]})
+    both = last_losses({"LangSAMP": [short / "short"], "baseline": [short / "baseline"]})
     assert both.groupby("label").code.nunique().to_list() == [3, 3] and (both.step == 2).all()
-    longer = {"steps": 3, "batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0, "save_every": 3}
+    longer = {"steps": 3, "global_batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0, "save_steps": 3}
     pretrain(tiny.params_of(corpus, run_name="longer", **longer), short)
     with pytest.raises(UserError, match="ended at different steps: .*'short': 2.*'longer': 3"):
         last_losses({"a": [short / "short"], "b": [short / "longer"]})
     with pytest.raises(UserError, match="no finished run at .*nothing"):
         last_losses({"a": [short / "nothing"]})
     other = tiny.write_corpus(short / "other-text", lines=30)
-    pretrain(tiny.params_of(other, run_name="other", steps=2, warmup_steps=0, save_every=2), short)
+    pretrain(tiny.params_of(other, run_name="other", steps=2, warmup_steps=0, save_steps=2), short)
     with pytest.raises(UserError, match="the runs have different text"):
         last_losses({"a": [short / "short"], "b": [short / "other"]})
 
@@ -354,8 +368,8 @@ def test_runs_that_cannot_be_compared_are_refused(short, corpus, unbroken):
 @pytest.mark.parametrize(
     "page,pictures",
     [
-        ("vector_map", ["vectors-sums", "vectors-tables", "vectors-kinship"]),
-        ("vector_similarity", ["similarity"]),
+        ("embedding_map", ["vectors-sums", "vectors-tables", "vectors-kinship"]),
+        ("embedding_similarity", ["similarity"]),
         ("resource_levels", ["resources"]),
     ],
 )

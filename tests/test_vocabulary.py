@@ -6,14 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
 from langsamp.corpora.text import Source, find_sources
-from langsamp.tokenization.adapt import Coverage, by_script, coverage, fit_vocabulary, lacking, new_pieces, used_pieces
+from langsamp.tokenization.adapt import (
+    Coverage,
+    by_script,
+    coverage,
+    fit_vocabulary,
+    lacking,
+    num_new_tokens,
+    used_pieces,
+)
 from langsamp.tokenization.edit import extended, old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer
 from langsamp.tokenization.train import Encoder, pretrained_tokenizer, trained_tokenizer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 LATIN = tiny.sentences("eng_Latn", 200)
 
@@ -115,22 +124,22 @@ def test_unseen_scripts_can_be_read(base, sources):
 
 def test_new_pieces_have_a_missing_character_each(base, sources):
     found = coverage(sources, base)
-    new, known = new_pieces(sources, base, found, 150), dict(pieces_of(read_tokenizer(base, "Unigram")).values())
+    new, known = num_new_tokens(sources, base, found, 150), dict(pieces_of(read_tokenizer(base, "Unigram")).values())
     missing = set().union(*found.missing.values())
     assert len(new) <= 150 and all(missing & set(piece) for piece, _ in new) and not known.keys() & dict(new).keys()
     assert min(score for _, score in new) >= min(known.values()), "<unk> would cost another sum in covered text"
-    assert new == new_pieces(sources, base, found, 150), "another result the second time"
+    assert new == num_new_tokens(sources, base, found, 150), "another result the second time"
 
 
 def test_old_ids_stay(base, sources):
     content = read_tokenizer(base, "Unigram")
-    longer = fast_of(extended(content, new_pieces(sources, base, coverage(sources, base), 150)))
+    longer = fast_of(extended(content, num_new_tokens(sources, base, coverage(sources, base), 150)))
     before = Encoder(base).fast.get_vocab()
     assert {piece: longer.token_to_id(piece) for piece in before} == before
 
 
 def test_too_few_new_pieces_are_refused(base, sources):
-    with pytest.raises(UserError, match="raise new_pieces"):
+    with pytest.raises(UserError, match="raise num_new_tokens"):
         fit_vocabulary(sources, base, count=5)
 
 
@@ -146,7 +155,7 @@ def test_a_tokenizer_that_covers_all_gets_nothing(base, sources):
 def test_pruned_pieces_map_back_exactly(kind, request, sources):
     base = request.getfixturevalue(kind)
     latin, encoder = {"eng_Latn": sources["eng_Latn"]}, Encoder(base)
-    fitted = fit_vocabulary(latin, base, least_count=1)
+    fitted = fit_vocabulary(latin, base, min_count=1)
     mapping, after = old_ids(fitted.content, read_json(base / "tokenizer.json")), fast_of(fitted.content)
     assert len(mapping) < encoder.fast.get_vocab_size() and (mapping >= 0).all() and (np.diff(mapping) > 0).all()
     for line in train_text(sources, "eng_Latn"):
@@ -158,7 +167,7 @@ def test_pruned_pieces_map_back_exactly(kind, request, sources):
 def test_dropping_rare_pieces_makes_nothing_unknown(kind, least, request, sources):
     base = request.getfixturevalue(kind)
     latin = {"eng_Latn": sources["eng_Latn"]}
-    fitted = fit_vocabulary(latin, base, least_count=least)
+    fitted = fit_vocabulary(latin, base, min_count=least)
     assert fitted.after.table["unknown"].sum() == fitted.before.table["unknown"].sum() == 0
     assert fitted.after.table["tokens"].sum() >= fitted.before.table["tokens"].sum()
 
@@ -181,7 +190,7 @@ def test_text_of_kept_pieces_is_cut_alike_whatever_is_dropped(base):
 
 
 def test_special_tokens_move_everywhere(base, sources, tmp_path):
-    fitted = fit_vocabulary(sources, base, count=150, least_count=3)
+    fitted = fit_vocabulary(sources, base, count=150, min_count=3)
     save_tokenizer(fitted.content, base, tmp_path)
     before, after = [AutoTokenizer.from_pretrained(folder) for folder in (base, tmp_path)]
     assert pieces_of(fitted.content)[after.mask_token_id] == ("<mask>", 0.0)
@@ -197,9 +206,9 @@ def test_characters_that_only_occur_in_longer_pieces_are_kept():
         "model": {"type": "Unigram", "vocab": [["<unk>", 0], ["a", -1], ["qu", -2], ["ab", -3]]},
         "added_tokens": [],
     }
-    kept = used_pieces(np.array([0, 0, 1, 1]), content, [0], least_count=5)
+    kept = used_pieces(np.array([0, 0, 1, 1]), content, [0], min_count=5)
     assert kept.tolist() == [0, 1, 2, 3] and pieces_of(content)[2] == ("qu", -2)
-    assert used_pieces(np.array([0, 9, 0, 0]), content, [0], least_count=5).tolist() == [0, 1, 3], (
+    assert used_pieces(np.array([0, 9, 0, 0]), content, [0], min_count=5).tolist() == [0, 1, 3], (
         "the lowest score stays"
     )
 
@@ -216,7 +225,7 @@ def test_kinds_that_cannot_are_named(tmp_path, sources, base):
     PreTrainedTokenizerFast(tokenizer_object=bpe, **names).save_pretrained(tmp_path / "bpe")
     folder = pretrained_tokenizer(str(tmp_path / "bpe"), tmp_path)
     with pytest.raises(UserError, match="BPE tokenizer"):
-        fit_vocabulary(sources, folder, least_count=1)
+        fit_vocabulary(sources, folder, min_count=1)
     with pytest.raises(UserError, match="BPE pieces cannot become Unigram pieces"):
         old_ids(read_json(base / "tokenizer.json"), read_json(folder / "tokenizer.json"))
 

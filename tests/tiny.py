@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from transformers import AutoModelForMaskedLM, AutoTokenizer, XLMRobertaConfig
+
 from langsamp.core.files import sha256
 from langsamp.corpora.registry import find_corpus
-from langsamp.data.masking import Pieces
-from langsamp.data.packing import Rows, pack_shard
-from langsamp.data.shards import Blocks
+from langsamp.data.masking import TokenIds
+from langsamp.data.packing import PackedSequences, pack_shard
+from langsamp.data.shards import TokenDataset
 from langsamp.params.pretrain import PretrainParams
 from langsamp.tokenization.train import trained_tokenizer
 from langsamp.training.loop import Data
 from langsamp.training.pretrain import main
-from transformers import AutoModelForMaskedLM, AutoTokenizer, XLMRobertaConfig
 
 ALPHABETS = {"eng_Latn": "abcdefghijklmnop", "hin_Deva": "कखगघचछजझटठडढतथदध", "rus_Cyrl": "абвгдежзиклмнопр"}
 FORK = multiprocessing.get_context("forkserver")  # Processes that start in no time, with everything imported
@@ -48,14 +49,21 @@ def write_corpus(folder: Path, lines: int = 60) -> Path:
 
 def params_of(corpus: Path, **changes) -> PretrainParams:
     "Parameters of a run that takes a second: dropout, accumulation over two micro-batches, more than three epochs."
-    text = {"corpus": str(corpus), "languages": [], "vocabulary_size": 300, "block_size": 32}
-    model = {"size": "1x32", "dropout": 0.1}
-    training = {"steps": 48, "batch_size": 8, "micro_batch_size": 4, "warmup_steps": 4, "save_every": 6, "seed": 7}
+    text = {"corpus": str(corpus), "languages": [], "vocab_size": 300, "max_seq_length": 32}
+    model = {"num_layers": 1, "hidden_size": 32, "dropout": 0.1}
+    training = {
+        "steps": 48,
+        "global_batch_size": 8,
+        "micro_batch_size": 4,
+        "warmup_steps": 4,
+        "save_steps": 6,
+        "seed": 7,
+    }
     return PretrainParams.of(text | model | training | changes)
 
 
 def synthetic_data(
-    folder: Path, counts: dict[str, int] | None = None, block_size: int = 16, packing: str = "stream"
+    folder: Path, counts: dict[str, int] | None = None, max_seq_length: int = 16, packing: str = "stream"
 ) -> Data:
     "Shards of fixed numbers in sentences of 3 to 12, for what shall not depend on a tokenizer."
     shards = []
@@ -67,10 +75,10 @@ def synthetic_data(
             (5 + random.zipf(1.5, size) % 120 + 100 * number).astype("<u4").tofile(shards[-1] / f"{split}.tokens")
             ends = np.cumsum(lengths.integers(3, 13, size))
             np.append(ends[ends < size], size).astype("<u8").tofile(shards[-1] / f"{split}.ends")
-        pack_shard(shards[-1], block_size)
-    kind = {"stream": Blocks, "sentences": Rows}[packing]
-    splits = [kind(shards, split, block_size, pad=1) for split in ("train", "validation")]
-    return Data(*splits, Pieces(vocabulary_size=256, mask=255, pad=1, specials=[0, 1, 2, 3, 255]))
+        pack_shard(shards[-1], max_seq_length)
+    kind = {"stream": TokenDataset, "sentences": PackedSequences}[packing]
+    splits = [kind(shards, split, max_seq_length, pad=1) for split in ("train", "validation")]
+    return Data(*splits, TokenIds(vocab_size=256, mask=255, pad=1, specials=[0, 1, 2, 3, 255]))
 
 
 def stock_checkpoint(folder: Path, seed: int = 0) -> Path:

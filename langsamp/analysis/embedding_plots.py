@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
+
 from .embeddings import Vectors, code_facts, components, cosines, fix_gauge, principal
 from .plots import new_figure
 from ..core.errors import UserError, did_you_mean
-from matplotlib.figure import Figure
 
 # %% ../../nbs/library/analysis/09_embedding_plots.ipynb #0687b00d
 MARKS = (

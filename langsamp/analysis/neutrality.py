@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
 from .statistics import family_of, finite
 from ..core.errors import UserError
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 # %% ../../nbs/library/analysis/05_neutrality.ipynb #07a5e223
 def _checked(

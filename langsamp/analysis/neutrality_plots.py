@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+
 from .neutrality import Families, mean_and_interval, measure, nothing
 from .plots import LABELS, looks, new_figure
 from ..core.errors import UserError
@@ -22,7 +24,6 @@ from ..encoding.encoder import encode_layers
 from ..encoding.open_encoder import Encoder, open_encoder
 from ..evaluation.bitext import bitexts
 from ..training.prepare import open_run
-from matplotlib.figure import Figure
 
 # %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #82e52199
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def parallel_text(
     if name == "udhr":
         found = parallel_paragraphs(udhr_corpus())
     else:
-        pairs, complaints = bitexts("sib200-parallel")
+        pairs, warnings = bitexts("sib200-parallel")
         if not pairs:
-            raise UserError(f"no sentences of sib200: {'; '.join(complaints)}")
+            raise UserError(f"no sentences of sib200: {'; '.join(warnings)}")
         sides = [(pairs[0].source, pairs[0].source_texts), *((pair.target, pair.target_texts) for pair in pairs)]
         found = {code: dict(zip(map(str, range(len(texts))), texts)) for code, texts in reversed(sides)}
     table = full_table({code: texts for code, texts in found.items() if not codes or code in codes})
@@ -71,7 +72,7 @@ def runs_of(
     outputs: Path | str,  # The `outputs/` folder
 ) -> list[Path]:  # Other checkpoints have none
     "The folders of the runs behind some encoders."
-    names = [name.removeprefix("start:") for found in encoders.values() for name in found]
+    names = [name.removeprefix("init:") for found in encoders.values() for name in found]
     return [Path(outputs) / name for name in dict.fromkeys(names) if (Path(outputs) / name / "params.yaml").exists()]
 
 # %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #982a0803
@@ -95,10 +96,10 @@ def with_floors(
             known.add(encoder.identity)
             yield label, encoder
     for run in runs_of(encoders, outputs):
-        encoder = open_encoder(f"start:{run.name}", outputs)
+        encoder = open_encoder(f"init:{run.name}", outputs)
         if encoder.identity not in known:
             known.add(encoder.identity)
-            yield LABELS[encoder.arm], encoder
+            yield LABELS[encoder.variant], encoder
 
 # %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #c6069890
 def neutrality_table(
@@ -106,7 +107,7 @@ def neutrality_table(
     text: ParallelText,  # The same sentences in every language
     kin: Families,  # Of its languages
     outputs: Path | str,  # The `outputs/` folder
-) -> pd.DataFrame:  # label, run, arm, layer, measure, value, nothing, and `sums` over families
+) -> pd.DataFrame:  # label, run, variant, layer, measure, value, nothing, and `sums` over families
     "A row an encoder, layer and measure; floors included."
     rows, flat = [], [sentence for texts in text.texts for sentence in texts]
     none = nothing(text.codes, len(text.texts[0]))
@@ -117,8 +118,8 @@ def neutrality_table(
             for name, values in found.items():
                 sums = kin.sums(values)
                 value = mean_and_interval(replace(kin, weights_DF=kin.weights_DF[:1]), sums)[0]
-                rows.append((label, encoder.name, encoder.arm, layer, name, value, none.get(name, np.nan), sums))
-    return pd.DataFrame(rows, columns=["label", "run", "arm", "layer", "measure", "value", "nothing", "sums"])
+                rows.append((label, encoder.name, encoder.variant, layer, name, value, none.get(name, np.nan), sums))
+    return pd.DataFrame(rows, columns=["label", "run", "variant", "layer", "measure", "value", "nothing", "sums"])
 
 # %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #59a5b16c
 def _gaps(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, ...]:
@@ -131,7 +132,7 @@ def neutrality_differences(
     table: pd.DataFrame,  # As `neutrality_table` gives it
     base: str,  # Label that the others are compared with
     kin: Families,  # The same as for the table
-) -> pd.DataFrame:  # label, arm, layer, measure, difference, low, high, seeds
+) -> pd.DataFrame:  # label, variant, layer, measure, difference, low, high, seeds
     "Every other label minus the base."
     if base not in set(table.label):
         raise UserError(f"base `{base}` is none of the labels: {', '.join(dict.fromkeys(table.label))}")
@@ -143,8 +144,8 @@ def neutrality_differences(
             continue
         delta = np.mean(list(ours.sums), axis=0) - np.mean(list(theirs.sums), axis=0)
         seeds = _gaps(ours.value.to_numpy(), theirs.value.to_numpy())
-        rows.append((label, ours.arm.iloc[0], layer, name, *mean_and_interval(kin, delta), seeds))
-    return pd.DataFrame(rows, columns=["label", "arm", "layer", "measure", "difference", "low", "high", "seeds"])
+        rows.append((label, ours.variant.iloc[0], layer, name, *mean_and_interval(kin, delta), seeds))
+    return pd.DataFrame(rows, columns=["label", "variant", "layer", "measure", "difference", "low", "high", "seeds"])
 
 # %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #e5568ce5
 def layer_panels(
@@ -157,7 +158,7 @@ def layer_panels(
     for axes, name in zip(panels[0], measures):
         chosen = table[table.measure == name]
         for label, rows in chosen.groupby("label", sort=False):
-            dash = {"none": "--", "start": ":", "untrained": ":"}.get(rows.arm.iloc[0], "-")
+            dash = {"baseline": "--", "start": ":", "untrained": ":"}.get(rows.variant.iloc[0], "-")
             means, (_, colour) = rows.groupby("layer").value.mean(), styles[label]
             axes.plot(means.index, means, dash, color=colour, label=label)
             axes.plot(rows.layer, rows.value, ".", color=colour, ms=4, alpha=0.6)
@@ -182,7 +183,7 @@ def difference_points(
     "At each encoder's last layer: mean and interval over families, and each seed as a dot. Floors are left out."
     last = differences[differences.layer == differences.groupby("label").layer.transform("max")]
     last = last[last.measure.isin(measures)]
-    rivals = last[~last.arm.isin(["start", "untrained"])]
+    rivals = last[~last.variant.isin(["start", "untrained"])]
     figure, axes = new_figure(width=7.5, height=1.2 + 0.55 * len(measures))
     for place, (label, (_, colour)) in enumerate(looks(rivals.assign(run=rivals.label)).items()):
         rows = rivals[rivals.label == label].set_index("measure").reindex(measures)

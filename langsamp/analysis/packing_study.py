@@ -13,6 +13,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
+
 from .plots import new_figure, run_retrieval
 from .statistics import across_seeds
 from ..core.errors import UserError
@@ -20,9 +22,8 @@ from ..core.files import read_json
 from ..data.unigrams import mean_loss, unigram_losses
 from ..encoding.fill_mask import open_model
 from ..params.pretrain import PretrainParams
-from ..training.loop import Trainee, validate
+from ..training.loop import Trainer, validate
 from ..training.prepare import Corpus, data_of, open_run
-from matplotlib.figure import Figure
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #a0981f48
 def held_out_loss(
@@ -32,7 +33,7 @@ def held_out_loss(
     "The loss of a run's model on its held-out text, cut as `packing` says."
     p, corpus = open_run(run)
     data = data_of(replace(p, packing=packing), corpus)
-    return validate(Trainee(open_model(run)[0], data, p))["validation_loss"]
+    return validate(Trainer(open_model(run)[0], data, p))["validation_loss"]
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #87146bb1
 def unigram_floor(

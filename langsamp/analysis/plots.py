@@ -16,6 +16,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
+
 from ..core.errors import UserError
 from ..core.files import read_json, write_json, writing
 from ..corpora.udhr import parallel_paragraphs, udhr_corpus
@@ -25,41 +27,40 @@ from ..evaluation.retrieval import mean_interval, parallel_retrieval
 from ..training.prepare import data_of, open_run
 from ..training.pretrain import exported_by
 from ..training.run_dir import read_metrics
-from matplotlib.figure import Figure
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #de76ff2f
 COLOURS = {
-    "both": "#0072B2",
+    "language+script": "#0072B2",
     "language": "#009E73",
     "script": "#CC79A7",
-    "none": "#D55E00",
+    "baseline": "#D55E00",
     "chance": "#000000",
 }
-_SPARE = ("#56B4E9", "#E69F00", "#F0E442")  # For a second run of an arm
+_SPARE = ("#56B4E9", "#E69F00", "#F0E442")  # For a second run of an variant
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #d9544943
 LABELS = {
-    "both": "LangSAMP",
+    "language+script": "LangSAMP",
     "language": "language vectors only",
     "script": "script vectors only",
-    "none": "baseline",
+    "baseline": "baseline",
     "untrained": "untrained",
     "start": "start",
 }
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #34bcbe28
 def looks(
-    table: pd.DataFrame,  # With the columns `run` and `arm`
+    table: pd.DataFrame,  # With the columns `run` and `variant`
 ) -> dict[str, tuple[str, str]]:  # Run -> label and colour
-    "How each run is called and coloured: as its arm, and by its own name where two runs share an arm."
-    pairs, spare = table[["run", "arm"]].drop_duplicates(), iter(_SPARE)
-    shared, again = pairs.arm.duplicated(keep=False), pairs.arm.duplicated()
+    "How each run is called and coloured: as its variant, and by its own name where two runs share an variant."
+    pairs, spare = table[["run", "variant"]].drop_duplicates(), iter(_SPARE)
+    shared, again = pairs.variant.duplicated(keep=False), pairs.variant.duplicated()
     return {
         run: (
-            LABELS.get(arm, arm) + (f" ({run})" if many else ""),
-            next(spare, "#999999") if second else COLOURS.get(arm, "#000000"),
+            LABELS.get(variant, variant) + (f" ({run})" if many else ""),
+            next(spare, "#999999") if second else COLOURS.get(variant, "#000000"),
         )
-        for run, arm, many, second in zip(pairs.run, pairs.arm, shared, again)
+        for run, variant, many, second in zip(pairs.run, pairs.variant, shared, again)
     }
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #4b102f65
@@ -89,9 +90,11 @@ def save_figure(
 def _measured_on(run: Path) -> dict[str, Any]:
     "What decides which tokens a validation asks for."
     p, corpus = open_run(run)
-    facts: dict[str, Any] = {"language-scripts": len({ledger["code"] for ledger in corpus.report["ledgers"]})}
+    facts: dict[str, Any] = {
+        "language-scripts": len({filter_report["code"] for filter_report in corpus.report["filter_reports"]})
+    }
     facts |= {"tokenizer": corpus.tokenizer.name, "text": corpus.identity}
-    return facts | {"block_size": p.block_size, "packing": p.packing}
+    return facts | {"max_seq_length": p.max_seq_length, "packing": p.packing}
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #93c8f86c
 def comparable(
@@ -119,15 +122,15 @@ def _lines_of(run: Path) -> list[dict[str, Any]]:
 def validation_losses(
     *runs: Path,  # Folders of runs, all on the same text
 ) -> pd.DataFrame:
-    "A row a run, validation and language-script: run, arm, step, code, script, loss, masked tokens, exported or not."
+    "A row per run, validation and language-script: run, variant, step, code, script, loss, masked tokens, exported."
     comparable(*runs)
     rows = [
-        (run.name, open_run(run)[0].arm, line["step"], code, code.rpartition("_")[2], loss, masked)
+        (run.name, open_run(run)[0].variant, line["step"], code, code.rpartition("_")[2], loss, masked)
         for run in runs
         for line in _lines_of(run)
         for code, (loss, masked) in line.get("by_language_script", {}).items()
     ]
-    table = pd.DataFrame(rows, columns=["run", "arm", "step", "code", "script", "loss", "masked"])
+    table = pd.DataFrame(rows, columns=["run", "variant", "step", "code", "script", "loss", "masked"])
     chosen = {run.name: exported_by(run, table.step[table.run == run.name].max()) for run in runs}
     return table.assign(exported=table.step == table.run.map(chosen))
 
@@ -155,7 +158,7 @@ def unigram_table(run: Path) -> pd.DataFrame:
     p, corpus = open_run(run)
     data = data_of(p, corpus)
     wide = unigram_losses(data.train, data.validation, data.pieces).rename_axis("code").reset_index()
-    long = wide.melt(["code", "masked"], ["global", "own"], var_name="arm", value_name="loss")
+    long = wide.melt(["code", "masked"], ["global", "own"], var_name="variant", value_name="loss")
     return long.assign(script=long.code.str.rpartition("_")[2])
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #138cfe49
@@ -164,15 +167,15 @@ def loss_curves(
     unigrams: pd.DataFrame,  # As `unigram_table` gives it
 ) -> tuple[Figure, pd.DataFrame]:
     "Validation loss over the steps, with the context-free models as lines; a ring where weights were exported early."
-    curves, flat = mean_by(losses, "run", "arm", "step", "exported"), mean_by(unigrams, "arm")
+    curves, flat = mean_by(losses, "run", "variant", "step", "exported"), mean_by(unigrams, "variant")
     figure, axes = new_figure()
-    for (arm, run), rows in _groups(curves, "arm", "run"):
-        (label, colour), style = looks(curves)[run], "--" if arm == "none" else "-"
+    for (variant, run), rows in _groups(curves, "variant", "run"):
+        (label, colour), style = looks(curves)[run], "--" if variant == "baseline" else "-"
         axes.plot(rows.step, rows.loss, style, color=colour, marker="o", ms=3, label=label)
         chosen = rows[rows.exported & (rows.step < rows.step.max())]  # With patience: the best is not the last
-        axes.plot(chosen.step, chosen.loss, color=colour, marker="o", ms=9, fillstyle="none", ls="none")
+        axes.plot(chosen.step, chosen.loss, color=colour, marker="o", ms=9, fillstyle="baseline", ls="baseline")
     for name, text in [("global", "unigram, one for all"), ("own", "unigram, one a language-script")]:
-        level = float(flat.loss[flat.arm == name].iloc[0])
+        level = float(flat.loss[flat.variant == name].iloc[0])
         axes.axhline(level, color="black", lw=1, ls=":" if name == "global" else "-.", label=f"{text}: {level:.2f}")
     axes.set(xlabel="step", ylabel="validation loss (nats a masked token)")
     figure.legend(loc="outside upper left", ncols=2, frameon=False)
@@ -184,16 +187,16 @@ def script_losses(
     unigrams: pd.DataFrame,  # As `unigram_table` gives it
 ) -> tuple[Figure, pd.DataFrame]:
     "The validation loss of the exported weights by script, beside each language-script's own unigram model."
-    own = unigrams[unigrams.arm == "own"].assign(run="unigram")
-    table = mean_by(pd.concat([losses[losses.exported], own]), "run", "arm", "script")
+    own = unigrams[unigrams.variant == "own"].assign(run="unigram")
+    table = mean_by(pd.concat([losses[losses.exported], own]), "run", "variant", "script")
     names = looks(table) | _names(losses)
-    order = table[table.arm == "own"].sort_values("loss").script.tolist()
+    order = table[table.variant == "own"].sort_values("loss").script.tolist()
     figure, axes = new_figure(height=1.2 + 0.19 * len(order))
-    for (arm, run), rows in _groups(table, "arm", "run"):
+    for (variant, run), rows in _groups(table, "variant", "run"):
         label, colour = names[run]
-        look = {"color": colour, "marker": "|", "s": 90} if arm == "own" else {"color": colour, "s": 28}
-        look |= {"marker": "D"} if arm == "none" else {}
-        label = "unigram, one a language-script" if arm == "own" else label
+        look = {"color": colour, "marker": "|", "s": 90} if variant == "own" else {"color": colour, "s": 28}
+        look |= {"marker": "D"} if variant == "baseline" else {}
+        label = "unigram, one a language-script" if variant == "own" else label
         axes.scatter(rows.loss, [order.index(script) for script in rows.script], label=label, **look)
     axes.set(yticks=range(len(order)), yticklabels=order, xlabel="validation loss (nats a masked token)")
     axes.margins(y=0.5 / len(order))
@@ -204,7 +207,7 @@ def script_losses(
 def run_retrieval(
     runs: Sequence[Path],  # Folders of finished runs under one outputs/
     layer: int = -1,  # Block that is pooled
-) -> pd.DataFrame:  # As `parallel_retrieval`, with the columns `run` and `arm`
+) -> pd.DataFrame:  # As `parallel_retrieval`, with the columns `run` and `variant`
     "English to every language on held-out paragraphs: what the runs started from, and each run's backbone."
     comparable(*runs)
     corpus = open_run(runs[0])[1]
@@ -213,14 +216,14 @@ def run_retrieval(
     found = []
     for encoder in _encoders(runs):
         table = parallel_retrieval(partial(encoder.encode, layer=layer), parallel)
-        found.append(table.assign(run=encoder.name, arm=encoder.arm))
+        found.append(table.assign(run=encoder.name, variant=encoder.variant))
     return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #1e539360
 def _encoders(runs: Sequence[Path]) -> Iterator[Encoder]:
     "The different encoders that the runs started from, then those that they made."
     seen = set()
-    for name in [*(f"start:{run.name}" for run in runs), *(run.name for run in runs)]:
+    for name in [*(f"init:{run.name}" for run in runs), *(run.name for run in runs)]:
         encoder = open_encoder(name, runs[0].parent)
         if encoder.identity not in seen:
             seen.add(encoder.identity)
@@ -230,12 +233,12 @@ def _encoders(runs: Sequence[Path]) -> Iterator[Encoder]:
 def retrieval_means(table: pd.DataFrame, draws: int = 10_000) -> pd.DataFrame:
     "Means over target languages with 95 % bootstrap intervals, a row a run, kind and score; chance beside them."
     rows = []
-    for (run, arm, kind), found in _groups(table, "run", "arm", "kind"):
+    for (run, variant, kind), found in _groups(table, "run", "variant", "kind"):
         for score in ("top1", "mrr"):
             mean, low, high = mean_interval(found[score].to_numpy(), draws)
             chance = float(found[f"chance_{score}"].mean())
-            rows.append((run, arm, kind, score, mean, low, high, chance, len(found)))
-    return pd.DataFrame(rows, columns=["run", "arm", "kind", "score", "mean", "low", "high", "chance", "targets"])
+            rows.append((run, variant, kind, score, mean, low, high, chance, len(found)))
+    return pd.DataFrame(rows, columns=["run", "variant", "kind", "score", "mean", "low", "high", "chance", "targets"])
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #829b617c
 def retrieval_points(means: pd.DataFrame) -> Figure:
@@ -248,8 +251,10 @@ def retrieval_points(means: pd.DataFrame) -> Figure:
             rows = means[(means.score == score) & (means.kind == kind)]
             x = [places[run][0] + shift for run in rows.run]
             spread = [rows["mean"] - rows.low, rows.high - rows["mean"]]
-            face = "white" if kind == "raw" else COLOURS["both"]
-            axes.errorbar(x, rows["mean"], spread, fmt=marker, color=COLOURS["both"], mfc=face, capsize=3, label=kind)
+            face = "white" if kind == "raw" else COLOURS["language+script"]
+            axes.errorbar(
+                x, rows["mean"], spread, fmt=marker, color=COLOURS["language+script"], mfc=face, capsize=3, label=kind
+            )
         chance = means[means.score == score].chance.iloc[0]
         axes.axhline(chance, color=COLOURS["chance"], ls=":", label=f"chance {chance:.3f}")
         axes.set_xticks([place for place, _ in places.values()], [label for _, label in places.values()])
@@ -276,7 +281,7 @@ def retrieval_differences(table: pd.DataFrame, base: str, draws: int = 10_000) -
 # %% ../../nbs/library/analysis/02_plots.ipynb #cf8c9644
 def summary(curves: pd.DataFrame, means: pd.DataFrame) -> str:
     "The two numbers that a reader wants of each run: last validation loss, and centred retrieval."
-    steps, flat = curves[curves.step.notna()], curves[curves.run == "unigram"].set_index("arm").loss
+    steps, flat = curves[curves.step.notna()], curves[curves.run == "unigram"].set_index("variant").loss
     last = steps.sort_values("step").groupby("run", sort=False).loss.last()
     losses = ", ".join(f"{_names(steps)[run][0]} {loss:.3f}" for run, loss in last.items())
     rows = means[(means.score == "top1") & (means.kind == "centred")]

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+
 from .plots import comparable, looks, new_figure, unigram_table, validation_losses
 from .statistics import comparison, family_of
 from ..core.errors import UserError
 from ..training.prepare import open_run
-from matplotlib.figure import Figure
 
 # %% ../../nbs/library/analysis/10_resources.ipynb #43195e4c
 def last_losses(
     encoders: Mapping[str, Sequence[Path]],  # Label -> folders of finished runs, a seed each
-) -> pd.DataFrame:  # A row a run and language-script: label, run, arm, step, code, script, loss, masked, tokens
+) -> pd.DataFrame:  # A row a run and language-script: label, run, variant, step, code, script, loss, masked, tokens
     "The loss of every language-script by the weights that every run exported, and the tokens of its training text."
     runs = [run for folders in encoders.values() for run in folders]
     if unfinished := [str(run) for run in runs if not (run / "result.json").exists()]:
@@ -33,8 +34,8 @@ def last_losses(
             tables.append(losses.assign(label=label))
     table = pd.concat(tables, ignore_index=True)
     _check_same(runs, table)
-    ledgers = open_run(runs[0])[1].report["ledgers"]
-    tokens = {ledger["code"]: ledger["splits"]["train"]["tokens"] for ledger in ledgers}
+    filter_reports = open_run(runs[0])[1].report["filter_reports"]
+    tokens = {filter_report["code"]: filter_report["splits"]["train"]["tokens"] for filter_report in filter_reports}
     kept = table[table.exported].drop(columns="exported").reset_index(drop=True)
     return kept.assign(tokens=kept.code.map(tokens))
 
@@ -60,13 +61,13 @@ def level_means(
     losses: pd.DataFrame,  # As `last_losses` gives them
     unigrams: pd.DataFrame,  # As `unigram_table` gives them
     levels: int = 5,
-) -> pd.DataFrame:  # A row a run and level: label, run, arm, level, loss, languages, fewest and most tokens
+) -> pd.DataFrame:  # A row a run and level: label, run, variant, level, loss, languages, fewest and most tokens
     "The mean loss over the language-scripts of each level, each counting alike, beside that of their own unigrams."
     tokens = losses.drop_duplicates("code").set_index("code").tokens
-    own = unigrams[unigrams.arm == "own"].assign(label="unigram", run="unigram")
+    own = unigrams[unigrams.variant == "own"].assign(label="unigram", run="unigram")
     both = pd.concat([losses, own[own.code.isin(tokens.index)]], ignore_index=True)
     both = both.assign(level=both.code.map(levels_of(tokens, levels)), tokens=both.code.map(tokens))
-    groups = both.groupby(["label", "run", "arm", "level"], sort=False)
+    groups = both.groupby(["label", "run", "variant", "level"], sort=False)
     sums = {
         "loss": ("loss", "mean"),
         "languages": ("code", "size"),
@@ -97,9 +98,9 @@ def level_differences(
 
 # %% ../../nbs/library/analysis/10_resources.ipynb #49cb33ea
 def _looks(means: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
-    "Colour, shape and line of each label: the colour of its arm, and another for a second label of an arm."
+    "Colour, shape and line of each label: the colour of its variant, and another for a second label of an variant."
     labels = means[means.label != "unigram"].drop_duplicates("label").assign(run=lambda table: table.label)
-    shapes = dict(zip(labels.label[labels.arm != "none"], "osv^<>P"))
+    shapes = dict(zip(labels.label[labels.variant != "baseline"], "osv^<>P"))
     return {
         label: (colour, shapes.get(label, "D"), "-" if label in shapes else "--")
         for label, (_, colour) in looks(labels).items()

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+
 from ..core.errors import UserError
 from ..languages.codes import language_facts
-from scipy import stats
 
 # %% ../../nbs/library/analysis/00_statistics.ipynb #6cfc3158
 _HEADINGS = {

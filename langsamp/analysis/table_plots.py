@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+from matplotlib.figure import Figure
+
 from .plots import COLOURS, LABELS, new_figure
 from ..core.files import writing
-from matplotlib.figure import Figure
 
 # %% ../../nbs/library/analysis/03_table_plots.ipynb #4f476ea8
 _SORT = (
@@ -76,9 +77,9 @@ _FLOORS = (LABELS["untrained"], LABELS["start"])
 # %% ../../nbs/library/analysis/03_table_plots.ipynb #60982958
 def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     "Colour and marker of each label; floors are grey."
-    arms = {text: arm for arm, text in LABELS.items()}
+    variants = {text: variant for variant, text in LABELS.items()}
     spare = iter(("#56B4E9", "#E69F00", "#F0E442"))
-    known = [COLOURS.get(arms.get(label, "")) for label in labels]
+    known = [COLOURS.get(variants.get(label, "")) for label in labels]
     colours = [found or ("#999999" if x in _FLOORS else next(spare, "#999999")) for x, found in zip(labels, known)]
     return dict(zip(labels, zip(colours, "oDsv^P*X<>" * len(labels))))
 
@@ -99,7 +100,7 @@ def _draw_differences(axes: Any, deltas: pd.DataFrame, places: Mapping, looks: M
         spread = [(rows.difference - rows.low), (rows.high - rows.difference)]
         spread = [side.where(np.isfinite(side)) for side in spread]
         (colour, marker), ends = looks[label], np.isfinite(rows.high - rows.low)
-        axes.errorbar(rows.difference, height, xerr=spread, fmt="none", color=colour, lw=1.3)
+        axes.errorbar(rows.difference, height, xerr=spread, fmt="baseline", color=colour, lw=1.3)
         fill = [colour if end else "white" for end in ends]
         axes.scatter(rows.difference, height, c=fill, edgecolors=colour, marker=marker, s=26, zorder=3)
     axes.axvline(0, color="black", lw=1)
@@ -145,7 +146,7 @@ def run_folders(
     outputs: Path,  # The `outputs/` folder
 ) -> list[Path]:  # Of those that are runs, or the start of one
     "The runs behind a table, for `save_figure`."
-    names = [run.removeprefix("start:") for runs in encoders.values() for run in runs]
+    names = [run.removeprefix("init:") for runs in encoders.values() for run in runs]
     return [outputs / name for name in dict.fromkeys(names) if (outputs / name / "provenance.json").exists()]
 
 # %% ../../nbs/library/analysis/03_table_plots.ipynb #c10e40d4

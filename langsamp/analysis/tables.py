@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
 from .statistics import across_seeds, comparison, family_of, holm
 from ..core.errors import UserError
 from ..core.files import read_json
@@ -92,8 +93,8 @@ def training_tokens(
     "How much text of each language-script a run was trained on."
     for run in (run for runs in encoders.values() for run in runs):
         if (path := outputs / run / "corpus.json").exists():
-            ledgers = read_json(path)["ledgers"]
-            return pd.Series({x["code"]: x["splits"]["train"]["tokens"] for x in ledgers}, name=run, dtype=float)
+            filter_reports = read_json(path)["filter_reports"]
+            return pd.Series({x["code"]: x["splits"]["train"]["tokens"] for x in filter_reports}, name=run, dtype=float)
     return pd.Series(dtype=float, name="")
 
 # %% ../../nbs/library/analysis/01_tables.ipynb #e97a085b

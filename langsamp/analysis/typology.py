@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from .embeddings import Vectors, cosines, read_vectors, starting_vectors, unigram_roots
 from scipy.stats import rankdata
+
+from .embeddings import Vectors, cosines, initial_embeddings, read_embeddings, unigram_roots
 
 # %% ../../nbs/library/analysis/08_typology.ipynb #daf7b466
 def asked(
@@ -138,7 +139,7 @@ def likenesses(
     run: Path,  # Folder of a finished run
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:  # Facts of those asked, and a matrix a kind
     "Likeness of the languages by their trained vectors, their starting vectors and their unigrams."
-    trained, start = read_vectors(run), starting_vectors(run)
+    trained, start = read_embeddings(run), initial_embeddings(run)
     codes = asked(trained.facts)
     kinds = {"trained": trained.sums_of(codes), "start": start.sums_of(codes), "unigrams": unigram_roots(run, codes)}
     return trained.facts.loc[codes], {kind: cosines(vectors) for kind, vectors in kinds.items()}

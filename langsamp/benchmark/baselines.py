@@ -17,10 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from ..languages.codes import parse_code
-from ..params.benchmark import OURS, RIVALS
-from ..params.pretrain import PretrainParams
-from ..training.prepare import Corpus
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -33,10 +29,15 @@ from transformers import (
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
+from ..languages.codes import parse_code
+from ..params.benchmark import OURS, RIVALS
+from ..params.pretrain import PretrainParams
+from ..training.prepare import Corpus
+
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #f9467fc9
 @dataclass(frozen=True)
 class Recipe:
-    "How an arm trains."
+    "How an variant trains."
 
     loop: str  # `trainer` or `langsamp`
     text: str  # `lines`, `concatenated` or `by language`; ours as `packing`: `sentences` or `stream`
@@ -54,13 +55,13 @@ _WAYS = {
 }
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #e76327c0
-def _recipe(arm: str) -> Recipe:
-    "What the name of an arm says."
-    way = next(parts for name, parts in _WAYS.items() if arm.startswith(name))
-    return Recipe(*way, "bf16" if "_bf16" in arm else "fp32", 0.0 if arm.endswith("_no_dropout") else 0.1)
+def _recipe(variant: str) -> Recipe:
+    "What the name of an variant says."
+    way = next(parts for name, parts in _WAYS.items() if variant.startswith(name))
+    return Recipe(*way, "bf16" if "_bf16" in variant else "fp32", 0.0 if variant.endswith("_no_dropout") else 0.1)
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #a1cf31ea
-RECIPES = {arm: _recipe(arm) for arm in RIVALS + OURS}
+RECIPES = {variant: _recipe(variant) for variant in RIVALS + OURS}
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #3171b488
 def lines_of(
@@ -133,8 +134,8 @@ class PlainLangSAMP(XLMRobertaForMaskedLM):
 
     def __init__(self, config: XLMRobertaConfig, languages: int, scripts: int) -> None:
         super().__init__(config)
-        self.language_vectors = nn.Embedding(languages, config.hidden_size)
-        self.script_vectors = nn.Embedding(scripts, config.hidden_size)
+        self.language_embeddings = nn.Embedding(languages, config.hidden_size)
+        self.script_embeddings = nn.Embedding(scripts, config.hidden_size)
         self.post_init()
 
     def forward(
@@ -148,7 +149,7 @@ class PlainLangSAMP(XLMRobertaForMaskedLM):
         **kwargs: Any,
     ) -> MaskedLMOutput:
         asked_BL, h_BLH = labels != -100, self.roberta(input_ids, attention_mask=attention_mask)[0]
-        told_B1H = (self.language_vectors(language_ids) + self.script_vectors(script_ids))[:, None]
+        told_B1H = (self.language_embeddings(language_ids) + self.script_embeddings(script_ids))[:, None]
         logits_KV = self.lm_head((h_BLH + told_B1H)[asked_BL]).float()
         total = F.cross_entropy(logits_KV, labels[asked_BL], reduction="sum")
         return MaskedLMOutput(loss=total / (asked_BL.sum() if num_items_in_batch is None else num_items_in_batch))
@@ -160,7 +161,7 @@ def rival_model(
     corpus: Corpus,  # Its languages and scripts
     seed: int,  # Of the weights
 ) -> XLMRobertaForMaskedLM:
-    "Random weights, as all arms begin."
+    "Random weights, as all variants begin."
     torch.manual_seed(seed)
     if recipe.head == "all":
         return XLMRobertaForMaskedLM(config)
@@ -192,11 +193,11 @@ class _AfterStep(TrainerCallback):
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #39ced260
 def rival_options(
     p: PretrainParams,  # Its steps, batches, learning rate, seed and precision
-    rows: float,  # Of p.batch_size, how many times as many rows there are in a step
+    rows: float,  # Of p.global_batch_size, how many times as many rows there are in a step
     folder: Path,  # Nothing is written there
 ) -> TrainingArguments:
-    "The Trainer's defaults, but for what all arms share and for what is switched off."
-    steps = max(1, round(rows * p.batch_size / p.micro_batch_size))
+    "The Trainer's defaults, but for what all variants share and for what is switched off."
+    steps = max(1, round(rows * p.global_batch_size / p.micro_batch_size))
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=p.steps,
@@ -211,7 +212,7 @@ def rival_options(
         seed=p.seed,
         save_strategy="no",
         logging_strategy="no",
-        report_to="none",
+        report_to="baseline",
         disable_tqdm=True,
     )
 
@@ -224,7 +225,7 @@ def rival_trainer(
     done: Callable[[float], None],  # Called after each optimiser step, with its tokens
 ) -> Trainer:  # Its `train` begins
     "The stock Trainer with the stock collator."
-    filled = sum(map(len, dataset["input_ids"])) / len(dataset) / p.block_size
+    filled = sum(map(len, dataset["input_ids"])) / len(dataset) / p.max_seq_length
     tokenizer: Any = AutoTokenizer.from_pretrained(corpus.tokenizer, trust_remote_code=False)
     callback = _AfterStep(done)
     trainer = _Counting(

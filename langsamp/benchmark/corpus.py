@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pycountry
+
 from ..core.errors import UserError
 from ..core.files import write_json
-from ..core.manifests import sealed_folder
-from ..corpora.text import Ledger, find_sources
-from ..data.masking import Pieces, blocks_of_step, make_batch
+from ..core.manifests import atomic_folder
+from ..corpora.text import FilterReport, find_sources
+from ..data.masking import TokenIds, make_batch, sequences_of_step
 from ..data.sampling import quotas
-from ..data.shards import Blocks, corpus_report, shard_path, write_shards
+from ..data.shards import TokenDataset, corpus_report, shard_path, write_shards
 from ..languages.codes import parse_code
 from ..params.pretrain import PretrainParams
 from ..tokenization.train import pretrained_tokenizer
@@ -70,14 +71,14 @@ def _write_dull(file: Path, size: int) -> None:
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #190df68f
 def _seal_shard(shard: Path, tokens: int, random: np.random.Generator) -> None:
     "A shard as `write_shard` leaves it, of random tokens in lines of 16."
-    with sealed_folder(shard) as part:
+    with atomic_folder(shard) as part:
         for split, count in {"train": tokens // 16, "validation": 1}.items():
             random.integers(5, 100, count * 16, dtype="<u4").tofile(part / f"{split}.tokens")
             (16 * np.arange(1, count + 1, dtype="<u8")).tofile(part / f"{split}.ends")
         kept = {"train": tokens // 16, "validation": 1}
-        ledger = Ledger(shard.name.rpartition("-")[0], sum(kept.values()), kept)
+        filter_report = FilterReport(shard.name.rpartition("-")[0], sum(kept.values()), kept)
         facts = {split: {"lines": n, "tokens": 16 * n, "unknown": 0, "characters": 16 * n} for split, n in kept.items()}
-        write_json(part / "ledger.json", {**asdict(ledger), "splits": facts})
+        write_json(part / "filter_report.json", {**asdict(filter_report), "splits": facts})
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #312e4043
 def synthetic_run(
@@ -94,7 +95,9 @@ def synthetic_run(
     kept = pretrained_tokenizer(str(tokenizer), outputs / "data/tokenizers")
     for code, files in find_sources(texts)[0].items():
         _seal_shard(shard_path(code, files, kept, outputs / "data/shards"), size // 4, random)
-    return PretrainParams.of({"corpus": str(texts), "tokenizer": str(tokenizer), "block_size": 512, "languages": []})
+    return PretrainParams.of(
+        {"corpus": str(texts), "tokenizer": str(tokenizer), "max_seq_length": 512, "languages": []}
+    )
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #b33a3122
 def _cpu() -> float:
@@ -113,9 +116,11 @@ def _memory(which: str = "VmHWM") -> float:
 def _langsamp_pass(corpus: str, tokenizer: str, home: str, processes: int) -> dict[str, float]:
     "Text to shards."
     shards = write_shards(find_sources(corpus)[0], Path(tokenizer), Path(home), processes)
-    splits = [split for ledger in corpus_report(shards)["ledgers"] for split in ledger["splits"].values()]
+    splits = [
+        split for filter_report in corpus_report(shards)["filter_reports"] for split in filter_report["splits"].values()
+    ]
     tokens = sum(split["tokens"] for split in splits)
-    held = sum(int(Blocks(shards, split, 512, 0).tokens.sum()) for split in ("train", "validation"))
+    held = sum(int(TokenDataset(shards, split, 512, 0).tokens.sum()) for split in ("train", "validation"))
     return {"tokens": tokens, "lost tokens": tokens - held}
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #a9112bd3
@@ -147,22 +152,22 @@ def _reference_pass(corpus: str, tokenizer: str, home: str, processes: int, size
     return {"tokens": tokens, "lost tokens": tokens - size * blocks}
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #03a0cb14
-def _drawn(blocks: Blocks, read: bool, batch: int = 1024, seconds: float = 3.0) -> float:
+def _drawn(blocks: TokenDataset, read: bool, batch: int = 1024, seconds: float = 3.0) -> float:
     "Tokens a second that are drawn by temperature, and read where asked."
-    ledgers = [{"code": c, "splits": {"train": {"tokens": int(n)}}} for c, n in zip(blocks.codes, blocks.tokens)]
-    quotas_S = quotas("temperature", 0.3, np.diff(blocks.last, prepend=0), {"ledgers": ledgers})
+    filter_reports = [{"code": c, "splits": {"train": {"tokens": int(n)}}} for c, n in zip(blocks.codes, blocks.tokens)]
+    quotas_S = quotas("temperature", 0.3, np.diff(blocks.last, prepend=0), {"filter_reports": filter_reports})
     step, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
-        _, blocks_B = blocks_of_step(step, batch, blocks.last, 0, quotas_S)
+        _, blocks_B = sequences_of_step(step, batch, blocks.last, 0, quotas_S)
         if read:
             blocks[blocks_B]
         step += 1
-    return step * batch * blocks.block_size / spent
+    return step * batch * blocks.max_seq_length / spent
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #e2b139bb
 def _langsamp_draw(folder: str, read: bool) -> dict[str, float]:
     "Blocks drawn by step; a block of 128 tokens holds eight sentences of 16."
-    blocks = Blocks(sorted(Path(folder).iterdir()), "train", 128, 1)
+    blocks = TokenDataset(sorted(Path(folder).iterdir()), "train", 128, 1)
     _drawn(blocks, read, seconds=0.5)
     before = _memory("VmRSS")
     rate = _drawn(blocks, read)
@@ -195,10 +200,10 @@ def _interleave_draw(folder: str, read: bool) -> dict[str, float]:
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #1c578235
 def _langsamp_batches(folder: str, rows: int = 256, size: int = 512, steps: int = 40) -> dict[str, float]:
     "Tokens that are drawn, read and masked."
-    blocks = Blocks(sorted(Path(folder).iterdir()), "train", size, 1)
-    pieces, tokens = Pieces(250_002, 250_001, 1, [0, 1, 2, 3, 250_001]), 0
+    blocks = TokenDataset(sorted(Path(folder).iterdir()), "train", size, 1)
+    pieces, tokens = TokenIds(250_002, 250_001, 1, [0, 1, 2, 3, 250_001]), 0
     for step in range(steps):
-        visits_B, blocks_B = blocks_of_step(step, rows, blocks.last, 0)
+        visits_B, blocks_B = sequences_of_step(step, rows, blocks.last, 0)
         tokens += int((make_batch(blocks, blocks_B, visits_B, 0, pieces).segments_BL > 0).sum())
     return {"tokens": tokens}
 
@@ -209,13 +214,13 @@ def _langsamp_start(outputs: str, params: dict[str, Any]) -> dict[str, float]:
 
     p = PretrainParams.of(params)
     data = data_of(p, prepare(p, Path(outputs)))
-    visits_B, blocks_B = blocks_of_step(0, p.batch_size, data.train.last, p.seed, data.quotas)
+    visits_B, blocks_B = sequences_of_step(0, p.global_batch_size, data.train.last, p.seed, data.quotas)
     make_batch(data.train, blocks_B, visits_B, p.seed, data.pieces)
     return {"tokens": int(data.train.tokens.sum())}
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #2c6a2dfa
 def _arms() -> dict[str, Callable[..., dict[str, float]]]:
-    "The arms by name."
+    "The variants by name."
     passes = {"langsamp pass": _langsamp_pass, "reference pass": _reference_pass}
     draws = {"langsamp draw": _langsamp_draw, "interleave draw": _interleave_draw}
     return passes | draws | {"batches": _langsamp_batches, "start": _langsamp_start}
@@ -228,36 +233,36 @@ _NEEDS = {
 }
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #02b13fe7
-def _main(arm: str, arguments: str) -> None:
-    "Run an arm and print its figures."
-    for name in _NEEDS.get(arm, ()):
+def _main(variant: str, arguments: str) -> None:
+    "Run an variant and print its figures."
+    for name in _NEEDS.get(variant, ()):
         importlib.import_module(name)
     start, used = time.perf_counter(), _cpu()
-    counted = _arms()[arm](**json.loads(arguments))
+    counted = _arms()[variant](**json.loads(arguments))
     spent = {"seconds": time.perf_counter() - start, "CPU seconds": _cpu() - used, "peak memory": _memory()}
     print(json.dumps(counted | spent))
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #6fc1f8e9
 def measured(
-    arm: str,  # One of `_arms`
+    variant: str,  # One of `_arms`
     **arguments: Any,  # Its own
 ) -> dict[str, float]:  # Figures by name: seconds, MB, or a count
-    "An arm's figures, from a process of its own."
-    command = [sys.executable, "-m", "langsamp.benchmark.corpus", arm, json.dumps(arguments, default=str)]
+    "An variant's figures, from a process of its own."
+    command = [sys.executable, "-m", "langsamp.benchmark.corpus", variant, json.dumps(arguments, default=str)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
-        raise UserError(f"`{arm}` did not end well; it said: {done.stderr.strip()[-500:]}")
+        raise UserError(f"`{variant}` did not end well; it said: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #dc29d0f2
-def _rows(what: str, arm: str, figures: dict[str, float], turn: int) -> list[dict[str, Any]]:
+def _rows(what: str, variant: str, figures: dict[str, float], turn: int) -> list[dict[str, Any]]:
     "Figures as rows; rates by the second and by the CPU second are added where tokens were counted."
     units = {"seconds": "s", "CPU seconds": "s", "peak memory": "MB", "growth of memory": "MB", "disk": "MB"}
     if "tokens" in figures:
         rates = {"tokens/s": "seconds", "tokens/CPU-s": "CPU seconds"}
         figures = figures | {name: figures["tokens"] / figures[time] for name, time in rates.items()}
-    names = ("what", "arm", "measure", "value", "unit", "round")
-    return [dict(zip(names, (what, arm, m, v, units.get(m, ""), turn))) for m, v in figures.items()]
+    names = ("what", "variant", "measure", "value", "unit", "round")
+    return [dict(zip(names, (what, variant, m, v, units.get(m, ""), turn))) for m, v in figures.items()]
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #145b9c53
 def corpus_pass(
@@ -266,16 +271,16 @@ def corpus_pass(
     scratch: Path,  # An empty folder; emptied again
     processes: tuple[int, ...] = (1, 2),
     rounds: int = 3,
-) -> pd.DataFrame:  # Rows `what, arm, measure, value, unit, round`
+) -> pd.DataFrame:  # Rows `what, variant, measure, value, unit, round`
     "Text to blocks, ours and the reference's in turns."
-    arms, rows = [(arm, n) for n in processes for arm in ("langsamp", "reference")], []
+    variants, rows = [(variant, n) for n in processes for variant in ("langsamp", "reference")], []
     for turn in range(rounds):
-        for arm, count in arms[:: 1 if turn % 2 == 0 else -1]:
-            home = scratch / f"{arm}-{count}"
-            figures = measured(f"{arm} pass", corpus=corpus, tokenizer=tokenizer, home=home, processes=count)
+        for variant, count in variants[:: 1 if turn % 2 == 0 else -1]:
+            home = scratch / f"{variant}-{count}"
+            figures = measured(f"{variant} pass", corpus=corpus, tokenizer=tokenizer, home=home, processes=count)
             figures["disk"] = sum(f.stat().st_size for f in home.rglob("*") if f.is_file()) / 1e6
             shutil.rmtree(home)
-            rows += _rows("corpus pass", f"{arm}, {count} process{'es' * (count > 1)}", figures, turn)
+            rows += _rows("corpus pass", f"{variant}, {count} process{'es' * (count > 1)}", figures, turn)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #c4bcf69f
@@ -305,13 +310,13 @@ def drawing(
 ) -> pd.DataFrame:
     "Sentences drawn by temperature: ours, ours with reading, and `interleave_datasets`, in turns."
     synthetic_shards(scratch, languages)
-    arms, rows = (
+    variants, rows = (
         {"langsamp": "langsamp draw", "langsamp, read": "langsamp draw", "interleave_datasets": "interleave draw"},
         [],
     )
     for turn in range(rounds):
-        for name in list(arms)[:: 1 if turn % 2 == 0 else -1]:
-            figures = measured(arms[name], folder=scratch, read="read" in name)
+        for name in list(variants)[:: 1 if turn % 2 == 0 else -1]:
+            figures = measured(variants[name], folder=scratch, read="read" in name)
             rows += _rows("drawing by temperature", name, figures, turn)
     shutil.rmtree(scratch)
     return pd.DataFrame(rows)
@@ -338,11 +343,13 @@ def start(
 ) -> pd.DataFrame:
     "From the parameters to the first batch, where all is prepared."
     p = synthetic_run(scratch, tokenizer, gigabytes)
-    params = {"corpus": p.corpus, "languages": [], "tokenizer": p.tokenizer, "block_size": p.block_size}
+    params = {"corpus": p.corpus, "languages": [], "tokenizer": p.tokenizer, "max_seq_length": p.max_seq_length}
     figures = [measured("start", outputs=scratch, params=params) for _ in range(rounds)]
     shutil.rmtree(scratch)
-    arm = f"langsamp, {gigabytes:g} GB of blocks"
-    return pd.DataFrame([row for turn, one in enumerate(figures) for row in _rows("start of training", arm, one, turn)])
+    variant = f"langsamp, {gigabytes:g} GB of blocks"
+    return pd.DataFrame(
+        [row for turn, one in enumerate(figures) for row in _rows("start of training", variant, one, turn)]
+    )
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #4a170cc1
 if __name__ == "__main__" and "__file__" in globals():

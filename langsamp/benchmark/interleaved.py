@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pandas as pd
-from ..core.errors import UserError
 from scipy import stats
+
+from ..core.errors import UserError
 
 # %% ../../nbs/library/benchmark/01_interleaved.ipynb #97f2e22d
 def _peak_bytes() -> int:
@@ -175,14 +176,14 @@ def alternate(
     players: Mapping[str, Player],  # By name
     rounds: int,  # That are kept
     seconds: float,  # Of each turn, at least
-) -> pd.DataFrame:  # A row a turn: round, arm, units, steps, seconds, cpu, memory, device_memory
+) -> pd.DataFrame:  # A row a turn: round, variant, units, steps, seconds, cpu, memory, device_memory
     "Let all work in turn, round after round."
     rows, names = [], list(players)
     for name in names:
         players[name].turn(seconds)
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
-            rows.append({"round": number, "arm": name, **players[name].turn(seconds)})
+            rows.append({"round": number, "variant": name, **players[name].turn(seconds)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/benchmark/01_interleaved.ipynb #46384727
@@ -200,10 +201,10 @@ def median_interval(
 
 # %% ../../nbs/library/benchmark/01_interleaved.ipynb #946918c0
 def ratios(
-    rates: pd.DataFrame,  # A row a round and arm: `round`, `arm`, `value`
-    arm: str,  # Divided
+    rates: pd.DataFrame,  # A row a round and variant: `round`, `variant`, `value`
+    variant: str,  # Divided
     base: str,  # By this one
 ) -> dict[str, float]:  # As `median_interval` gives it
-    "How many times the value of one arm is that of another, round by round."
-    wide = rates.pivot(index="round", columns="arm", values="value")
-    return median_interval((wide[arm] / wide[base]).dropna().tolist())
+    "How many times the value of one variant is that of another, round by round."
+    wide = rates.pivot(index="round", columns="variant", values="value")
+    return median_interval((wide[variant] / wide[base]).dropna().tolist())

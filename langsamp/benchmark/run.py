@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
 from . import corpus as corpus_speed
 from .suites import COLUMNS, encoding_race, loss_race, overhead_race, training_race
 from ..corpora.mediawiki import mediawiki_corpus

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
 from .baselines import RECIPES
 from .interleaved import Player, alternate
 from .workers import told
 from ..core.files import write_json
-from ..core.manifests import damage, sealed_folder
+from ..core.manifests import atomic_folder, find_damage
 from ..corpora.registry import find_corpus
-from ..corpora.text import Ledger, clean_lines
+from ..corpora.text import FilterReport, clean_lines
 from ..model.e5_small import xlmr_tokenizer
 from langsamp.params.benchmark import (
     OURS,
@@ -45,15 +46,16 @@ def run_params(
     p: BenchmarkParams,  # Text, block size, learning rate
     race: PortionParams,  # Tokens of a step and a micro-batch
     size: str,  # As in 4x256/16384
-    **more: Any,  # `steps`, `seed`, `arm`, `packing`
+    **more: Any,  # `steps`, `seed`, `variant`, `packing`
 ) -> PretrainParams:  # Precision and dropout are the recipe's
-    "What all arms of a size share."
+    "What all variants of a size share."
     shape, pieces = shape_of(size)
-    shared = {name: getattr(p, name) for name in ("corpus", "languages", "block_size", "learning_rate", "compile")}
-    shared |= {"vocabulary_size": pieces} if pieces < _XLMR_PIECES else {"tokenizer": str(xlmr_tokenizer())}
-    shared |= {"batch_size": race.tokens // p.block_size, "micro_batch_size": race.micro // p.block_size}
+    shared = {name: getattr(p, name) for name in ("corpus", "languages", "max_seq_length", "learning_rate", "compile")}
+    shared |= {"vocab_size": pieces} if pieces < _XLMR_PIECES else {"tokenizer": str(xlmr_tokenizer())}
+    shared |= {"global_batch_size": race.tokens // p.max_seq_length, "micro_batch_size": race.micro // p.max_seq_length}
     steps = more.get("steps", 1_000_000)
-    shared |= {"steps": steps, "warmup_steps": min(100, steps // 10), "size": shape, "run_name": "benchmark"}
+    shared |= {"steps": steps, "warmup_steps": min(100, steps // 10), "run_name": "benchmark"}
+    shared |= dict(zip(("num_layers", "hidden_size"), map(int, shape.split("x"))))
     return PretrainParams.of(shared | more)
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #625a11c0
@@ -62,12 +64,12 @@ def with_rows(
     rows: int,  # Of the embedding
 ) -> Corpus:  # The same text; its tokenizer says that it has so many pieces
     "A larger vocabulary, of which the text uses the first part."
-    if rows <= corpus.facts["vocabulary_size"]:
+    if rows <= corpus.facts["vocab_size"]:
         return corpus
     folder = corpus.tokenizer.with_name(f"{corpus.tokenizer.name}-{rows}")
     facts = {name: value for name, value in corpus.facts.items() if name != "files"}
-    if damage(folder):
-        with sealed_folder(folder, **facts | {"vocabulary_size": rows}) as part:
+    if find_damage(folder):
+        with atomic_folder(folder, **facts | {"vocab_size": rows}) as part:
             for file in corpus.tokenizer.glob("*.json"):
                 if file.name != "manifest.json":
                     shutil.copy(file, part)
@@ -80,11 +82,11 @@ def _told(p: BenchmarkParams, race: PortionParams, size: str, outputs: Path, fol
     return corpus, told(corpus, folder / f"text-{'-'.join(map(str, shape_of(size)))}.json")
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #721a15c1
-COLUMNS = ["what", "arm", "size", "round", "measure", "value", "unit"]
+COLUMNS = ["what", "variant", "size", "round", "measure", "value", "unit"]
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #8e5a8bff
-def _row(what: str, arm: str, size: str, number: int, measure: str, value: float, unit: str) -> dict[str, Any]:
-    return dict(zip(COLUMNS, (what, arm, size, number, measure, float(value), unit)))
+def _row(what: str, variant: str, size: str, number: int, measure: str, value: float, unit: str) -> dict[str, Any]:
+    return dict(zip(COLUMNS, (what, variant, size, number, measure, float(value), unit)))
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #9e88ea61
 def turn_rows(
@@ -95,7 +97,7 @@ def turn_rows(
 ) -> Iterator[dict[str, Any]]:
     "Speeds and memory of each turn."
     for turn in turns.to_dict("records"):
-        key = what, turn["arm"], size, turn["round"]
+        key = what, turn["variant"], size, turn["round"]
         yield _row(*key, "speed", turn["units"] / turn["seconds"], f"{unit}/s")
         yield _row(*key, "CPU speed", turn["units"] / turn["cpu"], f"{unit}/CPU-s")
         yield _row(*key, "memory", turn["memory"], "bytes")
@@ -120,23 +122,23 @@ def _playing(specs: Mapping[str, dict[str, Any]], folder: Path, threads: int) ->
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #b117d13a
 def groups_of(
-    arms: Sequence[str],  # At least one of `OURS`
+    variants: Sequence[str],  # At least one of `OURS`
     together: int,  # How many may live at a time
 ) -> list[list[str]]:
     "Who lives together: the first of ours with all others, or with some after the other."
-    base = next(arm for arm in arms if arm in OURS)
-    others = [arm for arm in arms if arm != base]
+    base = next(variant for variant in variants if variant in OURS)
+    others = [variant for variant in variants if variant != base]
     return [[base, *others[i : i + together - 1]] for i in range(0, len(others), together - 1)] or [[base]]
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #a5380fa5
 def _fact_rows(players: Mapping[str, Player], what: str, size: str) -> Iterator[dict[str, Any]]:
     "What the processes said of themselves."
     units = {"parameters": "", "flops": "FLOPs/token"}
-    for arm, player in players.items():
+    for variant, player in players.items():
         for name in units.keys() & player.facts:
-            yield _row(what, arm, size, 0, name, player.facts[name], units[name])
+            yield _row(what, variant, size, 0, name, player.facts[name], units[name])
         if device := player.facts.get("device"):
-            yield _row(what, arm, size, 0, f"device: {device}", 1, "")
+            yield _row(what, variant, size, 0, f"device: {device}", 1, "")
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #39d035b9
 _LIMITS = {f"matmul {precision}": {"work": "matmul", "precision": precision} for precision in ("fp32", "bf16")}
@@ -145,18 +147,20 @@ _LIMITS = {f"matmul {precision}": {"work": "matmul", "precision": precision} for
 def training_race(
     p: BenchmarkParams,  # Text and threads
     size: str,
-    race: RaceParams,  # Its arms
+    race: RaceParams,  # Its variants
     outputs: Path,  # Where prepared text lies
     folder: Path,  # Of the benchmark
 ) -> list[dict[str, Any]]:
-    "All arms of a size, and the machine's limit beside them."
+    "All variants of a size, and the machine's limit beside them."
     text, rows = _told(p, race, size, outputs, folder)[1], []
     spec = {"work": "training", "params": asdict(run_params(p, race, size)), "corpus": text}
-    for number, group in enumerate(groups_of(race.arms, race.together)):
-        with _playing({arm: spec | {"recipe": arm} for arm in group} | _LIMITS, folder, p.threads) as players:
+    for number, group in enumerate(groups_of(race.variants, race.together)):
+        with _playing(
+            {variant: spec | {"recipe": variant} for variant in group} | _LIMITS, folder, p.threads
+        ) as players:
             turns = alternate(players, race.rounds, race.seconds)
             turns["round"] += number * race.rounds
-            limit = turns.arm.isin(_LIMITS)
+            limit = turns.variant.isin(_LIMITS)
             rows += turn_rows(turns[~limit], "training", size, "tokens")
             rows += turn_rows(turns[limit], "training", size, "FLOPs")
             rows += _fact_rows(players, "training", size) if number == 0 else []
@@ -172,8 +176,11 @@ def overhead_race(
     "With vectors and without."
     race = OverheadParams.of(p.overhead)
     corpus = _told(p, race, race.size, outputs, folder)[1]
-    shared = {"work": "training", "recipe": race.arms[0], "corpus": corpus, "languages": languages}
-    specs = {arm: shared | {"params": asdict(run_params(p, race, race.size, arm=arm))} for arm in ("none", "both")}
+    shared = {"work": "training", "recipe": race.variants[0], "corpus": corpus, "languages": languages}
+    specs = {
+        variant: shared | {"params": asdict(run_params(p, race, race.size, variant=variant))}
+        for variant in ("baseline", "language+script")
+    }
     with _playing(specs, folder, p.threads) as players:
         turns, size = alternate(players, race.rounds, race.seconds), f"{race.size}, {languages} languages"
         rows = [*turn_rows(turns, "overhead", size, "tokens")]
@@ -183,8 +190,8 @@ def overhead_race(
 def _steps(trained: int, way: PretrainParams, corpus: Corpus) -> int:
     "Steps of ours that read so many tokens: the last block of each shard is not full."
     data = data_of(way, corpus).train
-    filled = data.tokens.sum() / (len(data) * way.block_size)
-    return max(1, round(trained / (filled * way.batch_size * way.block_size)))
+    filled = data.tokens.sum() / (len(data) * way.max_seq_length)
+    return max(1, round(trained / (filled * way.global_batch_size * way.max_seq_length)))
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #434e257c
 def loss_race(
@@ -193,18 +200,18 @@ def loss_race(
     outputs: Path,
     folder: Path,
 ) -> list[dict[str, Any]]:
-    "The loss of each arm on single held-out lines after as much text."
+    "The loss of each variant on single held-out lines after as much text."
     race, rows = EqualLossParams.of(p.loss), []
     corpus, text = _told(p, race, race.size, outputs, folder)
-    for arm in race.arms:
+    for variant in race.variants:
         steps = max(1, round(race.trained / race.tokens))
-        if arm in OURS:
-            steps = _steps(race.trained, run_params(p, race, race.size, packing=RECIPES[arm].text), corpus)
+        if variant in OURS:
+            steps = _steps(race.trained, run_params(p, race, race.size, packing=RECIPES[variant].text), corpus)
         params = asdict(run_params(p, race, race.size, steps=steps, seed=seed))
-        spec = {"work": "training", "recipe": arm, "params": params, "corpus": text, "sentences": race.sentences}
-        with _playing({arm: spec}, folder, p.threads) as players:
-            tokens, loss = players[arm].turn(1e9)["units"], players[arm].ask("loss")
-        key = "loss", arm, race.size, seed
+        spec = {"work": "training", "recipe": variant, "params": params, "corpus": text, "sentences": race.sentences}
+        with _playing({variant: spec}, folder, p.threads) as players:
+            tokens, loss = players[variant].turn(1e9)["units"], players[variant].ask("loss")
+        key = "loss", variant, race.size, seed
         rows += [_row(*key, "validation loss", loss, "nats"), _row(*key, "trained", tokens, "tokens")]
     return rows
 
@@ -213,7 +220,9 @@ def _sentences(p: BenchmarkParams, count: int, outputs: Path) -> list[str]:
     "Lines of the corpus, evenly over its language-scripts."
     sources, _ = find_corpus(p.corpus, p.languages, outputs)
     each = -(-count // len(sources))
-    lines = {code: [text for _, text in clean_lines(files, Ledger(code))][:each] for code, files in sources.items()}
+    lines = {
+        code: [text for _, text in clean_lines(files, FilterReport(code))][:each] for code, files in sources.items()
+    }
     return [text for texts in lines.values() for text in texts][:count]
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #f5da5c61
@@ -225,7 +234,7 @@ def encoding_race(
 ) -> list[dict[str, Any]]:
     "The same encoder asked by us and by sentence-transformers."
     race, size = EncodingParams.of(p.encode), next(iter(p.sizes), "2x64/1000")
-    corpus = _told(p, RaceParams(micro=p.block_size, tokens=p.block_size), size, outputs, folder)[1]
+    corpus = _told(p, RaceParams(micro=p.max_seq_length, tokens=p.max_seq_length), size, outputs, folder)[1]
     write_json(folder / "sentences.json", _sentences(p, race.sentences, outputs))
     shared = {"work": "encoding", "encoder": encoder, "corpus": corpus, "sentences": str(folder / "sentences.json")}
     specs = {by: shared | {"by": by} for by in ("langsamp", "sentence_transformers")}

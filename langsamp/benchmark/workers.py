@@ -16,23 +16,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, AutoTokenizer
+
 from .baselines import RECIPES, Recipe, dataset_of, lines_of, rival_model, rival_trainer, table_ids
 from .interleaved import Turns
 from ..core.environment import parameters_decide
 from ..core.files import read_json, write_json
-from ..data.masking import VALIDATION_SEED, Pieces, mask_block
+from ..data.masking import VALIDATION_SEED, TokenIds, mask_sequence
 from ..encoding.open_encoder import Encoder, open_encoder
 from ..encoding.sentence_transformers import save_sentence_encoder
 from ..model.langsamp import LangSAMPForMaskedLM
 from ..params.base import plain_words
 from ..params.pretrain import ModelParams, PretrainParams
-from ..training.loop import Trainee, train_step
+from ..training.loop import Trainer, train_step
 from ..training.plan import flops_a_token
 from ..training.prepare import Corpus, data_of, prepare
 from ..training.pretrain import scratch_config, starting_model
-from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, AutoTokenizer
 
 # %% ../../nbs/library/benchmark/03_workers.ipynb #57f63fc7
 def told(
@@ -52,12 +53,12 @@ def heard(path: str) -> Corpus:
 
 # %% ../../nbs/library/benchmark/03_workers.ipynb #06cba1f6
 def useful_flops(
-    model: LangSAMPForMaskedLM,  # Any arm
+    model: LangSAMPForMaskedLM,  # Any variant
     corpus: Corpus,  # Its lines
-    block_size: int,  # Tokens that a line is cut at
+    max_seq_length: int,  # Tokens that a line is cut at
 ) -> float:  # FLOPs a token, forward and backward
     "What training on one token needs, on the average of this text."
-    lengths = np.array([len(line) for shard in corpus.shards for line in lines_of(shard)]).clip(max=block_size)
+    lengths = np.array([len(line) for shard in corpus.shards for line in lines_of(shard)]).clip(max=max_seq_length)
     ordinary = 1 - 2 * len(lengths) / lengths.sum()  # All but `<s>` and `</s>` can be masked
     return flops_a_token(model, (lengths**2).sum() / lengths.sum(), 0.15 * ordinary)
 
@@ -73,11 +74,13 @@ def _masked_lines(
     lines: Sequence[tuple[int, np.ndarray]],  # From `_held_out`
     first: int,  # Number of the first
     corpus: Corpus,  # Its tokenizer's facts
-    block_size: int,  # Where lines are cut
+    max_seq_length: int,  # Where lines are cut
 ) -> dict[str, torch.Tensor]:
-    "Lines as a batch, masked alike for all arms."
-    pieces = Pieces(**corpus.facts)
-    masked = [mask_block(x[:block_size], first + i, 0, VALIDATION_SEED, pieces) for i, (_, x) in enumerate(lines)]
+    "Lines as a batch, masked alike for all variants."
+    pieces = TokenIds(**corpus.facts)
+    masked = [
+        mask_sequence(x[:max_seq_length], first + i, 0, VALIDATION_SEED, pieces) for i, (_, x) in enumerate(lines)
+    ]
     columns = {"input_ids": (0, pieces.pad), "labels": (1, -100)}
     batch = {
         name: pad_sequence([torch.from_numpy(pair[at]) for pair in masked], True, padding)
@@ -92,7 +95,7 @@ def _masked_lines(
 def sentence_loss(
     model: nn.Module,  # A stock model, or one with vectors
     corpus: Corpus,  # Its held-out lines
-    block_size: int,  # Where lines are cut
+    max_seq_length: int,  # Where lines are cut
     count: int,  # Lines, about
 ) -> float:
     "The loss on single held-out lines, in nats a masked token."
@@ -100,8 +103,8 @@ def sentence_loss(
     model.eval()
     lines, total, masked, first = _held_out(corpus, count), 0.0, 0, 0
     while part := list(islice(lines, 32)):
-        batch = {name: x.to(device) for name, x in _masked_lines(part, first, corpus, block_size).items()}
-        if not hasattr(model, "language_vectors"):
+        batch = {name: x.to(device) for name, x in _masked_lines(part, first, corpus, max_seq_length).items()}
+        if not hasattr(model, "language_embeddings"):
             batch = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         asked = int((batch["labels"] != -100).sum())
         total, masked = total + (model(**batch).loss.item() * asked if asked else 0.0), masked + asked
@@ -115,21 +118,21 @@ def with_languages(
     count: int,  # Languages wanted
 ) -> LangSAMPForMaskedLM:
     "The model with a table for more languages; its own are spread evenly over the rows by new names between them."
-    if model.language_vectors is None or count <= (own := len(model.config.languages)):
+    if model.language_embeddings is None or count <= (own := len(model.config.languages)):
         return model
     more = [f"{code}{i:06d}" for i, code in zip(range(count - own), model.config.languages * (count // own + 1))]
     model.config.languages = sorted([*model.config.languages, *more])
-    model.language_vectors = nn.Embedding(count, model.language_vectors.embedding_dim)
-    nn.init.normal_(model.language_vectors.weight, std=0.02)
+    model.language_embeddings = nn.Embedding(count, model.language_embeddings.embedding_dim)
+    nn.init.normal_(model.language_embeddings.weight, std=0.02)
     return model
 
 # %% ../../nbs/library/benchmark/03_workers.ipynb #a9a0759f
 def _ours(p: PretrainParams, corpus: Corpus, languages: int, sentences: int) -> None:
     "Our own loop, a step at a time."
     model = with_languages(starting_model(p, corpus), languages)
-    t = Trainee(model.train(), data_of(p, corpus), p)
-    facts = {"parameters": _count(model), "flops": useful_flops(model, corpus, p.block_size)}
-    turns = Turns(facts, loss=lambda: sentence_loss(t.plain, corpus, p.block_size, sentences))
+    t = Trainer(model.train(), data_of(p, corpus), p)
+    facts = {"parameters": _count(model), "flops": useful_flops(model, corpus, p.max_seq_length)}
+    turns = Turns(facts, loss=lambda: sentence_loss(t.plain, corpus, p.max_seq_length, sentences))
     for step in range(p.steps):
         turns.done(train_step(t, step)["tokens"])
     turns.end()
@@ -137,11 +140,11 @@ def _ours(p: PretrainParams, corpus: Corpus, languages: int, sentences: int) -> 
 # %% ../../nbs/library/benchmark/03_workers.ipynb #de815696
 def _theirs(recipe: Recipe, p: PretrainParams, corpus: Corpus, sentences: int) -> None:
     "The Trainer's loop, which lets us in after each step."
-    config: Any = scratch_config(p, corpus.facts, p.block_size)
+    config: Any = scratch_config(p, corpus.facts, p.max_seq_length)
     model = rival_model(recipe, config, corpus, p.seed)
-    dataset = dataset_of(corpus, recipe.text, p.block_size)
+    dataset = dataset_of(corpus, recipe.text, p.max_seq_length)
     trainer = rival_trainer(model, dataset, corpus, p, lambda tokens: turns.done(tokens))
-    turns = Turns({"parameters": _count(model)}, loss=lambda: sentence_loss(model, corpus, p.block_size, sentences))
+    turns = Turns({"parameters": _count(model)}, loss=lambda: sentence_loss(model, corpus, p.max_seq_length, sentences))
     trainer.train()
     turns.end()
 
@@ -190,7 +193,10 @@ def _encoder_of(
     if not name[:1].isdigit():
         return open_encoder(name, corpus.tokenizer.parent)
     torch.manual_seed(0)
-    model = AutoModel.from_config(scratch_config(ModelParams(size=name), corpus.facts, 128)).eval()
+    layers, width = map(int, name.split("x"))
+    model = AutoModel.from_config(
+        scratch_config(ModelParams(num_layers=layers, hidden_size=width), corpus.facts, 128)
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer, model_max_length=128, trust_remote_code=False)
     return Encoder(name, "other", model, tokenizer, name)
 

@@ -16,7 +16,7 @@ from .errors import UserError
 
 # %% ../../nbs/library/core/06_environment.ipynb #101e0417
 OVERRIDDEN = {
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "batch_size and micro_batch_size decide"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "global_batch_size and micro_batch_size decide"),
     "ACCELERATE_MIXED_PRECISION": (("no",), "precision decides"),
     "ACCELERATE_DOWNCAST_BF16": (("no", "false"), "precision decides"),
     "XLA_USE_BF16": (("0",), "precision decides"),

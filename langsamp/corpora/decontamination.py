@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from ..core.errors import UserError
 from ..core.files import write_json
-from ..core.manifests import seal
+from ..core.manifests import write_manifest
 from .evaluation_text import Part
 from .ngrams import GramTable, gram_size, line_numbers, normalise, sentence_numbers
 from .registry import Rule, write_corpus
-from .text import Ledger, Source, clean_lines
+from .text import FilterReport, Source, clean_lines
 from ..languages.codes import individual, parse_code
 
 # %% ../../nbs/library/corpora/13_decontamination.ipynb #d99aa5c5
@@ -135,18 +136,18 @@ def find_overlap(
 # %% ../../nbs/library/corpora/13_decontamination.ipynb #52593956
 def _placed(
     files: Iterable[Source],  # Of one language-script
-    ledger: Ledger,  # Counts the lines
+    filter_report: FilterReport,  # Counts the lines
 ) -> Iterator[tuple[str, str, str]]:  # Split, `file:line` and text
     "The good lines of one language-script, each with its place."
     place = {"file": "", "before": 0}
 
     def watched() -> Iterator[Source]:
         for source in files:
-            place.update(file=source.label, before=ledger.lines)
+            place.update(file=source.label, before=filter_report.lines)
             yield source
 
-    for split, text in clean_lines(watched(), ledger):
-        yield split, f"{place['file']}:{ledger.lines - place['before']}", text
+    for split, text in clean_lines(watched(), filter_report):
+        yield split, f"{place['file']}:{filter_report.lines - place['before']}", text
 
 # %% ../../nbs/library/corpora/13_decontamination.ipynb #bb822b3d
 def _batches(
@@ -210,19 +211,23 @@ def _row(detector: Detector, tally: _Tally, index: int) -> dict[str, Any]:
 def audit(
     sources: Mapping[str, Iterable[Source]],  # Training corpus: files by language-script
     detector: Detector,  # The evaluation sets
-    complaints: Sequence[str] = (),  # Of those who read them, to be kept with the report
+    warnings: Sequence[str] = (),  # Of those who read them, to be kept with the report
 ) -> dict[str, Any]:  # For JSON: `sets` (a row a language of a set), `corpus` (lines by code), and how it was judged
     "One pass over a corpus: which evaluation sentences it holds, where, and in how many lines."
     size = len(detector.part_S)
     worst = {split: np.zeros(size, np.int8) for split in ("train", "validation")}
     tally, corpus = _Tally(worst, np.zeros(size, bool), {}), {}
     for code, files in sources.items():
-        ledger, leaking = Ledger(code), Counter()
-        for batch in _batches(_placed(files, ledger)):
+        filter_report, leaking = FilterReport(code), Counter()
+        for batch in _batches(_placed(files, filter_report)):
             leaking.update(tally.add(detector, code, batch))
-        corpus[code] = {**ledger.kept, "leaking_train": leaking["train"], "leaking_validation": leaking["validation"]}
+        corpus[code] = {
+            **filter_report.kept,
+            "leaking_train": leaking["train"],
+            "leaking_validation": leaking["validation"],
+        }
     rows = [_row(detector, tally, index) for index in range(len(detector.parts))]
-    how = {"ngram": detector.ngram, "share": detector.share, "complaints": list(complaints)}
+    how = {"ngram": detector.ngram, "share": detector.share, "warnings": list(warnings)}
     return {**how, "sets": rows, "corpus": corpus}
 
 # %% ../../nbs/library/corpora/13_decontamination.ipynb #2e338030
@@ -257,7 +262,7 @@ def overlap_totals(
 def _leaking(detector: Detector, code: str, files: Iterable[Source]) -> set[str]:
     "The training lines of one language-script that hold evaluation text."
     found: set[str] = set()
-    for batch in _batches(_placed(files, Ledger(code))):
+    for batch in _batches(_placed(files, FilterReport(code))):
         texts = [text for split, _, text in batch if split == "train"]
         found |= {texts[hit.line] for hit in find_overlap(detector, code, texts)}
     return found
@@ -289,10 +294,10 @@ def write_audited(
     drop: bool = True,  # Whether training lines with evaluation text are left out
     rules: Sequence[Rule] = (),  # What else leaves a line out
     **facts: Any,  # Kept in the manifest
-) -> list[Ledger]:  # A ledger a language-script; what was left out is `evaluation text` there
+) -> list[FilterReport]:  # A filter_report a language-script; what was left out is `evaluation text` there
     "Write a corpus with its `audit.json`, which tells what was found before, and whether it was dropped."
     audited = [clean_of(detector, sources, report)] if drop else []
-    ledgers = write_corpus(sources, folder, [*audited, *rules], **facts)
+    filter_reports = write_corpus(sources, folder, [*audited, *rules], **facts)
     write_json(folder / "audit.json", {**report, "dropped": drop})
-    seal(folder, **facts)
-    return ledgers
+    write_manifest(folder, **facts)
+    return filter_reports

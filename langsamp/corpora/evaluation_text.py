@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pycountry
-from ..core.errors import UserError, did_you_mean
 from .mediawiki import mediawiki_corpus
 from .sources import local_data
-from .text import Ledger, clean_lines, find_sources
+from .text import FilterReport, clean_lines, find_sources
 from .text_files import BadLines, tagged_sentences, text_lines, tsv_rows
 from .udhr import udhr_corpus
+
+from ..core.errors import UserError, did_you_mean
 from ..languages.codes import parse_code
 from ..languages.scripts import detect_script
 
@@ -93,40 +94,40 @@ LAYOUTS = {
 
 # %% ../../nbs/library/corpora/11_evaluation_text.ipynb #c45a8be0
 def _of_layout(benchmark: str, layout: Layout, folder: Path) -> tuple[list[Part], list[str]]:
-    "The parts of a set in its folder, and complaints about what is missing or cannot be read."
+    "The parts of a set in its folder, and warnings about what is missing or cannot be read."
     found: dict[str, Part] = {}
     paths = sorted(folder.glob(layout.files))
     missing = sorted({mate for path in paths for mate in layout.beside(path) if not mate.exists()})
-    complaints = [f"{path} is missing" for path in missing]
+    warnings = [f"{path} is missing" for path in missing]
     for path in paths:
         bad = BadLines(path)
         try:
             texts = [text for text in layout.texts(path, bad) if text]
-            complaints += bad.complaints() or [f"{path} has no sentence"] * (not texts)
+            warnings += bad.warnings() or [f"{path} has no sentence"] * (not texts)
             if not texts:
                 continue
             part = Part(benchmark, layout.name(path), layout.code(path, texts), texts)
         except (UserError, OSError) as error:
             where = "" if str(path) in str(error) else f"{path}: "
-            complaints.append(f"{where}{error}")
+            warnings.append(f"{where}{error}")
             continue
         found.setdefault(part.name, Part(benchmark, part.name, part.code, [])).sentences.extend(texts)
     if not paths:
-        complaints.append(f"no {layout.shape} in {folder.parent}; {benchmark} is at home at {layout.home}")
-    return list(found.values()), complaints
+        warnings.append(f"no {layout.shape} in {folder.parent}; {benchmark} is at home at {layout.home}")
+    return list(found.values()), warnings
 
 # %% ../../nbs/library/corpora/11_evaluation_text.ipynb #ce296a5c
 def _of_folder(benchmark: str, folder: Path) -> tuple[list[Part], list[str]]:
-    "The parts of a folder of `xxx_Yyyy.txt` files, and complaints about files and lines."
-    sources, complaints = find_sources(folder)
+    "The parts of a folder of `xxx_Yyyy.txt` files, and warnings about files and lines."
+    sources, warnings = find_sources(folder)
     parts = []
     for code, files in sources.items():
-        ledger = Ledger(code)
-        parts.append(Part(benchmark, code, code, [text for _, text in clean_lines(files, ledger)]))
-        complaints += [example for example in ledger.examples if not example.endswith((": blank", ": duplicate"))]
-        many = {why: n for why, n in ledger.dropped.items() if n > 5 and why not in ("blank", "duplicate")}
-        complaints += [f"{code}: {count:,} lines in all are left out: {why}" for why, count in many.items()]
-    return parts, complaints
+        filter_report = FilterReport(code)
+        parts.append(Part(benchmark, code, code, [text for _, text in clean_lines(files, filter_report)]))
+        warnings += [example for example in filter_report.examples if not example.endswith((": blank", ": duplicate"))]
+        many = {why: n for why, n in filter_report.dropped.items() if n > 5 and why not in ("blank", "duplicate")}
+        warnings += [f"{code}: {count:,} lines in all are left out: {why}" for why, count in many.items()]
+    return parts, warnings
 
 # %% ../../nbs/library/corpora/11_evaluation_text.ipynb #868d6c16
 HELD_OUT = {"udhr": udhr_corpus, "mediawiki": mediawiki_corpus}
@@ -143,7 +144,7 @@ def _data_folder(data: Path | str) -> Path:
 def benchmark_sentences(
     name: str,  # One of `LAYOUTS`, of `HELD_OUT`, or `folder:PATH` for your own text
     data: Path | str = "",  # Where the sets of `LAYOUTS` are; `LANGSAMP_DATA` by default
-) -> tuple[list[Part], list[str]]:  # Languages in order of upstream's name; complaints
+) -> tuple[list[Part], list[str]]:  # Languages in order of upstream's name; warnings
     "All sentences of an evaluation set, whatever their split: what is tuned on must not be trained on either."
     if name in HELD_OUT:
         return _of_folder(name, HELD_OUT[name]() / "text" / "validation")
@@ -159,6 +160,6 @@ def read_benchmarks(
     names: Iterable[str],  # As for `benchmark_sentences`
     data: Path | str = "",  # Likewise
 ) -> tuple[list[Part], list[str]]:  # Of all sets
-    "The sentences of several evaluation sets, and all complaints."
+    "The sentences of several evaluation sets, and all warnings."
     both = [benchmark_sentences(name, data) for name in dict.fromkeys(names)]
-    return [part for parts, _ in both for part in parts], [text for _, complaints in both for text in complaints]
+    return [part for parts, _ in both for part in parts], [text for _, warnings in both for text in warnings]

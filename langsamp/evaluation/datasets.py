@@ -15,11 +15,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UserError, did_you_mean
 from ..corpora.bible import bible_editions, bible_verses, verse_id
 from ..corpora.evaluation_text import text_code
 from ..corpora.sources import hub_configs, hub_splits, local_data
 from ..corpora.text_files import BadLines, decoded_lines, has_letter, tagged_sentences, text_lines, tsv_rows
+
+from ..core.errors import UserError, did_you_mean
 from ..languages.codes import parse_code
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #1c8e9a89
@@ -90,10 +91,10 @@ def _unusable(task: str, text: Any, label: Any) -> str:
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #b35f28ae
 def known_examples(
     task: str,  # One of `LABELS`
-    where: str,  # What the examples are from, for the complaints
+    where: str,  # What the examples are from, for the warnings
     texts: Iterable[Any],  # Sentences, or their words
     labels: Iterable[Any],  # As many labels, or lists of them
-) -> tuple[Examples, list[str]]:  # The complaints are what was mended or left out
+) -> tuple[Examples, list[str]]:  # The warnings are what was mended or left out
     "Examples whose labels are the task's own."
     notes: Counter[str] = Counter()
     kept = []
@@ -226,9 +227,9 @@ def told(path: Path, error: Exception) -> str:
 def _read_language(
     task: str,  # One of `SETS`
     folder: Path,  # Of one language
-) -> tuple[dict[str, Examples], str, list[str]]:  # Splits; how the files' names begin; complaints
+) -> tuple[dict[str, Examples], str, list[str]]:  # Splits; how the files' names begin; warnings
     "What there is of a language."
-    layout, raw, complaints, name = SETS[task], {}, [], ""
+    layout, raw, warnings, name = SETS[task], {}, [], ""
     for path in sorted(folder.iterdir()):
         if (match := re.fullmatch(layout.files, path.name)) is None:
             continue
@@ -239,17 +240,17 @@ def _read_language(
                 all_of_split += of_file
             name = path.name
         except (UserError, OSError) as error:
-            complaints.append(told(path, error))
-        complaints += bad.complaints()
+            warnings.append(told(path, error))
+        warnings += bad.warnings()
     splits = {}
     for split in (split for split in SPLITS if split in raw):
         splits[split], more = known_examples(task, f"{folder.name} {split}", *raw[split])
-        complaints += more
-    return {split: part for split, part in splits.items() if part.texts}, name, complaints
+        warnings += more
+    return {split: part for split, part in splits.items() if part.texts}, name, warnings
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #54fa447f
 def _stand_ins(name: str, splits: dict[str, Examples]) -> tuple[dict[str, Examples], list[str]]:
-    "The splits of a set, those of an English-EWT without train moved one on; and a complaint about that."
+    "The splits of a set, those of an English-EWT without train moved one on; and a warning about that."
     if not name.endswith("English-EWT") or set(splits) != {"dev", "test"}:
         return splits, []
     said = f"{name}: no train; dev serves as train and test as dev, and none is left to test on"
@@ -257,24 +258,24 @@ def _stand_ins(name: str, splits: dict[str, Examples]) -> tuple[dict[str, Exampl
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #311abf97
 def folder_sets(task: str, folder: Path) -> tuple[list[Labelled], list[str]]:
-    "The sets of a task in order of upstream's name, and complaints about what is missing or cannot be read."
-    layout, found, complaints = SETS[task], [], []
+    "The sets of a task in order of upstream's name, and warnings about what is missing or cannot be read."
+    layout, found, warnings = SETS[task], [], []
     for language in sorted(path for path in folder.glob("*") if path.is_dir() and path.name[0] not in "._"):
         splits, file, more = _read_language(task, language)
         moved, said = _stand_ins(language.name, splits)
         missing = [split for split in SPLITS if layout.whole and split not in splits]
-        complaints += more + said + [f"{language.name} has no {split}" for split in missing]
+        warnings += more + said + [f"{language.name} has no {split}" for split in missing]
         if not splits:
-            complaints.append(f"{language}: nothing to read; there should be {layout.shape}")
+            warnings.append(f"{language}: nothing to read; there should be {layout.shape}")
             continue
         try:
             code = set_code(task, language.name if layout.whole else file, splits)
             found.append(Labelled(task, language.name, code, moved))
         except UserError as error:
-            complaints.append(f"{language}: {error}")
+            warnings.append(f"{language}: {error}")
     if not found:
-        complaints.append(f"no {layout.shape} in {folder.parent}; {task} is at home at {layout.home}")
-    return found, complaints
+        warnings.append(f"no {layout.shape} in {folder.parent}; {task} is at home at {layout.home}")
+    return found, warnings
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #ac2db73b
 def _words_only(words: Any, tags: Any) -> tuple[Any, Any]:
@@ -286,9 +287,9 @@ def _words_only(words: Any, tags: Any) -> tuple[Any, Any]:
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #a9f4ab76
 def _hub_language(task: str, config: str) -> tuple[dict[str, Examples], list[str]]:
-    "The splits of a configuration, and complaints."
+    "The splits of a configuration, and warnings."
     dataset, (text, label) = SETS[task].dataset, SETS[task].columns
-    splits, complaints = {}, []
+    splits, warnings = {}, []
     named = {{"validation": "dev"}.get(split, split): rows for split, rows in hub_splits(dataset, config).items()}
     for split, rows in ((split, named[split]) for split in SPLITS if split in named):
         if missing := [column for column in (text, label) if rows and column not in rows[0]]:
@@ -298,25 +299,25 @@ def _hub_language(task: str, config: str) -> tuple[dict[str, Examples], list[str
             pairs = list(map(_words_only, texts, labels))
             texts, labels = [words for words, _ in pairs], [tags for _, tags in pairs]
         splits[split], more = known_examples(task, f"{config} {split}", texts, labels)
-        complaints += more
-    return splits, complaints
+        warnings += more
+    return splits, warnings
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #03d23764
 def _from_hub(task: str) -> tuple[list[Labelled], list[str]]:
     "The sets of a task on the hub; where not one can be read, a `UserError`."
-    found, complaints = [], []
+    found, warnings = [], []
     for config in hub_configs(SETS[task].dataset):
         name = config.removeprefix("other-")  # So WikiANN calls what is in no standard
         try:
             splits, more = _hub_language(task, config)
             missing = [split for split in SPLITS if SETS[task].whole and split not in splits]
-            complaints += more + [f"{name} has no {split}" for split in missing]
+            warnings += more + [f"{name} has no {split}" for split in missing]
             found.append(Labelled(task, name, set_code(task, name, splits), splits))
         except UserError as error:
-            complaints.append(f"{name}: {error}")
+            warnings.append(f"{name}: {error}")
     if not found:
-        raise UserError(complaints[0] if complaints else f"{SETS[task].dataset} on the hub has nothing for {task}")
-    return found, complaints
+        raise UserError(warnings[0] if warnings else f"{SETS[task].dataset} on the hub has nothing for {task}")
+    return found, warnings
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #4baa6fc1
 def _verse_topics(path: Path, bad: BadLines) -> dict[str, tuple[str, str]]:  # Verse -> text, topic
@@ -334,41 +335,44 @@ def _verse_topics(path: Path, bad: BadLines) -> dict[str, tuple[str, str]]:  # V
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #7ba9f556
 def _english_topics(folder: Path) -> tuple[dict[str, dict[str, tuple[str, str]]], list[str]]:
-    "By split what `_verse_topics` reads, and complaints."
-    topics, complaints = {}, []
+    "By split what `_verse_topics` reads, and warnings."
+    topics, warnings = {}, []
     for split in SPLITS:
         path = next(iter(sorted(folder.rglob(f"eng_{split}.tsv"))), folder / f"eng_{split}.tsv")
         bad = BadLines(path)
         try:
             topics[split] = _verse_topics(path, bad)
         except OSError as error:
-            complaints.append(told(path, error) if path.exists() else f"{path} is missing")
-        complaints += bad.complaints()
-    return topics, complaints
+            warnings.append(told(path, error) if path.exists() else f"{path} is missing")
+        warnings += bad.warnings()
+    return topics, warnings
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #28c5210d
 def _on_verses(
-    where: str,  # For the complaints
+    where: str,  # For the warnings
     topics: dict[str, dict[str, tuple[str, str]]],  # Split -> verse -> English text, topic
     verses: dict[str, str],  # A Bible
 ) -> tuple[dict[str, Examples], list[str]]:
     "The labels of the verses that a Bible has."
-    splits, complaints = {}, []
+    splits, warnings = {}, []
     for split, rows in topics.items():
         here = [verse for verse in rows if verse in verses]
         labels = [rows[verse][1] for verse in here]
         splits[split], more = known_examples("taxi1500", f"{where} {split}", [verses[verse] for verse in here], labels)
         if len(here) < len(rows):
             more.append(f"{where} {split}: {len(rows) - len(here):,} of {len(rows):,} labelled verses are missing")
-        complaints += more
-    return {split: part for split, part in splits.items() if part.texts}, complaints
+        warnings += more
+    return {split: part for split, part in splits.items() if part.texts}, warnings
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #89bd9d2f
 def _taxi1500(folder: Path) -> tuple[list[Labelled], list[str]]:
     "English, and each Bible of the folder `bible/` beside."
-    topics, complaints = _english_topics(folder)
+    topics, warnings = _english_topics(folder)
     if not topics:
-        return [], [*complaints, f"no taxi1500/eng_train.tsv in {folder.parent}; at home in cisnlp/Taxi1500 on GitHub"]
+        return [], [
+            *warnings,
+            f"no taxi1500/eng_train.tsv in {folder.parent}; at home in cisnlp/Taxi1500 on GitHub",
+        ]
     editions, more = bible_editions(folder.parent / "bible")
     if english := editions.pop("eng_Latn", None):
         more.append(f"{english} is not read: taxi1500 brings its own English")
@@ -380,13 +384,13 @@ def _taxi1500(folder: Path) -> tuple[list[Labelled], list[str]]:
         splits, said = _on_verses(name, topics, bible_verses(path, BadLines(path)) if path else texts)
         found += [Labelled("taxi1500", name, code, splits)] if splits else []
         more += said
-    return found, complaints + more
+    return found, warnings + more
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #0ef95e6e
 def labelled_sets(
     task: str,  # sib200, taxi1500, wikiann, ner (Universal NER) or ud
     data: Path | str = "",  # A folder of evaluation sets; `LANGSAMP_DATA`, else the hub
-) -> tuple[list[Labelled], list[str]]:  # One a language, in order of upstream's name; complaints
+) -> tuple[list[Labelled], list[str]]:  # One a language, in order of upstream's name; warnings
     "A task in all its languages."
     if task not in LABELS:
         raise UserError(f"no labelled set `{task}`{did_you_mean(task, LABELS)}; there are {', '.join(LABELS)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
 from ..core.errors import UserError, did_you_mean
 from ..data.shards import content_hash
 from ..encoding.open_encoder import Encoder, open_encoder
@@ -43,23 +44,23 @@ def _settings(p: EvaluationParams, task: str, encoder: Encoder) -> dict[str, Any
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #d8e62f31
 def _chosen(
-    task: str,  # For the complaints
+    task: str,  # For the warnings
     found: Sequence[Any],  # Its sets, each with a `name`
     languages: Sequence[str],  # Codes or names; none for all
     code: Callable[[Any], str],  # Set -> language-script
-) -> tuple[list[Any], list[str]]:  # A complaint for each name that no set has
+) -> tuple[list[Any], list[str]]:  # A warning for each name that no set has
     "The sets of some languages."
     known = [name for one in found for name in (one.name, code(one))]
     absent = [f"{task} has nothing in `{x}`{did_you_mean(x, known)}" for x in languages if x not in known]
     return [one for one in found if not languages or {one.name, code(one)} & set(languages)], absent
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #6569cf18
-Answer = tuple[list[dict[str, Any]], list[str]]  # Rows as `answer` gives them; complaints about what cannot be asked
+Answer = tuple[list[dict[str, Any]], list[str]]  # Rows as `answer` gives them; warnings about what cannot be asked
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #d40d4012
 def _ask_retrieval(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> Answer:
     "Ask what is missing."
-    found, complaints = bitexts(task, p.data, p.source)
+    found, warnings = bitexts(task, p.data, p.source)
     chosen, absent = _chosen(task, found, p.languages, lambda bitext: bitext.target)
     units: dict[str, Unit] = {bitext.name: (bitext.name, 0, content_hash(asdict(bitext))) for bitext in found}
     waiting = [bitext for bitext in chosen if units[bitext.name] not in results]
@@ -67,17 +68,17 @@ def _ask_retrieval(p: EvaluationParams, task: str, encoder: Encoder, results: Re
         where = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
         results.add(units[bitext.name], [where | row for row in retrieval_rows(source_NH, target_NH, p.scaling)])
     rows = answer(results, [units[bitext.name] for bitext in chosen], content_hash(sorted(units.values())))
-    return rows, complaints + absent
+    return rows, warnings + absent
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #14ef8f6e
-def _source_set(found: Sequence[Labelled], task: str, source: str, complaints: Sequence[str] = ()) -> Labelled:
+def _source_set(found: Sequence[Labelled], task: str, source: str, warnings: Sequence[str] = ()) -> Labelled:
     "The first set of the source language that can be trained and chosen on; an error repeats what was wrong with it."
     able = [one for one in found if {"train", "dev"} <= one.splits.keys()]
     if ours := [one for one in able if one.code == source]:
         return ours[0]
     known = sorted({one.code for one in able})
     nothing = f"{task} has nothing to train on in {source}; source may be one of {', '.join(known) or 'none'}"
-    raise UserError("\n".join([nothing, *complaints[:10]]))
+    raise UserError("\n".join([nothing, *warnings[:10]]))
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #65ac79d0
 Predict = Callable[[Sequence[Any]], list[list[Any]]]  # Texts -> labels, for each of some seeds
@@ -144,10 +145,10 @@ def _ask_group(
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #023de345
 def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> Answer:
     "Ask what is missing."
-    found, complaints = labelled_sets(task, p.data)
+    found, warnings = labelled_sets(task, p.data)
     if not found:
-        return [], complaints
-    source = _source_set(found, task, p.source, complaints)
+        return [], warnings
+    source = _source_set(found, task, p.source, warnings)
     taught = content_hash([asdict(source.splits[split]) for split in ("train", "dev")])
     data = {one.name: content_hash(taught, asdict(one.splits["test"])) for one in found if "test" in one.splits}
     chosen, absent = _chosen(task, found, p.languages, lambda one: one.code)
@@ -159,15 +160,15 @@ def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Res
         if waiting := [one for one in targets if any(unit not in results for unit in units[one.name])]:
             _ask_group(p, task, encoder, source, results, units, waiting)
         asked += [unit for one in targets for unit in units[one.name]]
-    return answer(results, asked, content_hash(sorted(data.items()))), complaints + absent
+    return answer(results, asked, content_hash(sorted(data.items()))), warnings + absent
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #a3d0f593
 def evaluate(
     p: EvaluationParams,  # Which encoder, which tasks, and how
     outputs: Path | str,  # The `outputs/` folder
-) -> tuple[pd.DataFrame, list[str]]:  # Columns as in `read_results`; complaints
+) -> tuple[pd.DataFrame, list[str]]:  # Columns as in `read_results`; warnings
     "Ask an encoder what it was not asked before, and return what was asked for."
-    encoder, found, complaints = open_encoder(p.encoder, outputs), [], []
+    encoder, found, warnings = open_encoder(p.encoder, outputs), [], []
     home = evaluations_of(encoder.identity, outputs)
     for task in p.tasks:
         settings = _settings(p, task, encoder)
@@ -176,8 +177,8 @@ def evaluate(
             rows, told = ask(p, task, encoder, results)
         common = {"run": p.encoder, "task": task, "layer": settings["layer"]}
         found += [common | row for row in rows]
-        complaints += told
-    return pd.DataFrame(found, columns=COLUMNS), complaints
+        warnings += told
+    return pd.DataFrame(found, columns=COLUMNS), warnings
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #c0ed3a91
 def means(

@@ -14,12 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ..core.errors import UserError
-from ..encoding.encoder import encode, padding_id, up_to
-from .datasets import Examples
-from .metrics import score_of
-from ..model.backbones import longest_block
-from ..tokenization.coverage import tokenized
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -28,6 +22,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from ..core.errors import UserError
+from ..encoding.encoder import encode, padding_id, up_to
+from .datasets import Examples
+from .metrics import score_of
+from ..model.backbones import max_sequence_length
+from ..tokenization.coverage import tokenized
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #265cb0e8
 def _stand_in(tokenizer: Any) -> int:
@@ -128,7 +129,7 @@ def word_vectors(
 ) -> list[np.ndarray]:  # [words, H] of each sentence, float32
     "The hidden state of each word's first piece."
     run = up_to(model.eval(), layer)
-    longest = min(max_length, tokenizer.model_max_length, longest_block(model))
+    longest = min(max_length, tokenizer.model_max_length, max_sequence_length(model))
     windows = list(word_windows(sentences, tokenizer, longest))
     vectors = [np.zeros((len(words), model.config.hidden_size), np.float32) for words in sentences]
     for rows in by_length([window.ids for window in windows]):

@@ -9,8 +9,9 @@ __all__ = ['SCORES', 'chunks', 'f1_seqeval', 'f1_seqeval_bare', 'token_accuracy'
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..core.errors import UserError, did_you_mean
 from sklearn.metrics import accuracy_score, f1_score
+
+from ..core.errors import UserError, did_you_mean
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #f310aa5f
 def _read(

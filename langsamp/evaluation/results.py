@@ -16,14 +16,14 @@ from typing import Any
 
 import pandas as pd
 from filelock import Timeout
+
+import langsamp
 from ..core.errors import UserError
 from ..core.files import flush, read_json, sha256, write_json, writing
 from ..core.locks import file_lock
 from ..data.shards import content_hash
 from ..encoding.open_encoder import open_encoder
 from ..training.run_dir import provenance
-
-import langsamp
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #482d80a3
 def _imports(

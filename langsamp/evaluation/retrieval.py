@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from ..core.errors import UserError, did_you_mean
 
 # %% ../../nbs/library/evaluation/02_retrieval.ipynb #58c0ea58

@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 import pycountry
+
 from ..core.errors import UserError
 
 # %% ../../nbs/library/languages/00_codes.ipynb #1d14c43b

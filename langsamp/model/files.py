@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModel, PreTrainedModel
+
 from ..core.downloads import downloading
 from ..core.errors import UserError
 from ..core.manifests import verify
-from safetensors import SafetensorError, safe_open
-from transformers import AutoModel, PreTrainedModel
 
 # %% ../../nbs/library/model/00_files.ipynb #fe920595
 def refuse_pickles(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 import yaml
+
 from ..core.environment import parameters_decide
 from ..core.errors import UserError, did_you_mean
 from ..core.files import SHARED_FOLDERS
@@ -182,7 +183,7 @@ def _typed(
 def _settle(
     made: Any,  # A dataclass, just filled
 ) -> dict[str, str]:  # What is wrong, by name
-    "Give every field the type that it says, or its default and a complaint."
+    "Give every field the type that it says, or its default and a warning."
     kinds, wrong = get_type_hints(type(made)), {}
     for one in fields(made):
         try:
@@ -323,22 +324,22 @@ def _papermill_texts() -> Iterator[tuple[str, str]]:
 
 # %% ../../nbs/library/params/00_base.ipynb #d3c4c99e
 def at_least(name: str, value: int, least: int) -> str:
-    "A complaint, or nothing."
+    "A warning, or nothing."
     return "" if value >= least else f"{name} must be at least {least}, not {value}"
 
 # %% ../../nbs/library/params/00_base.ipynb #37cecf5b
 def above_zero(name: str, value: float) -> str:
-    "A complaint about what is no positive, finite number, or nothing."
+    "A warning about what is no positive, finite number, or nothing."
     return "" if 0 < value < 1e9 else f"{name} must be positive and finite, not {value}"
 
 # %% ../../nbs/library/params/00_base.ipynb #df2c7afa
 def seed_fits(value: int) -> str:
-    "A complaint, or nothing: torch takes seeds of 64 bits, and scikit-learn of 32."
+    "A warning, or nothing: torch takes seeds of 64 bits, and scikit-learn of 32."
     return "" if 0 <= value < 2**32 else f"seed must lie in 0 … {2**32 - 1}, not {value}"
 
 # %% ../../nbs/library/params/00_base.ipynb #3c76a3fa
 def one_of(name: str, value: str, known: list[str]) -> str:
-    "A complaint, or nothing."
+    "A warning, or nothing."
     if value in known:
         return ""
     return f"{name} must be one of {', '.join(known)}, not `{value[:60]}`{did_you_mean(value[:60], known)}"

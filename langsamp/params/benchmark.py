@@ -30,26 +30,26 @@ _SIZE = re.compile(r"([1-9][0-9]*x[1-9][0-9]*)/([1-9][0-9]*)( .+)?")
 # %% ../../nbs/library/params/03_benchmark.ipynb #99876c24
 @dataclass(frozen=True)
 class PortionParams(Params):
-    "Which arms train, and in what portions."
+    "Which variants train, and in what portions."
 
     tokens: int = 8192
     micro: int = 2048
-    arms: list[str] = field(default_factory=lambda: [*_USUAL])
+    variants: list[str] = field(default_factory=lambda: [*_USUAL])
 
     def conflicts(self) -> list[str]:
         uneven = self.micro > 0 and self.tokens % self.micro
-        ours = {*OURS} & {*self.arms}
+        ours = {*OURS} & {*self.variants}
         return [
             *(at_least(n, getattr(self, n), 1) for n in ("tokens", "micro")),
             f"tokens {self.tokens} must be a multiple of micro {self.micro}" if uneven else "",
-            *(one_of("arms", arm, [*RIVALS, *OURS]) for arm in self.arms),
-            "" if ours else f"arms must hold one of {', '.join(OURS)}: the others are compared with it",
+            *(one_of("variants", variant, [*RIVALS, *OURS]) for variant in self.variants),
+            "" if ours else f"variants must hold one of {', '.join(OURS)}: the others are compared with it",
         ]
 
 # %% ../../nbs/library/params/03_benchmark.ipynb #8bc15017
 @dataclass(frozen=True)
 class RaceParams(PortionParams):
-    "How long arms are measured in turn, and how many of them live at a time."
+    "How long variants are measured in turn, and how many of them live at a time."
 
     rounds: int = 7
     seconds: float = 3.0
@@ -68,7 +68,7 @@ class OverheadParams(PortionParams):
     languages: list[str] = field(default_factory=lambda: ["610", "7000", "50000"])
     rounds: int = 7
     seconds: float = 3.0
-    arms: list[str] = field(default_factory=lambda: ["langsamp"])
+    variants: list[str] = field(default_factory=lambda: ["langsamp"])
 
     def conflicts(self) -> list[str]:
         wrong = [number for number in self.languages if not number.isdecimal()]
@@ -78,7 +78,7 @@ class OverheadParams(PortionParams):
             above_zero("seconds", self.seconds),
             _shape_conflict(self.size),
             f'languages must be whole numbers in quotes, as in ["610"], not `{wrong[0]}`' if wrong else "",
-            "" if len(self.arms) == 1 else "arms: name the one arm that is run with and without vectors",
+            "" if len(self.variants) == 1 else "variants: name the one variant that is run with and without vectors",
         ]
 
 # %% ../../nbs/library/params/03_benchmark.ipynb #4e27f7f3
@@ -89,13 +89,13 @@ def _shape_conflict(size: str) -> str:
 # %% ../../nbs/library/params/03_benchmark.ipynb #52e7109f
 @dataclass(frozen=True)
 class EqualLossParams(PortionParams):
-    "How much arms are trained before their losses are compared; the first arm is the one to compare with."
+    "How much variants are trained before their losses are compared; the first variant is the one to compare with."
 
     size: str = "4x256/16384"
     trained: int = 400_000
     seeds: int = 3
     sentences: int = 2000
-    arms: list[str] = field(default_factory=lambda: ["reference", "langsamp", "langsamp_bf16"])
+    variants: list[str] = field(default_factory=lambda: ["reference", "langsamp", "langsamp_bf16"])
 
     def conflicts(self) -> list[str]:
         low = [at_least(n, getattr(self, n), 1) for n in ("trained", "seeds", "sentences")]
@@ -153,7 +153,7 @@ class BenchmarkParams(Params):
     corpus_pass: dict[str, Any] = field(default_factory=dict)
     corpus: str = "udhr"
     languages: list[str] = field(default_factory=lambda: ["eng_Latn", "deu_Latn", "rus_Cyrl", "hin_Deva", "tha_Thai"])
-    block_size: int = 64
+    max_seq_length: int = 64
     learning_rate: float = 5e-4
     threads: int = 0
     compile: bool = False
@@ -161,7 +161,7 @@ class BenchmarkParams(Params):
     def conflicts(self) -> list[str]:
         return [
             plain_name("name", self.name),
-            *(at_least(name, getattr(self, name), least) for name, least in (("block_size", 8), ("threads", 0))),
+            *(at_least(name, getattr(self, name), least) for name, least in (("max_seq_length", 8), ("threads", 0))),
             above_zero("learning_rate", self.learning_rate),
             *_race_conflicts(self),
         ]
@@ -173,7 +173,7 @@ def _race_conflicts(p: BenchmarkParams) -> list[str]:
     stages = [(name, kind, getattr(p, name)) for name, kind in _STAGES.items()]
     train = [(name, values) for name, kind, values in races + stages if values and issubclass(kind, PortionParams)]
     inner = [_inner_conflict(*stage) for stage in races + stages]
-    return [*map(_shape_conflict, p.sizes), *inner, *(_uneven(*one, p.block_size) for one in train)]
+    return [*map(_shape_conflict, p.sizes), *inner, *(_uneven(*one, p.max_seq_length) for one in train)]
 
 # %% ../../nbs/library/params/03_benchmark.ipynb #9e14e007
 _STAGES = {
@@ -193,10 +193,12 @@ def _inner_conflict(name: str, kind: type[Params], values: Any) -> str:
     return ""
 
 # %% ../../nbs/library/params/03_benchmark.ipynb #52ffeec0
-def _uneven(name: str, values: Any, block_size: int) -> str:
-    "A complaint about micro-batches that are no whole number of blocks."
+def _uneven(name: str, values: Any, max_seq_length: int) -> str:
+    "A warning about micro-batches that are no whole number of blocks."
     micro = values.get("micro", RaceParams.micro) if isinstance(values, dict) else 0
-    return f"{name}: micro {micro} must be a multiple of block_size {block_size}" if micro % block_size else ""
+    return (
+        f"{name}: micro {micro} must be a multiple of max_seq_length {max_seq_length}" if micro % max_seq_length else ""
+    )
 
 # %% ../../nbs/library/params/03_benchmark.ipynb #587e5be5
 def shape_of(

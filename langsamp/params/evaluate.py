@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RETRIEVAL', 'LABELLED', 'TASKS', 'EvaluationParams', 'ComparisonParams', 'TableParams', 'NeutralityParams',
-           'ResourceParams', 'VectorParams', 'ReproductionParams']
+           'ResourceParams', 'EmbeddingParams', 'ReproductionParams']
 
 # %% ../../nbs/library/params/02_evaluate.ipynb #7423a2fd
 from dataclasses import dataclass, field
@@ -58,7 +58,9 @@ class ComparisonParams(Params):
         uneven = [label for label, runs in self.encoders.items() if not _are_names(runs)]
         return [
             "" if self.encoders else "encoders must hold at least one label with its runs",
-            f"encoders: `{uneven[0]}` must have a list of runs, as in [udhr-both-42, udhr-both-43]" if uneven else "",
+            f"encoders: `{uneven[0]}` must have a list of runs, as in [udhr-baseline-42, udhr-baseline-43]"
+            if uneven
+            else "",
             one_of("base", self.base, list(self.encoders)) if self.base else "",
             plain_name("name", self.name),
             at_least("draws", self.draws, 1),
@@ -116,7 +118,7 @@ class ResourceParams(ComparisonParams):
 
 # %% ../../nbs/library/params/02_evaluate.ipynb #95deb1a2
 @dataclass(frozen=True)
-class VectorParams(Params):
+class EmbeddingParams(Params):
     "Whose vectors are shown: the first run's, with the others for comparison."
 
     runs: list[str] = field(default_factory=lambda: ["smoke"])
@@ -135,17 +137,17 @@ class VectorParams(Params):
         ]
 
 # %% ../../nbs/library/params/02_evaluate.ipynb #cb9bf242
-ARMS = ("both", "language", "script", "none")
+VARIANTS = ("language+script", "language", "script", "baseline")
 
 # %% ../../nbs/library/params/02_evaluate.ipynb #ac0d9a85
 @dataclass(frozen=True)
 class ReproductionParams(Params):
-    "A preset, its arms and seeds, and what their encoders are asked."
+    "A preset, its variants and seeds, and what their encoders are asked."
 
     name: str = "smoke"
     params: str = "params/smoke.yaml"
     changes: dict[str, Any] = field(default_factory=dict)
-    arms: list[str] = field(default_factory=lambda: list(ARMS))
+    variants: list[str] = field(default_factory=lambda: list(VARIANTS))
     seeds: int = 1
     tasks: list[str] = field(default_factory=lambda: ["udhr"])
     benchmarks: list[str] = field(default_factory=list)
@@ -156,8 +158,10 @@ class ReproductionParams(Params):
     def conflicts(self) -> list[str]:
         return [
             plain_name("name", self.name),
-            *(one_of("arms", arm, [*ARMS]) for arm in self.arms),
-            "" if {"both", "none"} <= {*self.arms} else "arms must hold both and none: they are what is compared",
+            *(one_of("variants", variant, [*VARIANTS]) for variant in self.variants),
+            ""
+            if {"language+script", "baseline"} <= {*self.variants}
+            else "variants must hold both and none: they are what is compared",
             *(one_of("tasks", task, [*TASKS]) for task in [*self.tasks, *self.benchmarks]),
             *(at_least(n, getattr(self, n), least) for n, least in (("seeds", 1), ("processes", 1), ("layer", -1))),
             *(_score_conflict(score) for score in self.scores),

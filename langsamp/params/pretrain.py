@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['CorpusParams', 'ModelParams', 'TrainingParams', 'training_conflicts', 'PretrainParams', 'CorpusBuildParams',
-           'StartParams', 'PlanParams', 'PretrainingFigureParams', 'PackingFigureParams']
+           'AdaptParams', 'PlanParams', 'PretrainingFigureParams', 'PackingFigureParams']
 
 # %% ../../nbs/library/params/01_pretrain.ipynb #a8aa4a40
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +23,8 @@ class CorpusParams(Params):
     sampling: str = "all"
     alpha: float = 0.3
     tokenizer: str = ""
-    vocabulary_size: int = 1000
-    block_size: int = 64
+    vocab_size: int = 1000
+    max_seq_length: int = 64
     packing: str = "sentences"
 
     def conflicts(self) -> list[str]:
@@ -34,19 +33,20 @@ class CorpusParams(Params):
             one_of("on_bad_line", self.on_bad_line, ["skip", "stop"]),
             one_of("sampling", self.sampling, ["all", "temperature", "glot500"]),
             "" if 0 <= self.alpha <= 1 else f"alpha must lie in [0, 1], not {self.alpha}",
-            at_least("block_size", self.block_size, 8),
-            at_least("vocabulary_size", self.vocabulary_size, 100) if not self.tokenizer else "",
+            at_least("max_seq_length", self.max_seq_length, 8),
+            at_least("vocab_size", self.vocab_size, 100) if not self.tokenizer else "",
         ]
 
 # %% ../../nbs/library/params/01_pretrain.ipynb #0f8989b1
-def _size_conflict(size: str) -> str:
-    "What is wrong with `size`, or nothing."
-    found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", size)
-    if found is None:
-        return f"size must be blocks x width, as in 2x64, not `{size}`"
-    width = int(found[2])
-    head = 32 if width <= 384 else 64
-    return f"size {size}: the width must be a multiple of {head}, not {width}" if width % head else ""
+def _shape_conflicts(num_layers: int, hidden_size: int) -> list[str]:
+    "What is wrong with the shape of random weights."
+    head = 32 if hidden_size <= 384 else 64
+    return [
+        at_least("num_layers", num_layers, 1),
+        f"hidden_size must be a positive multiple of {head}, not {hidden_size}"
+        if hidden_size < 1 or hidden_size % head
+        else "",
+    ]
 
 # %% ../../nbs/library/params/01_pretrain.ipynb #54725276
 @dataclass(frozen=True)
@@ -55,23 +55,18 @@ class ModelParams(Params):
 
     backbone: str = ""
     architecture: str = "xlm-roberta"
-    size: str = "2x64"
+    num_layers: int = 2
+    hidden_size: int = 64
     dropout: float = 0.1
-    arm: str = "both"
+    variant: str = "language+script"
 
     def conflicts(self) -> list[str]:
         return [
-            one_of("arm", self.arm, ["none", "language", "script", "both"]),
+            one_of("variant", self.variant, ["baseline", "language", "script", "language+script"]),
             one_of("architecture", self.architecture, ["xlm-roberta", "modernbert"]),
-            "" if self.backbone else _size_conflict(self.size),
+            *([] if self.backbone else _shape_conflicts(self.num_layers, self.hidden_size)),
             "" if 0 <= self.dropout < 1 else f"dropout must lie in [0, 1), not {self.dropout}",
         ]
-
-    @property
-    def blocks_and_width(self) -> tuple[int, int]:
-        "The two numbers of `size`."
-        blocks, width = self.size.split("x")
-        return int(blocks), int(width)
 
 # %% ../../nbs/library/params/01_pretrain.ipynb #36fd54ef
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class TrainingParams(Params):
     "The optimiser, its schedule, and what is kept."
 
     steps: int = 60
-    batch_size: int = 16
+    global_batch_size: int = 16
     micro_batch_size: int = 8
     learning_rate: float = 2e-3
     warmup_steps: int = 6
@@ -87,7 +82,7 @@ class TrainingParams(Params):
     seed: int = 42
     precision: str = "fp32"
     compile: bool = False
-    save_every: int = 20
+    save_steps: int = 20
     patience: int = 0
 
     def conflicts(self) -> list[str]:
@@ -98,12 +93,14 @@ def training_conflicts(
     p: TrainingParams,  # Or any parameters that include them
 ) -> list[str]:
     "What cannot be trained."
-    uneven = p.micro_batch_size > 0 and p.batch_size % p.micro_batch_size
+    uneven = p.micro_batch_size > 0 and p.global_batch_size % p.micro_batch_size
     return [
-        *(at_least(n, getattr(p, n), 1) for n in ("steps", "batch_size", "micro_batch_size", "save_every")),
+        *(at_least(n, getattr(p, n), 1) for n in ("steps", "global_batch_size", "micro_batch_size", "save_steps")),
         at_least("patience", p.patience, 0),
         seed_fits(p.seed),
-        f"batch_size {p.batch_size} must be a multiple of micro_batch_size {p.micro_batch_size}" if uneven else "",
+        f"global_batch_size {p.global_batch_size} must be a multiple of micro_batch_size {p.micro_batch_size}"
+        if uneven
+        else "",
         f"warmup_steps {p.warmup_steps} must lie in 0 … steps {p.steps}" if not 0 <= p.warmup_steps <= p.steps else "",
         above_zero("learning_rate", p.learning_rate),
         "" if p.weight_decay >= 0 else f"weight_decay must be at least 0, not {p.weight_decay}",
@@ -133,8 +130,8 @@ class CorpusBuildParams(Params):
     name: str = "smoke"
     corpus: str = "udhr"
     languages: list[str] = field(default_factory=lambda: ["eng_Latn", "deu_Latn", "rus_Cyrl", "hin_Deva", "tha_Thai"])
-    least_characters: int = 0
-    most_held_out: int = 0
+    min_characters: int = 0
+    max_held_out: int = 0
     benchmarks: list[str] = field(default_factory=lambda: ["udhr"])
     ngram: int = 8
     share: float = 0.5
@@ -143,15 +140,15 @@ class CorpusBuildParams(Params):
     def conflicts(self) -> list[str]:
         return [
             plain_name("name", self.name),
-            at_least("least_characters", self.least_characters, 0),
-            at_least("most_held_out", self.most_held_out, 0),
+            at_least("min_characters", self.min_characters, 0),
+            at_least("max_held_out", self.max_held_out, 0),
             at_least("ngram", self.ngram, 2),
             "" if 0 < self.share <= 1 else f"share must lie in (0, 1], not {self.share}",
         ]
 
 # %% ../../nbs/library/params/01_pretrain.ipynb #c3fdc1b8
 @dataclass(frozen=True)
-class StartParams(Params):
+class AdaptParams(Params):
     "A start under outputs/starts/: an encoder, and the corpus that its vocabulary shall fit."
 
     name: str = "smoke"
@@ -159,20 +156,24 @@ class StartParams(Params):
     tokenizer: str = ""
     corpus: str = "udhr"
     languages: list[str] = field(default_factory=lambda: ["eng_Latn", "rus_Cyrl", "div_Thaa"])
-    new_pieces: int = 500
-    least_count: int = 1
-    new_rows: str = "mean"
+    num_new_tokens: int = 500
+    min_count: int = 1
+    new_token_init: str = "mean"
     seed: int = 42
 
     def conflicts(self) -> list[str]:
         return [
             plain_name("name", self.name),
             "" if self.backbone else "backbone must name a checkpoint: a start is made from one",
-            "new_pieces must be 0 with a tokenizer: it has its own" if self.tokenizer and self.new_pieces else "",
-            "" if self.corpus or not (self.new_pieces or self.least_count) else "new pieces and pruning need a corpus",
-            *(at_least(n, getattr(self, n), 0) for n in ("new_pieces", "least_count")),
+            "num_new_tokens must be 0 with a tokenizer: it has its own"
+            if self.tokenizer and self.num_new_tokens
+            else "",
+            ""
+            if self.corpus or not (self.num_new_tokens or self.min_count)
+            else "new pieces and pruning need a corpus",
+            *(at_least(n, getattr(self, n), 0) for n in ("num_new_tokens", "min_count")),
             seed_fits(self.seed),
-            one_of("new_rows", self.new_rows, ["mean", "random"]),
+            one_of("new_token_init", self.new_token_init, ["mean", "random"]),
         ]
 
 # %% ../../nbs/library/params/01_pretrain.ipynb #23211fc4

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from ..core.errors import UserError
 from ..core.files import read_json, write_json
 
@@ -27,7 +28,7 @@ def read_tokenizer(
     if kinds and kind not in kinds:
         able = " and ".join(kinds)
         raise UserError(
-            f"{folder.name} is a {kind} tokenizer; this can be done with {able}: set new_pieces or least_count to 0"
+            f"{folder.name} is a {kind} tokenizer; this can be done with {able}: set num_new_tokens or min_count to 0"
         )
     return found
 

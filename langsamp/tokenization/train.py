@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
 from ..core.downloads import downloading
 from ..core.errors import UserError
 from ..core.files import sha256
-from ..core.manifests import is_whole, manifest_of, sealed_folder
-from ..corpora.text import Ledger, Source, clean_lines, uniform
+from ..core.manifests import atomic_folder, is_whole, manifest_of
+from ..corpora.text import FilterReport, Source, clean_lines, uniform
 from .coverage import encodable, encodes, says_unknown
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 # %% ../../nbs/library/tokenization/01_train.ipynb #2486d5ad
 def sampling_rates(
@@ -47,7 +48,7 @@ def smoothed_sample(
     "A sample of the corpus in constant memory: a line is taken or not by a hash of its text."
     rates = sampling_rates({code: _train_lines(code, files) for code, files in sources.items()}, alpha, budget)
     for code, rate in rates.items():
-        for split, text in clean_lines(sources[code], Ledger(code)):
+        for split, text in clean_lines(sources[code], FilterReport(code)):
             if split == "train" and (rate == 1 or uniform(text, "sample") < rate):
                 yield text
 
@@ -57,7 +58,7 @@ def _train_lines(
     sources: Iterable[Source],  # Its files
 ) -> int:
     "How many training lines a language-script has."
-    return sum(split == "train" for split, _ in clean_lines(sources, Ledger(code)))
+    return sum(split == "train" for split, _ in clean_lines(sources, FilterReport(code)))
 
 # %% ../../nbs/library/tokenization/01_train.ipynb #7f63be76
 def alphabet(
@@ -66,7 +67,7 @@ def alphabet(
     "The characters of all good lines, held-out ones included."
     found: set[str] = set()
     for code, files in sources.items():
-        for _, text in clean_lines(files, Ledger(code)):
+        for _, text in clean_lines(files, FilterReport(code)):
             found.update(unicodedata.normalize("NFKC", text))
     return sorted(found)
 
@@ -76,7 +77,7 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
 # %% ../../nbs/library/tokenization/01_train.ipynb #82f228fb
 def train_tokenizer(
     texts: Iterable[str],  # Lines of text
-    vocabulary_size: int = 16_000,  # Pieces, specials included
+    vocab_size: int = 16_000,  # Pieces, specials included
     characters: Sequence[str] = (),  # Pieces in any case, beside the characters of `texts`
 ) -> Tokenizer:  # Ready to encode
     "A Unigram tokenizer. Every character becomes a piece, as long as there is room."
@@ -85,7 +86,7 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocabulary_size - 1,
+        vocab_size=vocab_size - 1,
         special_tokens=SPECIALS,
         unk_token="<unk>",
         initial_alphabet=list(characters),
@@ -116,12 +117,12 @@ def settled(
     return models.Unigram([tuple(entry) for entry in pieces[:specials]] + ranked, unk_id=specials - 1)
 
 # %% ../../nbs/library/tokenization/01_train.ipynb #1b07a10a
-def _check_room(vocabulary_size: int, characters: Sequence[str]) -> None:
+def _check_room(vocab_size: int, characters: Sequence[str]) -> None:
     "Refuse a vocabulary that has no room for every character and one longer piece."
     needed = len({*characters, "▁"}) + len(SPECIALS) + 2
-    if vocabulary_size < needed:
+    if vocab_size < needed:
         raise UserError(
-            f"vocabulary_size {vocabulary_size} is too small: the text has {len(characters):,} different characters, "
+            f"vocab_size {vocab_size} is too small: the text has {len(characters):,} different characters, "
             f"and each needs a piece beside {len(SPECIALS) + 1} special tokens; set it to {needed} or more"
         )
 
@@ -130,19 +131,19 @@ def trained_tokenizer(
     sources: Mapping[str, Iterable[Source]],  # Files by language-script
     identity: str,  # A hash of the files
     home: Path,  # Where tokenizers are kept
-    vocabulary_size: int = 16_000,  # Pieces, specials included
+    vocab_size: int = 16_000,  # Pieces, specials included
 ) -> Path:  # Its folder
     "The tokenizer of a corpus, trained once."
-    folder = home / f"unigram-{vocabulary_size}-{identity}"
+    folder = home / f"unigram-{vocab_size}-{identity}"
     if is_whole(folder):
         return folder
     from transformers import PreTrainedTokenizerFast
 
-    _check_room(vocabulary_size, characters := alphabet(sources))
-    fast = train_tokenizer(smoothed_sample(sources), vocabulary_size, characters)
+    _check_room(vocab_size, characters := alphabet(sources))
+    fast = train_tokenizer(smoothed_sample(sources), vocab_size, characters)
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
     whole = PreTrainedTokenizerFast(tokenizer_object=fast, **{f"{k}_token": v for k, v in names.items()})
-    with sealed_folder(folder, **_facts(whole)) as part:
+    with atomic_folder(folder, **_facts(whole)) as part:
         whole.save_pretrained(part)
     return folder
 
@@ -165,7 +166,7 @@ def _facts(tokenizer: Any) -> dict[str, Any]:
     size, unk = max(ids) + 1, _unknown(tokenizer)
     holes, own = set(range(size)) - ids, [] if unk is None else [unk]
     return {
-        "vocabulary_size": size,
+        "vocab_size": size,
         "mask": tokenizer.mask_token_id,
         "pad": tokenizer.pad_token_id,
         "unk": unk,
@@ -234,7 +235,7 @@ def pretrained_tokenizer(
     content = tokenizer.backend_tokenizer.to_str().encode()
     folder = home / f"{Path(name).name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not is_whole(folder):
-        with sealed_folder(folder, source=source, **_facts(tokenizer)) as part:
+        with atomic_folder(folder, source=source, **_facts(tokenizer)) as part:
             tokenizer.save_pretrained(part)
     return folder
 
@@ -271,7 +272,7 @@ class _Loaded:
         self.facts = manifest_of(folder) or {}
         if "specials" not in self.facts:
             raise UserError(f"no prepared tokenizer in {folder}: make one with pretrained_tokenizer")
-        self.special = np.zeros(self.facts["vocabulary_size"], bool)
+        self.special = np.zeros(self.facts["vocab_size"], bool)
         self.special[[number for number in self.facts["specials"] if number != self.facts["unk"]]] = True
         self.fast = _plain(Path(folder))
         self.says_unknown, self.known = says_unknown(self.fast), cache(partial(encodes, self.fast))

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ..core.errors import UserError
-from ..core.files import read_json, write_json
-from ..core.manifests import damage, sealed_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+from ..core.errors import UserError
+from ..core.files import read_json, write_json
+from ..core.manifests import atomic_folder, find_damage
 
 # %% ../../nbs/library/training/02_checkpoints.ipynb #5ee3ddcc
 def _moments(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -71,7 +72,7 @@ def save_checkpoint(
     if not write:
         return path
     needed = sum(tensor.nbytes for tensor in [*weights.values(), *moments.values()])
-    with sealed_folder(path, needed, step=step) as part:
+    with atomic_folder(path, needed, step=step) as part:
         save_file(weights, part / "model.safetensors")
         save_file(moments, part / "optimizer.safetensors")
         write_json(part / "state.json", state)
@@ -94,7 +95,7 @@ def newest_whole(
     "Where to continue. When checkpoints exist and none is sound, a `UserError` names the damage of each."
     broken = []
     for path in checkpoints(folder):
-        if not (wrong := damage(path, unlisted=False)):
+        if not (wrong := find_damage(path, unlisted=False)):
             return path, broken
         broken.append(wrong)
     if broken:

@@ -19,22 +19,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+
 from ..core.errors import UserError
 from ..data.masking import validation_batch
 from ..data.packing import packing_of
 from ..model.langsamp import LangSAMPForMaskedLM
 from ..params.base import read_yaml
 from ..params.pretrain import PlanParams, PretrainParams
-from .loop import Data, Trainee, batch_loss, train_step
+from .loop import Data, Trainer, batch_loss, train_step
 from .prepare import Corpus, data_of, prepare
 from .pretrain import starting_model
 
 # %% ../../nbs/library/training/08_plan.ipynb #cc541efc
 def parameter_groups(
-    model: LangSAMPForMaskedLM,  # Any arm
+    model: LangSAMPForMaskedLM,  # Any variant
 ) -> dict[str, int]:  # `encoder`, `embeddings`, `head` (without a tied matrix), `vectors`, `all`
     "Parameters by what they cost; a tied matrix counts once."
-    tables = [t for t in (model.language_vectors, model.script_vectors) if t is not None]
+    tables = [t for t in (model.language_embeddings, model.script_embeddings) if t is not None]
     vectors = sum(table.weight.numel() for table in tables)
     whole = sum(weight.numel() for weight in model.parameters())
     base = sum(weight.numel() for weight in model.mlm.base_model.parameters())
@@ -73,7 +74,7 @@ def tokens_a_sequence(
 # %% ../../nbs/library/training/08_plan.ipynb #231dd3c6
 def _folders(p: PretrainParams, corpus: Corpus) -> list[Path]:
     "Where the prepared text lies: its shards, and their packings where sentences are packed."
-    packings = [packing_of(shard, p.block_size) for shard in corpus.shards] if p.packing == "sentences" else []
+    packings = [packing_of(shard, p.max_seq_length) for shard in corpus.shards] if p.packing == "sentences" else []
     return [*corpus.shards, *packings]
 
 # %% ../../nbs/library/training/08_plan.ipynb #8fb3f2e1
@@ -84,7 +85,7 @@ def counted(
     corpus: Corpus,  # Where they lie
 ) -> dict[str, float]:  # By name; bytes, tokens and FLOPs are plain numbers
     "What follows from the parameters, the model and the corpus alone."
-    groups, a_step = parameter_groups(model), p.batch_size * tokens_a_sequence(data)
+    groups, a_step = parameter_groups(model), p.global_batch_size * tokens_a_sequence(data)
     flops, kept = flops_a_token(model, data.train.context), 4 if p.patience else 3  # Two, the best, and a new one
     return {
         **{f"parameters: {name}": float(count) for name, count in groups.items()},
@@ -93,7 +94,7 @@ def counted(
         "held-out tokens": int(data.validation.tokens.sum()),
         "tokens a step": a_step,
         "tokens trained on": p.steps * a_step,
-        "epochs": p.steps * p.batch_size / data.epoch,
+        "epochs": p.steps * p.global_batch_size / data.epoch,
         "FLOPs a token": flops,
         "FLOPs": p.steps * a_step * flops,
         "weights, gradients, moments": 16 * groups["all"],
@@ -112,7 +113,7 @@ def measured(
     "What a few steps cost on this computer, with one process."
     if not len(data.validation):
         raise UserError("too little text is held out to measure a validation: give more lines, or a folder validation/")
-    t = Trainee(model.train(), data, p)
+    t = Trainer(model.train(), data, p)
     ones, twos = zip(*islice(_paired_steps(t), -(-steps // 2)))
     micro = max(statistics.median(twos) - statistics.median(ones), statistics.median(ones) / 10)
     forward = statistics.median(islice(_forward_seconds(t), 5))
@@ -125,13 +126,13 @@ def measured(
     }
 
 # %% ../../nbs/library/training/08_plan.ipynb #b29bb066
-def _paired_steps(t: Trainee) -> Iterator[tuple[float, float]]:
+def _paired_steps(t: Trainer) -> Iterator[tuple[float, float]]:
     "Seconds of a step of one micro-batch, and of one of two."
     p = t.p
     for step in range(p.steps):
         pair = []
         for micro_batches in (1, 2):
-            t.p = replace(p, batch_size=micro_batches * p.micro_batch_size * t.world)
+            t.p = replace(p, global_batch_size=micro_batches * p.micro_batch_size * t.world)
             begun = time.perf_counter()
             train_step(t, step)
             pair.append(time.perf_counter() - begun)
@@ -139,7 +140,7 @@ def _paired_steps(t: Trainee) -> Iterator[tuple[float, float]]:
 
 # %% ../../nbs/library/training/08_plan.ipynb #99107366
 @torch.no_grad()
-def _forward_seconds(t: Trainee) -> Iterator[float]:
+def _forward_seconds(t: Trainer) -> Iterator[float]:
     "Seconds of micro-batches of held-out blocks."
     t.plain.eval()
     size = t.p.micro_batch_size
@@ -182,8 +183,8 @@ def plan(
     corpus = prepare(run, Path(outputs))
     model, data = starting_model(run, corpus, outputs), _data(run, corpus, "corpus" in p.changes)
     cost = counted(run, model, data, corpus) | measured(run, model, data, p.measured_steps)
-    parts = run.batch_size / run.micro_batch_size * cost["seconds: micro-batch"] + cost["seconds: update"]
-    validations = 1 + -(-run.steps // run.save_every)
+    parts = run.global_batch_size / run.micro_batch_size * cost["seconds: micro-batch"] + cost["seconds: update"]
+    validations = 1 + -(-run.steps // run.save_steps)
     return cost | {"seconds: run": run.steps * parts + validations * cost["seconds: validation"]}
 
 # %% ../../nbs/library/training/08_plan.ipynb #558cd73a

@@ -18,20 +18,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from ..core.errors import UserError
 from ..core.files import read_json, sweep, write_json
 from ..core.locks import file_lock
-from ..core.manifests import damage, manifest_of, verify
+from ..core.manifests import find_damage, manifest_of, verify
 from ..corpora.registry import open_corpus, say, shortened
 from ..corpora.text import Source
-from ..data.masking import Pieces
-from ..data.packing import Rows, pack_shards
+from ..data.masking import TokenIds
+from ..data.packing import PackedSequences, pack_shards
 from ..data.sampling import quotas, sampling_table
-from ..data.shards import Blocks, content_hash, corpus_report, source_hash, write_shards
+from ..data.shards import TokenDataset, content_hash, corpus_report, source_hash, write_shards
 from ..model.adapt_checkpoint import find_backbone
 from ..params.base import read_yaml
 from ..params.pretrain import CorpusParams, PretrainParams
-from ..tokenization.coverage import lost_complaints
+from ..tokenization.coverage import lost_text_warnings
 from ..tokenization.train import pretrained_tokenizer, trained_tokenizer
 from .loop import Data
 
@@ -54,12 +55,12 @@ class Corpus:
         "A hash of tokenizer, text and shards."
         return content_hash(self.tokenizer.name, [shard.name for shard in self.shards])
 
-    def sequences(self, split: str, p: CorpusParams) -> Blocks:
+    def sequences(self, split: str, p: CorpusParams) -> TokenDataset:
         "One split cut into sequences as `packing` says: packed sentences, or windows on the stream."
-        kind, pad = Blocks if p.packing == "stream" else Rows, self.facts["pad"]
-        if kind is Rows:
-            pack_shards(self.shards, p.block_size)
-        return kind(self.shards, split, p.block_size, pad)
+        kind, pad = TokenDataset if p.packing == "stream" else PackedSequences, self.facts["pad"]
+        if kind is PackedSequences:
+            pack_shards(self.shards, p.max_seq_length)
+        return kind(self.shards, split, p.max_seq_length, pad)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #dd93d7ec
 def _prepared(
@@ -77,9 +78,9 @@ def without_text(
 ) -> list[str]:
     "A warning about the language-scripts without held-out text, and one about those without training text."
     said = {"validation": "held-out text, so no validation loss tells of them", "train": "text to train on"}
-    found = {split: [x["code"] for x in report["ledgers"] if not x["splits"][split]["tokens"]] for split in said}
+    found = {split: [x["code"] for x in report["filter_reports"] if not x["splits"][split]["tokens"]] for split in said}
     return [
-        f"{len(codes):,} of {len(report['ledgers']):,} language-scripts have no {said[split]}: "
+        f"{len(codes):,} of {len(report['filter_reports']):,} language-scripts have no {said[split]}: "
         f"{', '.join(codes[:5])}{', …' * (len(codes) > 5)}"
         for split, codes in found.items()
         if codes
@@ -89,8 +90,8 @@ def without_text(
 def warnings_of(
     report: Mapping[str, Any],  # From `corpus_report`
 ) -> list[str]:
-    "What a run's result says about its corpus: the first complaints, and languages without text."
-    return shortened(report["complaints"]) + without_text(report)
+    "What a run's result says about its corpus: the first warnings, and languages without text."
+    return shortened(report["warnings"]) + without_text(report)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #c1a0d2f5
 def _tidied(outputs: Path) -> Path:
@@ -105,9 +106,9 @@ def _tidied(outputs: Path) -> Path:
 def _lost(
     report: Mapping[str, Any],  # From `corpus_report`
     stop: bool,  # Whether a loss ends the run
-) -> list[str]:  # A complaint for each language-script that lost some
+) -> list[str]:  # A warning for each language-script that lost some
     "The characters that a tokenizer without an unknown token left out."
-    lost = lost_complaints(report["ledgers"])
+    lost = lost_text_warnings(report["filter_reports"])
     if lost and stop:
         raise UserError(f"{lost[0]}; choose another tokenizer, or set on_bad_line to skip")
     return lost
@@ -118,10 +119,12 @@ def _refuse_empty(
     report: Mapping[str, Any],  # From `corpus_report`
 ) -> None:
     "Refuse a corpus without a line to learn from, with the first reason for which one was dropped."
-    if any(ledger["splits"]["train"]["tokens"] for ledger in report["ledgers"]):
+    if any(filter_report["splits"]["train"]["tokens"] for filter_report in report["filter_reports"]):
         return
-    lines = sum(ledger["lines"] for ledger in report["ledgers"])
-    example = next((ledger["examples"][0] for ledger in report["ledgers"] if ledger["examples"]), "")
+    lines = sum(filter_report["lines"] for filter_report in report["filter_reports"])
+    example = next(
+        (filter_report["examples"][0] for filter_report in report["filter_reports"] if filter_report["examples"]), ""
+    )
     why = f"none of its {lines:,} lines is kept for training" if lines else "it has no lines"
     raise UserError(f"corpus `{corpus}` has no text to train on: {why}{f', as in {example}' * bool(example)}")
 
@@ -131,7 +134,7 @@ def prepare(
     outputs: Path,  # The `outputs/` folder; prepared text is shared by all runs in `outputs/data`
 ) -> Corpus:
     "Read, clean and encode the corpus; whatever is there already is not made again."
-    sources, complaints = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
+    sources, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
     home = _tidied(outputs)
     with file_lock(home / ".lock"):  # A run that starts at the same time waits here
         tokenizer = tokenizer_of(p, sources, outputs)
@@ -142,10 +145,10 @@ def prepare(
         shards = write()
         if _swept(shards):
             write()
-        pack = partial(pack_shards, shards, p.block_size, processes)
+        pack = partial(pack_shards, shards, p.max_seq_length, processes)
         if p.packing == "sentences" and _swept(pack()):
             pack()
-    report = corpus_report(shards, complaints)
+    report = corpus_report(shards, warnings)
     _refuse_empty(p.corpus, report)
     say(_lost(report, p.on_bad_line == "stop") + without_text(report))
     corpus = Corpus(tokenizer, shards, report | {"warnings": warnings_of(report)})
@@ -157,13 +160,13 @@ def sequence_report(
     corpus: Corpus,  # Prepared text
 ) -> dict[str, Any]:  # By split: `sequences`, `filled` (share of their places) and `context`; packed also `cut`
     "What the text was cut into."
-    found: dict[str, Any] = {"packing": p.packing, "block_size": p.block_size}
+    found: dict[str, Any] = {"packing": p.packing, "max_seq_length": p.max_seq_length}
     for split in ("train", "validation"):
         sequences = corpus.sequences(split, p)
-        places = max(1, len(sequences) * p.block_size)
+        places = max(1, len(sequences) * p.max_seq_length)
         found[split] = {"sequences": len(sequences), "filled": round(float(sequences.tokens.sum()) / places, 4)}
         found[split] |= {"context": round(sequences.context, 2)}
-        if isinstance(sequences, Rows):
+        if isinstance(sequences, PackedSequences):
             found[split] |= {"cut": sum(facts["cut"] for facts in sequences.facts)}
     return found
 
@@ -177,7 +180,7 @@ def tokenizer_of(
     if named := p.tokenizer or p.backbone:
         return pretrained_tokenizer(str(find_backbone(named, outputs)), outputs / "data/tokenizers")
     identity = content_hash({code: source_hash(files) for code, files in sources.items()})
-    return trained_tokenizer(sources, identity, outputs / "data/tokenizers", p.vocabulary_size)
+    return trained_tokenizer(sources, identity, outputs / "data/tokenizers", p.vocab_size)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #5fcbc6a4
 def _worth(sources: Mapping[str, Sequence[Source]], bytes_a_process: int = 2**21) -> int:
@@ -192,7 +195,7 @@ def _swept(folders: Sequence[Path], most: int = 4 * 2**30) -> bool:
     whole = True
     for folder in random.Random().sample(folders, len(folders)):
         most -= sum(facts["bytes"] for facts in (manifest_of(folder) or {"files": {}})["files"].values())
-        if wrong := damage(folder, sums=most >= 0 and os.environ.get("LOCAL_RANK", "0") == "0"):
+        if wrong := find_damage(folder, sums=most >= 0 and os.environ.get("LOCAL_RANK", "0") == "0"):
             print(f"made again, because {wrong}", flush=True)
             shutil.rmtree(folder)
             whole = False
@@ -206,10 +209,10 @@ def data_of(
     "Both splits as sequences, and how many sequences of each language-script an epoch has."
     train, held_out = [corpus.sequences(split, p) for split in ("train", "validation")]
     drawn = quotas(p.sampling, p.alpha, _counts(train), corpus.report)
-    return Data(train, held_out, Pieces(**corpus.facts), drawn)
+    return Data(train, held_out, TokenIds(**corpus.facts), drawn)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #bf53cfda
-def _counts(blocks: Blocks) -> np.ndarray:
+def _counts(blocks: TokenDataset) -> np.ndarray:
     "Sequences of each language-script."
     return np.diff(blocks.last, prepend=0)
 
@@ -221,7 +224,7 @@ def repetition(
     "How often a run sees each language-script, the most repeated first."
     counts_S = _counts(corpus.sequences("train", p))
     drawn_S = quotas(p.sampling, p.alpha, counts_S, corpus.report)
-    return sampling_table(corpus.report, counts_S, drawn_S, drawn=p.steps * p.batch_size)
+    return sampling_table(corpus.report, counts_S, drawn_S, drawn=p.steps * p.global_batch_size)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #2098d080
 def keep_corpus(corpus: Corpus, folder: Path) -> None:

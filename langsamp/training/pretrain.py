@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
+
 from ..core.environment import parameters_decide, show_any_text
 from ..core.errors import UserError
 from ..core.files import outputs_folder, read_json, write_json
-from ..core.manifests import damage, sealed_folder
+from ..core.manifests import atomic_folder, find_damage
 from ..data.shards import content_hash
 from ..languages.codes import parse_code
 from ..model.adapt_checkpoint import find_backbone, weight_sums
-from ..model.backbones import longest_block
+from ..model.backbones import max_sequence_length
 from ..model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
 from ..params.base import plain_words, read_yaml
 from ..params.pretrain import ModelParams, PretrainParams
@@ -33,7 +35,6 @@ from .distributed import joined
 from .loop import train
 from .prepare import Corpus, data_of, keep_corpus, open_run, prepare
 from .run_dir import keep_params, keep_provenance, locked, same_origin, same_params
-from transformers import ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #9765235d
 def asked(
@@ -60,56 +61,56 @@ if __name__ == "__main__" and "__file__" in globals():
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #5d085083
 def scratch_config(
-    p: ModelParams,  # Its `architecture`, `size` and `dropout`
+    p: ModelParams,  # Its `architecture`, shape and `dropout`
     facts: dict[str, Any],  # The tokenizer's
-    block_size: int,  # Longest sequence
+    max_seq_length: int,  # Longest sequence
 ) -> PreTrainedConfig:
     "An encoder of any size: heads of 32 up to 384 wide and of 64 beyond, feed-forward with four times the width."
     if p.architecture == "modernbert":
-        return _modernbert_config(p, facts, block_size)
-    blocks, width = p.blocks_and_width
+        return _modernbert_config(p, facts, max_seq_length)
+    blocks, width = p.num_layers, p.hidden_size
     return XLMRobertaConfig(
-        vocab_size=facts["vocabulary_size"],
+        vocab_size=facts["vocab_size"],
         hidden_size=width,
         num_hidden_layers=blocks,
         num_attention_heads=width // (32 if width <= 384 else 64),
         intermediate_size=4 * width,
         hidden_dropout_prob=p.dropout,
         attention_probs_dropout_prob=p.dropout,
-        max_position_embeddings=block_size + 2,
+        max_position_embeddings=max_seq_length + 2,
         type_vocab_size=1,
         pad_token_id=facts["pad"],
         layer_norm_eps=1e-5,
     )
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #01109bae
-def _modernbert_config(p: ModelParams, facts: dict[str, Any], block_size: int) -> ModernBertConfig:
+def _modernbert_config(p: ModelParams, facts: dict[str, Any], max_seq_length: int) -> ModernBertConfig:
     "A ModernBERT; its gated feed-forward of 8/3 the width has as many weights as a plain one of four times the width."
-    layers, width = p.blocks_and_width
+    layers, width = p.num_layers, p.hidden_size
     none: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
     return ModernBertConfig(
-        vocab_size=facts["vocabulary_size"],
+        vocab_size=facts["vocab_size"],
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=width // (32 if width <= 384 else 64),
         intermediate_size=32 * round(8 * width / 3 / 32),
-        max_position_embeddings=block_size,
+        max_position_embeddings=max_seq_length,
         pad_token_id=facts["pad"],
         **none,
     )
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #5cc76ea5
 def starting_model(
-    p: PretrainParams,  # Its backbone or size, its arm and its seed
+    p: PretrainParams,  # Its backbone or size, its variant and its seed
     corpus: Corpus,  # Its languages, scripts and tokenizer
     outputs: Path | str = "outputs",  # Where starts lie
-) -> LangSAMPForMaskedLM:  # The same stock weights in all arms
+) -> LangSAMPForMaskedLM:  # The same stock weights in all variants
     "What step 0 trains: a start, a checkpoint by name or folder, or random weights; and new vectors."
     codes = [parse_code(shard.name.rpartition("-")[0]) for shard in corpus.shards]
     languages, scripts = sorted({c.language for c in codes}), sorted({c.script for c in codes})
-    start = find_backbone(p.backbone, outputs) if p.backbone else scratch_config(p, corpus.facts, p.block_size)
-    model = from_backbone(start, languages, scripts, p.arm, p.seed, p.dropout)
-    _check_fit(model, p, corpus.facts["vocabulary_size"])
+    start = find_backbone(p.backbone, outputs) if p.backbone else scratch_config(p, corpus.facts, p.max_seq_length)
+    model = from_backbone(start, languages, scripts, p.variant, p.seed, p.dropout)
+    _check_fit(model, p, corpus.facts["vocab_size"])
     return model
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #dc697507
@@ -121,8 +122,8 @@ def _check_fit(model: LangSAMPForMaskedLM, p: PretrainParams, pieces: int) -> No
             f"backbone `{p.backbone}` has {rows} pieces, its tokenizer `{p.tokenizer or p.backbone}` {pieces}; "
             "leave tokenizer empty, or make a start with papermill nbs/02_start.ipynb"
         )
-    if p.block_size > (most := longest_block(model.config.backbone_config)):
-        raise UserError(f"block_size {p.block_size}: backbone `{p.backbone}` has positions for {most} tokens")
+    if p.max_seq_length > (most := max_sequence_length(model.config.backbone_config)):
+        raise UserError(f"max_seq_length {p.max_seq_length}: backbone `{p.backbone}` has positions for {most} tokens")
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #778cd0a6
 def export(
@@ -133,10 +134,10 @@ def export(
 ) -> None:
     "Write `model/` (LangSAMP) and `backbone/` (the stock encoder), each with the tokenizer."
     stock = load_tokenizer(str(tokenizer), model_max_length=longest)
-    with sealed_folder(folder / "model") as part:
+    with atomic_folder(folder / "model") as part:
         model.eval().save_pretrained(part)
         stock.save_pretrained(part)
-    with sealed_folder(folder / "backbone") as part:
+    with atomic_folder(folder / "backbone") as part:
         save_backbone(model, part)
         stock.save_pretrained(part)
 
@@ -163,7 +164,7 @@ def _trained(p: PretrainParams, corpus: Corpus, folder: Path, step: int) -> Lang
     model, path = starting_model(p, corpus, folder.parent), folder / "checkpoints" / f"step-{step:08d}"
     if step == 0:
         return model
-    if wrong := damage(path, unlisted=False):
+    if wrong := find_damage(path, unlisted=False):
         raise UserError(f"the checkpoint to export is not sound: {wrong}; restore it, or begin a new run")
     load_weights(path, model)
     return model
@@ -195,13 +196,13 @@ AGAIN = "give the command of this run again: it makes again what is missing or d
 # %% ../../nbs/library/training/07_pretrain.ipynb #5be7bac9
 def _export_again(p: PretrainParams, corpus: Corpus, folder: Path, step: int) -> None:
     "Mend what a finished run exported."
-    harmed = [place for place in (folder / "model", folder / "backbone") if damage(place)]
+    harmed = [place for place in (folder / "model", folder / "backbone") if find_damage(place)]
     for place in harmed:
-        if not damage(place, unlisted=False):
-            raise UserError(f"{damage(place)}; move that file out of {place}")
+        if not find_damage(place, unlisted=False):
+            raise UserError(f"{find_damage(place)}; move that file out of {place}")
     if harmed:
-        print(f"exported again, because {damage(harmed[0])}", flush=True)
-        export(_trained(p, corpus, folder, step), corpus.tokenizer, folder, p.block_size)
+        print(f"exported again, because {find_damage(harmed[0])}", flush=True)
+        export(_trained(p, corpus, folder, step), corpus.tokenizer, folder, p.max_seq_length)
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #b67272a4
 def start_of(
@@ -228,7 +229,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
     state = train(model, data, p, folder)
     result = {
         "run": p.run_name,
-        "arm": p.arm,
+        "variant": p.variant,
         "seed": p.seed,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "data": corpus.identity,
@@ -238,7 +239,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
         **_exported(p, state),
     }
     if main:
-        export(_trained(p, corpus, folder, exported_step(p, state)), corpus.tokenizer, folder, p.block_size)
+        export(_trained(p, corpus, folder, exported_step(p, state)), corpus.tokenizer, folder, p.max_seq_length)
         write_json(folder / "result.json", result)
     return result
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+
+import langsamp
 from ..core.errors import UserError
 from ..core.files import read_json, write_json, writing
 from ..core.locks import file_lock
 from ..data.shards import content_hash
 from ..params.base import read_yaml
-
-import langsamp
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #2090cfd7
 @contextmanager

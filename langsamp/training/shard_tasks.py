@@ -59,7 +59,7 @@ def run_task(
     mine = {code: sources[code] for code in sorted(tasks(sources, of)[task])}
     shards = write_shards(mine, tokenizer, home / "shards", processes, p.on_bad_line == "stop")
     if p.packing == "sentences":
-        pack_shards(shards, p.block_size, processes)
+        pack_shards(shards, p.max_seq_length, processes)
     return shards
 
 # %% ../../nbs/library/training/06_shard_tasks.ipynb #5376223e
