@@ -17,7 +17,7 @@ version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 echo "setup: installing into .venv, Python $version, about 2 GB; some minutes"
 "$PYTHON" -m venv .venv
 source .venv/bin/activate
-export PIP_DISABLE_PIP_VERSION_CHECK=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USE_PEP517=1  # seqeval has no wheel, and an old pip builds it the old way
 python -m pip install --quiet -c constraints.txt -e '.[dev]'
 python -m pip check
 python -m ipykernel install --sys-prefix --name python3 > /dev/null
