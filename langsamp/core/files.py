@@ -203,11 +203,12 @@ def _held(
     "A file or folder that no `sweep` removes while this process lives; at the end it is removed, unless renamed."
     while True:
         make(part)
-        handle = os.open(part, os.O_RDONLY)
-        _locked(handle, fcntl.LOCK_SH)
-        if _same(handle, part):  # No `sweep` was faster than the lock
-            break
-        os.close(handle)
+        with suppress(FileNotFoundError):  # A `sweep` of another process was faster
+            handle = os.open(part, os.O_RDONLY)
+            _locked(handle, fcntl.LOCK_SH)
+            if _same(handle, part):
+                break
+            os.close(handle)
     try:
         yield part
     finally:
