@@ -250,7 +250,7 @@ def committed() -> list[Path]:
     "Every text file of the checkout that is not built."
     folders = "nbs langsamp params scripts tests .ci outputs/udhr-reference outputs/udhr-reproduction".split()
     folders += ["outputs/packing-reference", "outputs/benchmarks-reference"]
-    folders += ["outputs/benchmarks-base-reference"]
+    folders += ["outputs/benchmarks-base-reference", "outputs/benchmarks-packing-reference"]
     inside = [p for folder in folders for p in (ROOT / folder).rglob("*")]
     paths = [p for p in [*ROOT.iterdir(), *inside] if p.is_file() and not re.search("__pycache__|checkpoints/", str(p))]
     return [p for p in paths if p.suffix not in {".png", ".gz", ".xz", ".zst", ".npz"}]
