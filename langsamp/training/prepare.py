@@ -12,7 +12,7 @@ import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ class Corpus:
     shards: list[Path]
     report: dict[str, Any]
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
-        "The tokenizer's size and special ids."
+        "The tokenizer's size and special ids, read once."
         return _prepared(self.tokenizer, self.shards)
 
     @property
