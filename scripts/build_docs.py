@@ -2,7 +2,7 @@
 
     python scripts/build_docs.py
 
-Executed copies under outputs/ are shown too, as "Results". Nothing is run; no page fetches anything from elsewhere.
+Executed copies under outputs/ are shown too, as "Executed notebooks". Nothing is run; no page fetches anything from elsewhere.
 """
 
 import html
@@ -68,7 +68,7 @@ def write_sidebar(proc: Path, results: list[dict[str, str]]) -> None:
     "Put the results at the end of the sidebar, and page names in place of file names."
     sidebar = yaml.safe_load((proc / "sidebar.yml").read_text())
     if results:
-        sidebar["website"]["sidebar"]["contents"].append({"section": "Results", "contents": results})
+        sidebar["website"]["sidebar"]["contents"].append({"section": "Executed notebooks", "contents": results})
     (proc / "sidebar.yml").write_text(re.sub(NUMBER, "", yaml.safe_dump(sidebar, sort_keys=False)))
 
 

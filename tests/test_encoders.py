@@ -1,4 +1,4 @@
-"What nbs/encoders.ipynb promises of each family of encoders, on the tiny models that it lists."
+"What nbs/reports/encoders.ipynb promises of each family of encoders, on the tiny models that it lists."
 
 import json
 import logging
@@ -18,7 +18,7 @@ from langsamp.core.errors import UserError
 from langsamp.model.backbones import check_backbone, load_backbone, max_sequence_length, with_output_transform
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
 
-PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
+PAGE = json.loads((tiny.ROOT / "nbs/reports/encoders.ipynb").read_text())["cells"]
 (LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]
 exec(LIST, listed := {})  # The page's list is the list
 FAMILIES, TINY = listed["FAMILIES"], listed["TINY"]

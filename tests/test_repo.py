@@ -205,6 +205,25 @@ def test_sidebar_lists_every_notebook():
     assert sorted(re.findall(r"\S+\.ipynb", sidebar)) == sorted(str(p.relative_to(ROOT / "nbs")) for p in NOTEBOOKS)
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_index_page_lists_every_module(package):
+    "The page of a package: what it is for in three sentences, then its modules in reading order."
+    folder = ROOT / "nbs/library" / package
+    text = "\n".join("".join(cell["source"]) for cell in cells(folder / "index.ipynb", "markdown"))
+    listed = re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\) \| \S", text, flags=re.M)
+    assert listed == sorted(path.name for path in folder.glob("[0-9]*.ipynb"))
+
+
+LINK = re.compile(r"\]\(((?:\.\./)*[\w./-]+\.(?:ipynb|md|svg|cff|yaml|sh))(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *ROOT.glob("*.md")], ids=short)
+def test_links_between_pages_lead_somewhere(path):
+    notebook = path.suffix == ".ipynb"
+    texts = ["".join(cell["source"]) for cell in cells(path, "markdown")] if notebook else [path.read_text()]
+    assert [link for text in texts for link in LINK.findall(text) if not (path.parent / link).exists()] == []
+
+
 # Modules
 
 

@@ -27,7 +27,7 @@ from langsamp.evaluation.retrieval import (
     scores,
 )
 
-PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
+PAGE = json.loads((tiny.ROOT / "nbs/reports/encoders.ipynb").read_text())["cells"]
 (LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]
 exec(LIST, listed := {})
 FAMILIES, TINY = listed["FAMILIES"], listed["TINY"]

@@ -22,7 +22,7 @@ from langsamp.encoding.open_encoder import Encoder
 from langsamp.encoding.sentence_transformers import save_sentence_encoder
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 
-PAGE = json.loads((tiny.ROOT / "nbs/encoders.ipynb").read_text())["cells"]
+PAGE = json.loads((tiny.ROOT / "nbs/reports/encoders.ipynb").read_text())["cells"]
 (LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]
 exec(LIST, listed := {})  # The page's list is the list
 FAMILIES, TINY = listed["FAMILIES"], listed["TINY"]

@@ -302,7 +302,7 @@ def test_a_name_is_no_code_for_the_command(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
 
 
-@pytest.mark.xfail(strict=True, reason="papermill writes names as they stand: see nbs/reliability.ipynb")
+@pytest.mark.xfail(strict=True, reason="papermill writes names as they stand: see nbs/reports/reliability.ipynb")
 def test_a_name_is_no_code_for_papermill():
     "When this passes, take the warning off the page."
     assert "Call" not in {type(node).__name__ for node in ast.walk(injected({NAMED: 3}))}
