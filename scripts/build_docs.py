@@ -2,7 +2,8 @@
 
     python scripts/build_docs.py
 
-Executed copies under outputs/ are shown too, as "Executed notebooks". Nothing is run; no page fetches anything from elsewhere.
+Executed copies under outputs/ are shown too, as "Executed notebooks". Nothing is run, and no page loads
+anything from another site.
 """
 
 import html

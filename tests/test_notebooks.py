@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import tiny
 from accelerate.state import AcceleratorState
-from langsamp.corpora.udhr import udhr_corpus
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
+from langsamp.corpora.udhr import udhr_corpus
 from langsamp.model.adapt_checkpoint import adaptation_table
 from langsamp.model.e5_small import e5_small
 from langsamp.model.langsamp import LangSAMPConfig, LangSAMPForMaskedLM
