@@ -16,12 +16,11 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from .text_files import BadLines, has_letter, text_lines
-
 from ..core.downloads import Wheel, copy_member, fetch_wheel
 from ..core.errors import UserError
 from ..core.files import cache_folder
 from ..core.manifests import atomic_folder, find_damage
+from .text_files import BadLines, has_letter, text_lines
 from ..languages.codes import parse_code
 from ..languages.scripts import detect_script
 

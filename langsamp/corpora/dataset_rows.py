@@ -15,12 +15,12 @@ from typing import Any
 
 import fsspec
 import pyarrow
-from .dataset_files import dataset_errors
-from .lines import NO_TEXT
-from .text import FilterReport
 from pyarrow.parquet import ParquetFile
 
 from ..core.errors import UserError
+from .dataset_files import dataset_errors
+from .lines import NO_TEXT
+from .text import FilterReport
 
 # %% ../../nbs/library/corpora/04_dataset_rows.ipynb #12c827f4
 def _parquet(file: Any) -> tuple[list[str], Iterator[tuple[int, Any]]]:

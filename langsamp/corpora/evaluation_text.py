@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pycountry
+
+from ..core.errors import UserError, did_you_mean
 from .mediawiki import mediawiki_corpus
 from .sources import local_data
 from .text import FilterReport, clean_lines, find_sources
 from .text_files import BadLines, tagged_sentences, text_lines, tsv_rows
 from .udhr import udhr_corpus
-
-from ..core.errors import UserError, did_you_mean
 from ..languages.codes import parse_code
 from ..languages.scripts import detect_script
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import pyarrow
 from huggingface_hub import HfApi
-from .dataset_files import config_names, data_files, dataset_errors, undescribed
-from .dataset_rows import open_rows, read_texts
-from .text import FilterReport, Source, bad_lines, joined
 
 from ..core.errors import UserError, did_you_mean
 from ..core.files import flush, read_json, write_json
 from ..core.locks import file_lock
 from ..core.manifests import find_damage, manifest_of, write_manifest
+from .dataset_files import config_names, data_files, dataset_errors, undescribed
+from .dataset_rows import open_rows, read_texts
+from .text import FilterReport, Source, bad_lines, joined
 from ..languages.codes import parse_code
 
 # %% ../../nbs/library/corpora/05_hub.ipynb #9811655f

@@ -23,11 +23,11 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 import pyarrow
 import pycountry
-from .text import split_of
 
 from ..core.errors import UserError
 from ..core.files import cache_folder, sha256
 from ..core.manifests import atomic_folder, find_damage, scratch_folder
+from .text import split_of
 from ..languages.codes import individual, parse_code
 from ..languages.scripts import detect_script, fits_script
 

