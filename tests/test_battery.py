@@ -166,7 +166,7 @@ def told_in(nth: int) -> Callable:
 
 def test_resumed_twice_at_every_step(tmp_path):
     "After the first step, at both epochs' ends, one step before the end: two stops at each, the same bytes."
-    p = TrainingParams(steps=9, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=4)
+    p = TrainingParams(max_steps=9, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=4)
     whole = small_run(tmp_path / "whole", p)
     for step in range(1, 9):
         run = tmp_path / f"stopped-{step}"
@@ -181,7 +181,7 @@ def test_resumed_twice_at_every_step(tmp_path):
 @pytest.mark.parametrize("when", ["in its first validation", "after its last checkpoint"])
 def test_broken_off_twice_at_either_end(tmp_path, monkeypatch, when):
     "Before the first step, and behind the last one: the same bytes, and not a step too many."
-    p = TrainingParams(steps=6, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=3)
+    p = TrainingParams(max_steps=6, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=3)
     whole, run = small_run(tmp_path / "whole", p), tmp_path / "broken"
 
     def killed(*_) -> None:
@@ -207,7 +207,7 @@ def test_a_hundred_kills(new_run):
     "SIGKILL at fifty random steps and within saves after fifty others, of one run; the same bytes."
     seed = np.random.SeedSequence().entropy
     random = np.random.default_rng(seed)
-    whole, killed = [new_run(name, steps=300, save_steps=4) for name in ("unbroken-100", "killed-100")]
+    whole, killed = [new_run(name, max_steps=300, save_steps=4) for name in ("unbroken-100", "killed-100")]
     assert tiny.exit_code(tiny.fork(whole[0], whole[1].parent)) == 0
     params, run = killed
     kills = sorted(zip(random.integers(1, 290, 100).tolist(), [False, True] * 50))
@@ -230,7 +230,7 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_p
 @pytest.mark.slow
 def test_two_processes_then_one_then_two(new_run):
     "Stopped at each change, without dropout: every loss and the last weights within 1e-5 of one process' run."
-    (alone, whole), (params, run) = [new_run(n, dropout=0.0, steps=18) for n in ("alone-18", "two-one-two")]
+    (alone, whole), (params, run) = [new_run(n, dropout=0.0, max_steps=18) for n in ("alone-18", "two-one-two")]
     tiny.finish(alone, whole.parent)
     for step, launcher in [(3, TWO), (9, [])]:
         process = tiny.start(params, run.parent, *launcher)
@@ -476,7 +476,7 @@ def test_two_scripts_and_no_tokens(corpus, tmp_path, capsys):
     shutil.copytree(corpus, tmp_path / "corpus")
     (tmp_path / "corpus/train/deu_Latn.txt").write_text("слово и das\nслово\n \n")
     (tmp_path / "corpus/train/fra_Latn.txt").write_text("le mot слово\nun слово\n" + "des mots sans fin\n")
-    p = tiny.params_of(tmp_path / "corpus", run_name="mixed", steps=2, warmup_steps=0, save_steps=2)
+    p = tiny.params_of(tmp_path / "corpus", run_name="mixed", max_steps=2, warmup_steps=0, save_steps=2)
     assert main([str(tiny.write_params(tmp_path / "p.yaml", p)), str(tmp_path)]) == 0
     kept = {of["code"]: of for of in json.loads((tmp_path / "mixed/corpus.json").read_text())["filter_reports"]}
     assert kept["deu_Latn"]["dropped"] == {"another script": 2, "blank": 1}
@@ -539,7 +539,7 @@ OUT_OF_MEMORY = {
 @pytest.mark.parametrize("where", OUT_OF_MEMORY)
 def test_out_of_memory_names_the_number_to_lower(new_run, monkeypatch, capsys, where):
     "At a later step; with that number the same run goes on, and learns what it would have learnt."
-    changes = {"dropout": 0.0, "steps": 12}
+    changes = {"dropout": 0.0, "max_steps": 12}
     (alone, whole), (params, run) = [new_run(f"{name}-{where}", **changes) for name in ("roomy", "tight")]
     assert main([str(alone), str(whole.parent)]) == 0
     real = loop.batch_loss

@@ -366,7 +366,7 @@ def test_every_number_of_the_paper_says_how_far_to_trust_it():
 def evaluated(tmp_path_factory, corpus):
     "An outputs folder with made-up results of every run."
     outputs = tmp_path_factory.mktemp("outputs")
-    short = {"steps": 1, "warmup_steps": 0, "save_steps": 1}
+    short = {"max_steps": 1, "warmup_steps": 0, "save_steps": 1}
     for variant, seed in itertools.product(("language+script", "baseline"), (42, 43)):
         pretrain(
             tiny.params_of(corpus, run_name=f"{variant}-{seed}", variant=variant, **short | {"seed": seed}), outputs
@@ -390,9 +390,9 @@ def evaluated(tmp_path_factory, corpus):
 
 @pytest.mark.parametrize("page", ["main_results", "ablation"])
 def test_a_page_from_results_on_the_disk(evaluated, page):
-    given = {"encoders": ENCODERS, "base": "baseline", "scores": ["tatoeba:raw:acc10", "sib200:frozen:f1_macro"]}
+    given = {"encoders": ENCODERS, "baseline": "baseline", "scores": ["tatoeba:raw:acc10", "sib200:frozen:f1_macro"]}
     path = evaluated / f"{page}.yaml"
-    path.write_text(json.dumps(given | {"name": page, "draws": 500}))
+    path.write_text(json.dumps(given | {"name": page, "n_resamples": 500}))
     tiny.papermill(f"nbs/figures/{page}.ipynb", evaluated / f"{page}.ipynb", evaluated, "-f", str(path))
     found = {p.name for p in (evaluated / "figures").glob(f"{page}*")}
     assert found >= {f"{page}.{end}" for end in ("png", "svg", "csv", "json")}

@@ -293,7 +293,7 @@ def test_run_on_next_to_nothing(tmp_path, capsys, content):
     "A corpus too small to train on or to validate with is an error that says so, not a traceback."
     (tmp_path / "corpus").mkdir()
     source(tmp_path / "corpus", content)
-    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(tmp_path / "corpus", steps=2, warmup_steps=0))
+    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(tmp_path / "corpus", max_steps=2, warmup_steps=0))
     assert main([str(params), str(tmp_path)]) == 2
     assert "langsamp: " in capsys.readouterr().err
 

@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": FSDP2}
 @pytest.fixture(scope="module")
 def alone(new_run, outputs) -> Path:
     "The folder of a run by one process, without dropout."
-    params, run = new_run("alone", dropout=0.0, steps=36)
+    params, run = new_run("alone", dropout=0.0, max_steps=36)
     assert tiny.exit_code(tiny.fork(params, outputs)) == 0
     return run
 
@@ -66,7 +66,7 @@ def assert_close(a: Path, b: Path) -> None:
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_equal_one(launcher, new_run, alone):
     "As a user starts them, over gloo: every loss, the final weights and the moments within 1e-5 of one process's."
-    params, run = new_run(launcher, dropout=0.0, steps=36)
+    params, run = new_run(launcher, dropout=0.0, max_steps=36)
     assert tiny.finish(params, run.parent, *LAUNCHERS[launcher]).count("validation loss") == 7, "one process speaks"
     assert_close(run, alone)
 
@@ -74,7 +74,7 @@ def test_two_processes_equal_one(launcher, new_run, alone):
 @pytest.mark.slow
 def test_launcher_is_told_to_stop(new_run, alone):
     "SIGTERM to torchrun, as a cluster sends it: both processes save and end, and the same command finishes the run."
-    params, run = new_run("told", dropout=0.0, steps=36)
+    params, run = new_run("told", dropout=0.0, max_steps=36)
     process = tiny.start(params, run.parent, *TORCHRUN)
     tiny.wait_for(lambda: tiny.steps_of(run) >= 8, lambda: process.poll() is None)
     process.terminate()
@@ -115,7 +115,7 @@ def session(params: Path, run: Path, kind: str, until: int | None = None) -> int
 
 def test_run_changes_hands(new_run, alone):
     "2 -> 1 -> 2 -> 2 processes, with parts, whole and with parts again: the same run, whoever wrote its checkpoints."
-    params, run = new_run("changing", dropout=0.0, steps=36)
+    params, run = new_run("changing", dropout=0.0, max_steps=36)
     for kind, until in [("fsdp2", 4), ("one", 10), ("ddp", 16), ("fsdp2", 22), ("one", 28)]:
         assert session(params, run, kind, until) == 143
         assert until <= tiny.steps_of(run) < 36

@@ -231,7 +231,7 @@ def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
         "steps": len(steps),
         "validations": [line["step"] for line in held_out],
         "checkpoints": sorted(path.name for path in (run / "checkpoints").glob("step-*")),
-        "exported": result["best_step" if names["params"].patience else "step"],
+        "exported": result["best_step" if names["params"].early_stopping_patience else "step"],
         "weights": sha256(run / "model/model.safetensors"),
         "compiled": len(bench.noted.get("compile", [])),
     }
@@ -242,7 +242,7 @@ TINY |= {
     "num_layers": 1,
     "hidden_size": 32,
     "dropout": 0.1,
-    "steps": 3,
+    "max_steps": 3,
     "global_batch_size": 4,
     "micro_batch_size": 2,
     "warmup_steps": 1,
@@ -277,7 +277,7 @@ STAGES["03_pretrain"] = Stage(
         "hidden_size": Effect([64], f"parameters, start, {LEARNS}"),
         "dropout": Effect([0.0, 0.5], LEARNS),
         "variant": Effect(["baseline", "language", "script"], f"parameters, vectors, start, {LEARNS}"),
-        "steps": Effect([5], LASTS),
+        "max_steps": Effect([5], LASTS),
         "global_batch_size": Effect([8], f"micro-batches, {READS}"),
         "micro_batch_size": Effect(
             [1],
@@ -290,14 +290,16 @@ STAGES["03_pretrain"] = Stage(
         "weight_decay": Effect([0.5], LEARNS),
         "seed": Effect([8], STARTS),
         "precision": Effect(["bf16"], LEARNS, given={"learning_rate": 0.05}, perhaps="start"),
-        "compile": Effect(
+        "torch_compile": Effect(
             [True],
             "compiled, weights",
             given={"dropout": 0.0},
             why="the encoder is compiled (here only noted): losses are the same to 1e-5",
         ),
         "save_steps": Effect([1], "validations, checkpoints", why="when the loss is measured and a checkpoint written"),
-        "patience": Effect([1], LASTS, given={"save_steps": 1, "steps": 6, "learning_rate": 0.3, "warmup_steps": 0}),
+        "early_stopping_patience": Effect(
+            [1], LASTS, given={"save_steps": 1, "max_steps": 6, "learning_rate": 0.3, "warmup_steps": 0}
+        ),
     },
 )
 
@@ -324,7 +326,14 @@ def see_corpus(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
 
 STAGES["01_corpus"] = Stage(
     params.CorpusBuildParams,
-    {"name": "one", "corpus": "@leaky", "languages": [], "benchmarks": ["folder:@asked"], "ngram": 3, "share": 0.5},
+    {
+        "name": "one",
+        "corpus": "@leaky",
+        "languages": [],
+        "benchmarks": ["folder:@asked"],
+        "ngram_size": 3,
+        "overlap_threshold": 0.5,
+    },
     see_corpus,
     {
         "name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
@@ -332,10 +341,10 @@ STAGES["01_corpus"] = Stage(
         "languages": Effect([["eng_Latn"]], "languages, training text, held-out text"),
         "min_characters": Effect([500], "languages, training text, held-out text, warnings"),
         "benchmarks": Effect([["folder:@asked", "folder:@more"]], "sets, found, training text"),
-        "ngram": Effect([8], "found, training text"),
+        "ngram_size": Effect([8], "found, training text"),
         "max_held_out": Effect([100], "held-out text"),
-        "share": Effect([0.3], "found, training text"),
-        "drop": Effect([False], "dropped, training text"),
+        "overlap_threshold": Effect([0.3], "found, training text"),
+        "remove_matches": Effect([False], "dropped, training text"),
     },
 )
 
@@ -390,7 +399,7 @@ STAGES["02a_plan"] = Stage(
     see_plan,
     {
         "params": Effect(["@plans/b.yaml"], "costs"),
-        "changes": Effect([{"variant": "baseline"}, {"steps": 9}], "costs"),
+        "overrides": Effect([{"variant": "baseline"}, {"max_steps": 9}], "costs"),
         "measured_steps": Effect([6], "measured steps", why="from how many steps the time is taken"),
     },
 )
@@ -423,41 +432,43 @@ TUNED = {"mode": "fine-tuned", "tasks": ["sib200"], "seeds": 1}
 
 STAGES["04_evaluate"] = Stage(
     analysis_params.EvaluationParams,
-    {"encoder": "both-7", "tasks": ["tatoeba", "sib200"], "data": "@sets", "seeds": 1},
+    {"encoder": "both-7", "tasks": ["tatoeba", "sib200"], "data_dir": "@sets", "seeds": 1},
     see_evaluation,
     {
         "encoder": Effect(["none-7", "both-8"], f"folder, {SCORES}"),
         "tasks": Effect([["tatoeba"]], "tasks, languages, seeds, topics", given={"seeds": 2}),
         "languages": Effect([["deu_Latn", "fra"]], f"languages, warnings, {SCORES}"),
-        "data": Effect(["@sets2"], SCORES),
-        "source": Effect(["deu_Latn"], "tasks, languages, seeds, warnings, retrieval, topics"),
+        "data_dir": Effect(["@sets2"], SCORES),
+        "source_language": Effect(["deu_Latn"], "tasks, languages, seeds, warnings, retrieval, topics"),
         "layer": Effect([0], SCORES),
-        "scaling": Effect(["csls", "margin"], "retrieval"),
+        "similarity": Effect(["csls", "margin"], "retrieval"),
         "mode": Effect(["fine-tuned"], "learnt, topics", given={"tasks": ["sib200"], "seeds": 2}),
         "seeds": Effect([2, 3], "seeds, topics"),
-        "changes": Effect([{"epochs": 1}, {"epochs": 2}], "learnt", given=TUNED, perhaps="topics"),
+        "overrides": Effect(
+            [{"num_train_epochs": 1}, {"num_train_epochs": 2}], "learnt", given=TUNED, perhaps="topics"
+        ),
     },
     outputs="unasked",
 )
 
 STAGES["fine-tuning"] = Stage(
     FineTuning,
-    {"encoder": "both-7", "data": "@sets", **TUNED, "changes": {"epochs": 3, "learning_rate": 1e-3}},
+    {"encoder": "both-7", "data_dir": "@sets", **TUNED, "overrides": {"num_train_epochs": 3, "learning_rate": 1e-3}},
     see_evaluation,
     {
-        "select_by": Effect(["accuracy"], "learnt", perhaps="topics"),
-        "max_length": Effect([4], "learnt", perhaps="topics"),
-        "epochs": Effect([2], "learnt", perhaps="topics"),
+        "metric_for_best_model": Effect(["accuracy"], "learnt", perhaps="topics"),
+        "max_seq_length": Effect([4], "learnt", perhaps="topics"),
+        "num_train_epochs": Effect([2], "learnt", perhaps="topics"),
         "global_batch_size": Effect([4], "learnt", perhaps="topics"),
-        "accumulation": Effect([4], "learnt", perhaps="topics"),
+        "gradient_accumulation_steps": Effect([4], "learnt", perhaps="topics"),
         "learning_rate": Effect([3e-3], "learnt", perhaps="topics"),
-        "epsilon": Effect([1e-2], "learnt", perhaps="topics"),
+        "adam_epsilon": Effect([1e-2], "learnt", perhaps="topics"),
         "weight_decay": Effect([10.0], "learnt", perhaps="topics"),
-        "clip": Effect([1e-2], "learnt", perhaps="topics"),
-        "dev_every": Effect([1], "learnt", perhaps="topics"),
+        "max_grad_norm": Effect([1e-2], "learnt", perhaps="topics"),
+        "eval_steps": Effect([1], "learnt", perhaps="topics"),
         "reference_accumulation": Effect([True], "learnt", perhaps="topics"),
     },
-    inside=("changes",),
+    inside=("overrides",),
     outputs="unasked",
     notebook="04_evaluate",
 )
@@ -483,12 +494,12 @@ def figure_effects(**changes: Any) -> dict[str, Any]:
 
 STAGES["figures/pretraining"] = Stage(
     params.PretrainingFigureParams,
-    {"runs": ["both-7", "none-7"], "name": "figure", "draws": 50},
+    {"runs": ["both-7", "none-7"], "name": "figure", "n_resamples": 50},
     see_figure,
     figure_effects(
         runs=Effect([["both-8", "none-7"], ["both-7"]], "runs, loss.csv, loss-by-script.csv, retrieval.csv, .txt"),
         layer=Effect([0], "retrieval.csv, .txt"),
-        draws=Effect([60], ".txt"),
+        n_resamples=Effect([60], ".txt"),
     ),
     outputs="runs",
 )
@@ -511,14 +522,14 @@ TABLES = "differences.csv, seeds.csv"
 for page in ("main_results", "ablation"):
     STAGES[f"figures/{page}"] = Stage(
         analysis_params.TableParams,
-        {"encoders": LABELS, "base": "B", "name": "figure", "draws": 50, "scores": ["tatoeba:raw:acc10"]},
+        {"encoders": LABELS, "baseline": "B", "name": "figure", "n_resamples": 50, "scores": ["tatoeba:raw:acc10"]},
         see_figure,
         figure_effects(
             encoders=Effect([FEWER], f"runs, .csv, languages.csv, {TABLES}"),
-            base=Effect(["A", ""], TABLES),
+            baseline=Effect(["A", ""], TABLES),
             scores=Effect([["tatoeba:raw:mrr"], ["sib200:frozen:accuracy"]], f".csv, languages.csv, {TABLES}"),
             layer=Effect([0], f".csv, languages.csv, {TABLES}"),
-            draws=Effect([60], "differences.csv"),
+            n_resamples=Effect([60], "differences.csv"),
         ),
         outputs="runs",
     )
@@ -528,13 +539,13 @@ BY_BASE = "closeness.csv, differences.csv, gain.csv"
 
 STAGES["figures/neutrality"] = Stage(
     analysis_params.NeutralityParams,
-    {"encoders": FEWER, "base": "B", "name": "figure", "draws": 50},
+    {"encoders": FEWER, "baseline": "B", "name": "figure", "n_resamples": 50},
     see_figure,
     figure_effects(
         encoders=Effect([{"A": ["both-8"], "B": ["none-7"]}], f"runs, {BY_LAYER}, {BY_BASE}"),
-        base=Effect(["A"], BY_BASE),
+        baseline=Effect(["A"], BY_BASE),
         text=Effect(["sib200"], f"{BY_LAYER}, {BY_BASE}"),
-        draws=Effect([60], BY_BASE),
+        n_resamples=Effect([60], BY_BASE),
         seed=Effect([1], BY_BASE),
     ),
     outputs="runs",
@@ -542,28 +553,28 @@ STAGES["figures/neutrality"] = Stage(
 
 STAGES["figures/resource_levels"] = Stage(
     analysis_params.ResourceParams,
-    {"encoders": LABELS, "base": "B", "name": "figure", "draws": 50},
+    {"encoders": LABELS, "baseline": "B", "name": "figure", "n_resamples": 50},
     see_figure,
     figure_effects(
         encoders=Effect([FEWER], "runs, .csv, differences.csv"),
-        base=Effect(["A", ""], "differences.csv"),
-        levels=Effect([2], ".csv, differences.csv"),
-        draws=Effect([60], "differences.csv"),
+        baseline=Effect(["A", ""], "differences.csv"),
+        num_levels=Effect([2], ".csv, differences.csv"),
+        n_resamples=Effect([60], "differences.csv"),
     ),
     outputs="runs",
 )
 
 STAGES["figures/embedding_map"] = Stage(
     analysis_params.EmbeddingParams,
-    {"runs": ["both-7", "both-8"], "name": "figure", "draws": 20},
+    {"runs": ["both-7", "both-8"], "name": "figure", "n_resamples": 20},
     see_figure,
     figure_effects(
         runs=[
             Effect([["both-7"]], "agreement.csv"),
             Effect([["both-8", "both-7"]], "runs, sums.csv, tables.csv, kinship.csv, agreement.csv"),
         ],
-        neighbours=Effect([1], "kinship.csv"),
-        draws=Effect([30], "kinship.csv, agreement.csv"),
+        n_neighbors=Effect([1], "kinship.csv"),
+        n_resamples=Effect([30], "kinship.csv, agreement.csv"),
         seed=Effect([1], "kinship.csv, agreement.csv"),
     ),
     outputs="runs",
@@ -602,14 +613,14 @@ STAGES["05_reproduce"] = Stage(
     {
         "name": Effect(["another"], "pretrain, evaluate, show"),
         "params": Effect(["@plans/b.yaml"], "pretrain"),
-        "changes": Effect([{"steps": 9}], "pretrain"),
+        "overrides": Effect([{"max_steps": 9}], "pretrain"),
         "variants": Effect([["language+script", "baseline"]], "pretrain, evaluate, show"),
         "seeds": Effect([2, 3], "pretrain, evaluate, show"),
         "tasks": Effect([["udhr", "tatoeba"]], "evaluate"),
         "benchmarks": Effect([["sib200"]], "evaluate"),
         "layer": Effect([0], "evaluate, show"),
         "scores": Effect([["udhr:raw:acc10"]], "show"),
-        "processes": Effect([2], "at once", why="how many notebooks are run at a time"),
+        "num_processes": Effect([2], "at once", why="how many notebooks are run at a time"),
     },
 )
 
@@ -713,8 +724,21 @@ def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
     }
 
 
-RACE = {"tokens": 128, "micro": 64, "rounds": 1, "seconds": 0.5, "variants": ["run_mlm_lines", "reference", "langsamp"]}
-LOSS = {"tokens": 128, "micro": 64, "size": "1x32/200", "trained": 512, "seeds": 1, "sentences": 8}
+RACE = {
+    "tokens_per_step": 128,
+    "tokens_per_micro_batch": 64,
+    "rounds": 1,
+    "seconds": 0.5,
+    "variants": ["run_mlm_lines", "reference", "langsamp"],
+}
+LOSS = {
+    "tokens_per_step": 128,
+    "tokens_per_micro_batch": 64,
+    "size": "1x32/200",
+    "train_tokens": 512,
+    "seeds": 1,
+    "sentences": 8,
+}
 LOSS |= {"variants": ["reference", "langsamp"]}
 COSTS = RACE | {"size": "1x32/200", "languages": ["610"], "variants": ["langsamp"]}
 PASS = {"corpus": "udhr", "files": 4, "rounds": 1, "megabytes": ["1"], "languages": 9, "gigabytes": 0.001}
@@ -725,21 +749,21 @@ BENCHMARK = {"name": "one", "corpus": "@corpus", "languages": [], "max_seq_lengt
 
 STAGES["06_benchmark"] = Stage(
     benchmark_params.BenchmarkParams,
-    BENCHMARK | {"sizes": {"1x32/200": RACE}, "loss": LOSS},
+    BENCHMARK | {"sizes": {"1x32/200": RACE}, "equal_loss": LOSS},
     see_benchmark,
     {
         "name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
         "sizes": Effect([{"2x32/200": RACE}], "rows, parameters, flops"),
         "overhead": Effect([COSTS], f"rows, {MORE}"),
-        "loss": Effect([{}], f"rows, {MORE}"),
-        "encode": Effect([ENCODE], "rows, processes, turns, texts"),
+        "equal_loss": Effect([{}], f"rows, {MORE}"),
+        "encoding": Effect([ENCODE], "rows, processes, turns, texts"),
         "corpus_pass": Effect([PASS], "rows, measured, gigabytes"),
         "corpus": Effect(["@other"], f"flops, {TRAINS}"),
         "languages": Effect([["eng_Latn"]], f"parameters, flops, {TRAINS}"),
         "max_seq_length": Effect([16], f"parameters, flops, micro-batches, {TRAINS}"),
         "learning_rate": Effect([5e-3], "losses"),
         "threads": Effect([2], "threads", why="how many each process may use"),
-        "compile": Effect([True], "compiled, losses", why="our encoder is compiled, with the dropout of torch"),
+        "torch_compile": Effect([True], "compiled, losses", why="our encoder is compiled, with the dropout of torch"),
     },
 )
 
@@ -758,16 +782,18 @@ ROUNDS = {
 }
 
 STAGES["training race"] = race_stage(
-    benchmark_params.RaceParams,
+    benchmark_params.TrainingSpeedParams,
     RACE,
     ("sizes", "1x32/200"),
     **ROUNDS,
-    tokens=Effect([256], "tokens, micro-batches"),
-    micro=[
+    tokens_per_step=Effect([256], "tokens, micro-batches"),
+    tokens_per_micro_batch=[
         Effect([32], "micro-batches", perhaps="tokens", why="what goes through the model at a time"),
-        Effect([48], refused="micro 48 must be a multiple of max_seq_length 32"),
+        Effect([48], refused="tokens_per_micro_batch 48 must be a multiple of max_seq_length 32"),
     ],
-    together=Effect([2], MORE, why="how many live at a time, for want of memory: the first of ours is there each time"),
+    max_workers=Effect(
+        [2], MORE, why="how many live at a time, for want of memory: the first of ours is there each time"
+    ),
     variants=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
 )
 STAGES["overhead race"] = race_stage(
@@ -775,10 +801,10 @@ STAGES["overhead race"] = race_stage(
     COSTS,
     ("overhead",),
     **ROUNDS,
-    tokens=Effect([256], "tokens, micro-batches"),
-    micro=[
+    tokens_per_step=Effect([256], "tokens, micro-batches"),
+    tokens_per_micro_batch=[
         Effect([32], "micro-batches", why="what goes through the model at a time"),
-        Effect([48], refused="micro 48 must be a multiple of max_seq_length 32"),
+        Effect([48], refused="tokens_per_micro_batch 48 must be a multiple of max_seq_length 32"),
     ],
     variants=Effect([["langsamp_bf16"]], "processes"),
     size=Effect(["2x32/200"], "rows, parameters, flops"),
@@ -787,22 +813,22 @@ STAGES["overhead race"] = race_stage(
 STAGES["loss race"] = race_stage(
     benchmark_params.EqualLossParams,
     LOSS,
-    ("loss",),
-    tokens=Effect([256], f"micro-batches, {TRAINS}"),
-    micro=[
+    ("equal_loss",),
+    tokens_per_step=Effect([256], f"micro-batches, {TRAINS}"),
+    tokens_per_micro_batch=[
         Effect([32], "micro-batches, losses", perhaps="tokens"),
-        Effect([48], refused="micro 48 must be a multiple of max_seq_length 32"),
+        Effect([48], refused="tokens_per_micro_batch 48 must be a multiple of max_seq_length 32"),
     ],
     variants=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
     size=Effect(["2x32/200"], "rows, parameters, flops, losses"),
-    trained=Effect([1024], f"micro-batches, {TRAINS}"),
+    train_tokens=Effect([1024], f"micro-batches, {TRAINS}"),
     seeds=Effect([2], MORE),
     sentences=Effect([12], "losses"),
 )
 STAGES["encoding race"] = race_stage(
-    benchmark_params.EncodingParams,
+    benchmark_params.EncodingSpeedParams,
     ENCODE,
-    ("encode",),
+    ("encoding",),
     **ROUNDS,
     encoders=Effect([["2x32"]], "rows", perhaps="processes"),
     sentences=Effect([12], "texts"),
@@ -882,12 +908,14 @@ def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
         values = TINY | {"run_name": name, "corpus": str(text), "variant": variant, "seed": seed}
         values |= {"packing": "stream"} if name == "stream-7" else {}
         pretrain(
-            params.PretrainParams.of(values | {"steps": 8, "learning_rate": 1e-2, "num_layers": 2, "hidden_size": 32}),
+            params.PretrainParams.of(
+                values | {"max_steps": 8, "learning_rate": 1e-2, "num_layers": 2, "hidden_size": 32}
+            ),
             outputs,
         )
     shutil.copytree(outputs, again)
     for run, layer in itertools.product(("both-7", "both-8", "none-7"), (-1, 0)):
-        asked = {"encoder": run, "tasks": ["tatoeba", "sib200"], "data": str(sets), "seeds": 1, "layer": layer}
+        asked = {"encoder": run, "tasks": ["tatoeba", "sib200"], "data_dir": str(sets), "seeds": 1, "layer": layer}
         evaluate(EvaluationParams.of(asked), outputs)
 
 

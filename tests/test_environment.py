@@ -28,7 +28,7 @@ from langsamp.evaluation import results
 from langsamp.model import adapt_checkpoint, backbones
 from langsamp.model import e5_small as e5small
 from langsamp.params.base import from_notebook, read_yaml
-from langsamp.params.benchmark import BenchmarkParams, CorpusPassParams, EncodingParams, RaceParams
+from langsamp.params.benchmark import BenchmarkParams, CorpusPassParams, EncodingSpeedParams, TrainingSpeedParams
 from langsamp.params.evaluate import EmbeddingParams, ReproductionParams, TableParams
 from langsamp.params.pretrain import AdaptParams, CorpusBuildParams, PretrainingFigureParams, PretrainParams
 from langsamp.tokenization import train
@@ -50,15 +50,15 @@ def refusal(call, *arguments, **words) -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("steps: 2\narm: none\nsteps: 3\n", ["line 3", "`steps`", "line 1"]),
-        ("changes:\n  seed: 1\n  seed: 1\n", ["line 3", "`seed`", "line 2"]),
+        ("max_steps: 2\nvariant: baseline\nmax_steps: 3\n", ["line 3", "`max_steps`", "line 1"]),
+        ("overrides:\n  seed: 1\n  seed: 1\n", ["line 3", "`seed`", "line 2"]),
         ("variant: none\nseed: 010\n", ["line 2", "010", "8"]),
         ("seed: [1, 0x1F]\n", ["line 1", "0x1F", "31"]),
-        ("steps: 1:30\n", ["line 1", "1:30", "90"]),
+        ("max_steps: 1:30\n", ["line 1", "1:30", "90"]),
         ("share: 1:30.5\n", ["line 1", "1:30.5"]),
-        ("steps: 0b11\n", ["line 1", "0b11", "3"]),
+        ("max_steps: 0b11\n", ["line 1", "0b11", "3"]),
         ("variant: none\n1: 2\n", ["line 2", "`1`"]),
-        ("changes: {2: 3}\n", ["line 1", "`2`"]),
+        ("overrides: {2: 3}\n", ["line 1", "`2`"]),
         ("? [a, b]\n: 1\n", ["line 1", "name"]),
         ("a: &x [1]\nb: *x\n", ["line 2", "anchor"]),
         ("a: [\n", ["line 2"]),
@@ -93,7 +93,7 @@ def test_numbers_that_mean_what_they_show(tmp_path):
 def test_message_about_a_large_value_is_short(value):
     "A message shows the beginning of a value, and no more."
     for values in (
-        {"steps": value},
+        {"max_steps": value},
         {"variant": value},
         {"run_name": value},
         {"languages": value},
@@ -144,14 +144,14 @@ def test_seed_that_some_generator_could_not_take(kind, value):
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        (PretrainParams, {"steps": 2**63}),
+        (PretrainParams, {"max_steps": 2**63}),
         (PretrainParams, {"max_seq_length": 10**30}),
         (TableParams, {"layer": -2}),
         (PretrainingFigureParams, {"layer": -2}),
         (ReproductionParams, {"layer": -2}),
-        (RaceParams, {"seconds": float("nan")}),
-        (RaceParams, {"seconds": -1.0}),
-        (EncodingParams, {"seconds": float("inf")}),
+        (TrainingSpeedParams, {"seconds": float("nan")}),
+        (TrainingSpeedParams, {"seconds": -1.0}),
+        (EncodingSpeedParams, {"seconds": float("inf")}),
         (CorpusPassParams, {"gigabytes": 0.0}),
         (BenchmarkParams, {"learning_rate": float("nan")}),
     ],
@@ -165,20 +165,20 @@ def test_number_out_of_its_range(kind, values):
 def test_mistakes_of_every_kind_are_told_together():
     "Unknown names, types and conflicts in one message; nothing that only follows from a mistake told already."
     values = {
-        "stepps": 1,
+        "max_stepps": 1,
         "seed": "x",
         "global_batch_size": "16",
         "micro_batch_size": 7,
         "variant": "x",
-        "compile": "yes please",
+        "torch_compile": "yes please",
     }
     told = refusal(PretrainParams.of, values)
     words = [
-        "`stepps`",
+        "`max_stepps`",
         "`seed` must",
         "`global_batch_size` must",
         "variant must",
-        "`compile` must",
+        "`torch_compile` must",
         "valid parameters",
     ]
     assert [word for word in words if word not in told] == []
@@ -189,8 +189,8 @@ def test_value_that_is_no_plain_one_is_not_dropped():
     "A NumPy number in the parameters cell is refused; it was left out, and the default taken."
     import numpy as np
 
-    assert "`steps` must be a whole number" in refusal(from_notebook, PretrainParams, {"steps": np.int64(5)})
-    assert from_notebook(PretrainParams, {"steps": 5, "np": np, "warmup_steps": 0}).steps == 5
+    assert "`max_steps` must be a whole number" in refusal(from_notebook, PretrainParams, {"max_steps": np.int64(5)})
+    assert from_notebook(PretrainParams, {"max_steps": 5, "np": np, "warmup_steps": 0}).max_steps == 5
 
 
 # papermill's strings
@@ -200,11 +200,11 @@ def test_value_that_is_no_plain_one_is_not_dropped():
     ("values", "form"),
     [
         ({"languages": '["eng_Latn"]'}, "-y 'languages: [\"eng_Latn\"]'"),
-        ({"compile": "true"}, "-y 'compile: true'"),
+        ({"torch_compile": "true"}, "-y 'torch_compile: true'"),
         ({"run_name": 2024}, "-r run_name 2024"),
         ({"run_name": True}, "-r run_name True"),
         ({"variant": None}, "-r variant None"),
-        ({"steps": "100"}, "-p steps 100"),
+        ({"max_steps": "100"}, "-p max_steps 100"),
         ({"learning_rate": "1.0e-3"}, "-p learning_rate 1.0e-3"),
         ({"languages": "eng_Latn"}, "-y 'languages: [eng_Latn]'"),
     ],
@@ -217,7 +217,7 @@ def test_the_form_that_papermill_reads_as_it_is_meant(values, form):
 
 def test_papermill_is_held_to_the_same_file(tmp_path):
     "`papermill -f` reads the file itself, and forgives: the notebook reads it again, and stops in its second cell."
-    (tmp_path / "p.yaml").write_text("steps: 2\nseed: 010\n")
+    (tmp_path / "p.yaml").write_text("max_steps: 2\nseed: 010\n")
     command = [sys.executable, "-m", "papermill", str(tiny.ROOT / "nbs/03_pretrain.ipynb"), str(tmp_path / "out.ipynb")]
     command += ["-f", "p.yaml", "--no-progress-bar"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path, timeout=120)
@@ -245,7 +245,7 @@ SHARDS = ["p.yaml", "--task", "0", "--of", "1"]
 def test_words_that_pretraining_does_not_know(tmp_path, capsys, monkeypatch, words):
     "They were ignored, or a folder named `--steps` was made."
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.yaml").write_text("steps: 1\n")
+    (tmp_path / "p.yaml").write_text("max_steps: 1\n")
     assert main(words) == 2
     assert "usage: python -m langsamp.training.pretrain params/NAME.yaml [OUTPUTS]" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
@@ -275,7 +275,7 @@ def test_outputs_are_where_the_variable_says(tmp_path, monkeypatch):
     "Without a second word the command writes under LANGSAMP_OUTPUTS, as notebooks do."
     monkeypatch.setenv("LANGSAMP_OUTPUTS", str(tmp_path / "there"))
     monkeypatch.setattr(pretraining, "pretrain", lambda p, outputs: (tmp_path / "said").write_text(str(outputs)))
-    (tmp_path / "p.yaml").write_text("steps: 60\n")
+    (tmp_path / "p.yaml").write_text("max_steps: 60\n")
     assert main([str(tmp_path / "p.yaml")]) == 0
     assert (tmp_path / "said").read_text() == str(tmp_path / "there")
 

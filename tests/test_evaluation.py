@@ -49,7 +49,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def asked(data, unbroken) -> EvaluationParams:
-    return EvaluationParams(encoder=unbroken.name, tasks=["tatoeba", "sib200"], data=str(data), seeds=2)
+    return EvaluationParams(encoder=unbroken.name, tasks=["tatoeba", "sib200"], data_dir=str(data), seeds=2)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_what_is_missing_is_said(asked, uninterrupted, outputs, data, tmp_path):
     shutil.copytree(data, partial)
     (partial / "tatoeba/tatoeba.deu-eng.eng").unlink()
     (partial / "sib200/fra_Latn/test.tsv").unlink()
-    table, warnings = evaluate(replace(asked, data=str(partial), seeds=1), outputs)
+    table, warnings = evaluate(replace(asked, data_dir=str(partial), seeds=1), outputs)
     assert any("tatoeba.deu-eng.eng" in text for text in warnings), warnings
     assert any("fra_Latn" in text and "test" in text for text in warnings), warnings
 
@@ -180,11 +180,11 @@ def test_a_language_that_one_task_lacks_stops_no_other(asked, outputs):
 
 def test_a_source_without_training_text_is_an_error(asked, outputs):
     with pytest.raises(UserError, match="source may be one of .*eng_Latn"):
-        evaluate(replace(asked, tasks=["sib200"], source="wol_Latn"), outputs)
+        evaluate(replace(asked, tasks=["sib200"], source_language="wol_Latn"), outputs)
 
 
 def test_another_source_trains(asked, outputs):
-    table = evaluate(replace(asked, tasks=["sib200"], source="deu_Latn", seeds=1), outputs)[0]
+    table = evaluate(replace(asked, tasks=["sib200"], source_language="deu_Latn", seeds=1), outputs)[0]
     assert "deu_Latn" in set(table.source) and table[table.source == "deu_Latn"].value.max() > 0.5
 
 
@@ -198,6 +198,8 @@ def test_means_take_languages_alike_whatever_their_seeds(asked, uninterrupted, o
 @pytest.mark.slow
 def test_the_real_sets_from_end_to_end(real, unbroken, outputs):
     tasks = ["tatoeba", "sib200", "ud", "ner"]
-    table, warnings = evaluate(EvaluationParams(encoder=unbroken.name, tasks=tasks, data=str(real), seeds=1), outputs)
+    table, warnings = evaluate(
+        EvaluationParams(encoder=unbroken.name, tasks=tasks, data_dir=str(real), seeds=1), outputs
+    )
     assert table.groupby("task").name.nunique().to_dict() == {"tatoeba": 112, "sib200": 205, "ud": 14, "ner": 11}
     assert json.dumps(warnings), warnings

@@ -24,8 +24,8 @@ from langsamp.evaluation.finetune import (
 from langsamp.evaluation.linear_probe import frozen, padded, word_vectors, word_windows
 from langsamp.evaluation.metrics import accuracy, token_accuracy
 
-QUICK = FineTuning(epochs=6, batch_size=4, learning_rate=3e-3)
-TAGGING = replace(QUICK, select_by="token_accuracy", epochs=3)
+QUICK = FineTuning(num_train_epochs=6, batch_size=4, learning_rate=3e-3)
+TAGGING = replace(QUICK, metric_for_best_model="token_accuracy", num_train_epochs=3)
 LEXICON = {"article": "the right freedom".split(), "number": "dignity law nation".split()}
 
 
@@ -232,7 +232,7 @@ def test_the_reference_s_rate_ends_half_way(encoder):
     train, dev = topics(32, 0), topics(8, 1)
     rates = []
     for mistake in (False, True):
-        how = replace(QUICK, epochs=2, reference_accumulation=mistake)
+        how = replace(QUICK, num_train_epochs=2, reference_accumulation=mistake)
         history = fine_tune(*encoder, train, dev, how, 1).history
         assert history[-1]["step"] == 2 * 32 / 8
         rates.append(history[-1]["learning_rate"] / how.learning_rate)
@@ -259,16 +259,16 @@ def test_the_best_weights_are_kept(encoder):
     train, dev = topics(48, 0), topics(24, 1)
     other = {"article": "number", "number": "article"}
     dev = Examples(dev.texts, [other[label] for label in dev.labels])
-    tuned = fine_tune(*encoder, train, dev, replace(QUICK, select_by="accuracy"), 1)
+    tuned = fine_tune(*encoder, train, dev, replace(QUICK, metric_for_best_model="accuracy"), 1)
     scores = [line["accuracy"] for line in tuned.history]
-    assert len(scores) == QUICK.epochs and scores[-1] < max(scores)
+    assert len(scores) == QUICK.num_train_epochs and scores[-1] < max(scores)
     assert accuracy(dev.labels, tuned.predict(dev.texts)) == max(scores)
 
 
 @pytest.mark.parametrize("every, looks", [(0, [3, 6]), (4, [4, 6]), (100, [6])])
 def test_when_the_development_split_is_looked_at(every, looks, encoder):
     "Each epoch, every so many steps, and always at the end."
-    how = replace(QUICK, epochs=2, dev_every=every)
+    how = replace(QUICK, num_train_epochs=2, eval_steps=every)
     seen = []
     fine_tune(*encoder, topics(20, 0), topics(4, 1), how, 1, lambda facts: seen.append(facts["step"]))
     assert seen == looks
@@ -290,7 +290,13 @@ def test_a_loss_that_is_no_number_stops(encoder):
 def test_presets_are_the_paper_s():
     "Section 3.2: effective batches, epochs, rates and lengths."
     facts = {
-        task: (how.learning_rate, how.batch_size * how.accumulation, how.epochs, how.max_length, how.clip)
+        task: (
+            how.learning_rate,
+            how.batch_size * how.gradient_accumulation_steps,
+            how.num_train_epochs,
+            how.max_seq_length,
+            how.max_grad_norm,
+        )
         for task, how in PRESETS.items()
     }
     assert facts["sib200"] == (1e-5, 16, 40, 160, 0.0) and facts["taxi1500"] == (1e-5, 16, 40, 100, 0.0)

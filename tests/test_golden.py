@@ -30,7 +30,7 @@ def tiny_model(dropout: float) -> LangSAMPForMaskedLM:
 def losses_of(model: LangSAMPForMaskedLM, steps: int, folder: Path, packing: str) -> list[float]:
     "Train on fixed tokens: two micro-batches, warm-up, decay and clipping."
     schedule = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, "save_steps": steps}
-    p = TrainingParams(steps=steps, global_batch_size=8, micro_batch_size=4, **schedule)
+    p = TrainingParams(max_steps=steps, global_batch_size=8, micro_batch_size=4, **schedule)
     train(model, tiny.synthetic_data(folder, packing=packing), p, folder / "run")
     return [line["loss"] for line in tiny.metrics_of(folder / "run") if "loss" in line]
 

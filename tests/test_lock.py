@@ -49,7 +49,7 @@ def test_lock_of_a_killed_run_holds_nobody_up(new_run, outputs, unbroken):
 def test_runs_beside_each_other_share_the_text(corpus, tmp_path):
     "Two runs that prepare the same text at the same time both finish, over one copy of it."
     for name in ("one", "two"):
-        tiny.write_params(tmp_path / f"{name}.yaml", tiny.params_of(corpus, run_name=name, steps=6))
+        tiny.write_params(tmp_path / f"{name}.yaml", tiny.params_of(corpus, run_name=name, max_steps=6))
     processes = [tiny.fork(tmp_path / f"{name}.yaml", tmp_path) for name in ("one", "two")]
     assert [tiny.exit_code(process) for process in processes] == [0, 0]
     assert len(list((tmp_path / "data/shards").glob("*_*"))) == len(tiny.ALPHABETS)

@@ -153,7 +153,7 @@ def test_no_backbone_is_trained_from_less_than_all_of_it(harmed, kind):
 def test_no_run_and_no_start_begins_with_it(harmed, corpus, outputs, capsys, kind):
     "As a line on the error stream and status 2, with no step made."
     folder, said = harmed(kind)
-    p = tiny.params_of(corpus, run_name="harmed", backbone=str(folder), steps=1, warmup_steps=0, save_steps=1)
+    p = tiny.params_of(corpus, run_name="harmed", backbone=str(folder), max_steps=1, warmup_steps=0, save_steps=1)
     assert main([str(tiny.write_params(outputs / "harmed.yaml", p)), str(outputs)]) == 2
     assert "langsamp: " in capsys.readouterr().err and not (outputs / "harmed/metrics.jsonl").exists()
     with pytest.raises(UserError, match=said):
@@ -166,7 +166,7 @@ def test_an_index_that_is_none_is_named(stock, corpus, tmp_path, content):
     folder = shutil.copytree(stock, tmp_path / "harmed")
     split_up(folder)
     (folder / "model.safetensors.index.json").write_text(content)
-    p = tiny.params_of(corpus, backbone=str(folder), steps=1, warmup_steps=0, save_steps=1)
+    p = tiny.params_of(corpus, backbone=str(folder), max_steps=1, warmup_steps=0, save_steps=1)
     for ask in (lambda: open_encoder(str(folder), tmp_path), lambda: pretrain(p, tmp_path / "outputs")):
         with pytest.raises(UserError, match="model.safetensors.index.json"):
             ask()
@@ -179,7 +179,9 @@ def test_a_whole_encoder_is_opened_everywhere(stock, tmp_path):
     made = save_sentence_encoder(one, tmp_path / "made", layer=1)
     assert open_encoder(str(made), tmp_path).model.config.num_hidden_layers == 1
     labelled = Examples(["one", "two"] * 2, ["a", "b"] * 2)
-    tuned = fine_tune(one.model, one.tokenizer, labelled, labelled, replace(PRESETS["sib200"], epochs=1), seed=0)
+    tuned = fine_tune(
+        one.model, one.tokenizer, labelled, labelled, replace(PRESETS["sib200"], num_train_epochs=1), seed=0
+    )
     assert len(tuned.predict(["one"])) == 1
 
 
@@ -199,7 +201,7 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(stock, tmp_path):
 def finished(corpus, tmp_path_factory) -> tuple[PretrainParams, Path]:
     "The parameters of a finished run, and its folder."
     outputs = tmp_path_factory.mktemp("sealed")
-    p = tiny.params_of(corpus, run_name="done", steps=2, warmup_steps=1, save_steps=1)
+    p = tiny.params_of(corpus, run_name="done", max_steps=2, warmup_steps=1, save_steps=1)
     pretrain(p, outputs)
     return p, outputs / "done"
 
@@ -337,7 +339,7 @@ def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_pa
         DAMAGE[kind][0](start)
         with pytest.raises(UserError, match="manifest.json|sha256"):
             open_encoder("mine", tmp_path)
-        run = tiny.params_of(corpus, backbone="mine", steps=1, warmup_steps=0, save_steps=1)
+        run = tiny.params_of(corpus, backbone="mine", max_steps=1, warmup_steps=0, save_steps=1)
         with pytest.raises(UserError, match="manifest.json|sha256"):
             starting_model(run, prepare(replace(run, backbone=""), tmp_path), tmp_path)
         capsys.readouterr()
@@ -402,7 +404,9 @@ def test_a_corpus_that_was_built_is_checked(corpus, tmp_path, how):
 
 def stopped(corpus: Path, outputs: Path, name: str, **changes) -> tuple[PretrainParams, dict, dict[int, float]]:
     "A run with patience, its result, and its validation losses by step."
-    p = tiny.params_of(corpus, run_name=name, steps=40, warmup_steps=1, save_steps=1, patience=2, **changes)
+    p = tiny.params_of(
+        corpus, run_name=name, max_steps=40, warmup_steps=1, save_steps=1, early_stopping_patience=2, **changes
+    )
     result = pretrain(p, outputs)
     return (
         p,

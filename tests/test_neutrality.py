@@ -189,11 +189,11 @@ def test_pairs_are_drawn_as_pairs():
 
 def test_families_are_glottologs_and_draws_repeat():
     codes = ["eng_Latn", "deu_Latn", "rus_Cyrl", "tha_Thai", "eus_Latn", "yue_Hani", "cmn_Hani"]
-    kin = families(codes, draws=100, seed=3)
+    kin = families(codes, n_resamples=100, seed=3)
     assert sorted(kin.member_FL.sum(1)) == [1, 1, 2, 3] and (kin.member_FL.sum(0) == 1).all()
     assert (kin.member_FL[:, 0] == kin.member_FL[:, 2]).all(), "English and Russian are relatives"
-    assert (kin.weights_DF == families(codes, draws=100, seed=3).weights_DF).all()
-    assert (kin.weights_DF != families(codes, draws=100, seed=4).weights_DF).any()
+    assert (kin.weights_DF == families(codes, n_resamples=100, seed=3).weights_DF).all()
+    assert (kin.weights_DF != families(codes, n_resamples=100, seed=4).weights_DF).any()
     values = np.arange(49.0).reshape(7, 7)
     assert mean_and_interval(kin, kin.sums(values))[0] == pytest.approx(mean(values))
 

@@ -112,7 +112,10 @@ def test_the_runner_evaluates_the_smoke_run(smoke):
 @pytest.mark.slow
 def test_a_reproduction_goes_from_a_preset_to_every_figure(tmp_path):
     "Two variants of the smoke preset; the same command again pretrains nothing and asks nothing."
-    asked = ["-y", "{variants: [both, none], changes: {steps: 20, save_steps: 10}, processes: 2}"]
+    asked = [
+        "-y",
+        "{variants: [language+script, baseline], overrides: {max_steps: 20, save_steps: 10}, num_processes: 2}",
+    ]
     tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *asked)
     drawn = {path.stem for path in (tmp_path / "figures").rglob("*.png")}
     pages = ["main-results", "ablation", "neutrality", "resource-levels", "embedding-map", "embedding-similarity"]
@@ -151,7 +154,7 @@ def test_a_run_on_the_corpus_that_the_first_notebook_writes(tmp_path):
     tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path)
     made = tmp_path / "corpora/smoke"
     assert len(list((made / "text").glob("*/*.txt"))) == 10 and (made / "audit.json").exists()
-    few = "{corpus: smoke, run_name: chain, steps: 4, warmup_steps: 1, save_steps: 2}"
+    few = "{corpus: smoke, run_name: chain, max_steps: 4, warmup_steps: 1, save_steps: 2}"
     tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "chain.ipynb", tmp_path, "-y", few)
     filter_reports = read_json(tmp_path / "chain/corpus.json")["filter_reports"]
     assert {filter_report["code"] for filter_report in filter_reports} == {
@@ -202,7 +205,7 @@ def test_a_start_from_a_checkpoint(stock, tmp_path):
 
 
 def test_the_tutorial(stock, tmp_path):
-    few = ["-p", "backbone", str(stock), "-p", "steps", "12"]
+    few = ["-p", "backbone", str(stock), "-p", "max_steps", "12"]
     tiny.papermill("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
     check_start(tmp_path / "starts/own-text")
     check_backbone(tmp_path / "own-text/backbone")
@@ -234,7 +237,7 @@ def test_the_tutorial_with_e5_small_on_a_folder_of_ones_own(e5, tmp_path):
     (text := tmp_path / "my-text").mkdir()
     for code in ("div_Thaa", "pol_Latn"):
         shutil.copy(udhr_corpus() / f"text/train/{code}.txt", text)
-    few = ["-p", "corpus", str(text), "-p", "steps", "12"]
+    few = ["-p", "corpus", str(text), "-p", "max_steps", "12"]
     tiny.papermill("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
     check_start(tmp_path / "starts/own-text")
     check_backbone(tmp_path / "own-text/backbone")

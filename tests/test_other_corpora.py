@@ -162,7 +162,7 @@ LOST = ["de_Latn.txt", "DEU_Latn.txt", "de-DE.txt", "deu_Latn.txt: not read"]
 
 def test_the_command_line_says_what_it_leaves_out(noisy, tmp_path, capfd):
     "At the start and in the result; and which languages no validation loss tells of."
-    p = tiny.params_of(noisy, run_name="run", steps=2, warmup_steps=0, save_steps=2)
+    p = tiny.params_of(noisy, run_name="run", max_steps=2, warmup_steps=0, save_steps=2)
     assert main([str(tiny.write_params(tmp_path / "p.yaml", p)), str(tmp_path)]) == 0
     before, begun, after = capfd.readouterr().out.partition("step      1")
     kept = read_json(tmp_path / "run/result.json")["warnings"]
@@ -367,7 +367,7 @@ def test_the_notebooks_say_what_is_left_out(noisy, tmp_path):
     params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(asked))
     said = tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
     assert [part for part in LOST if said.count(f"{part}") < 2] == []
-    p = tiny.params_of(Path("made"), run_name="run", steps=2, warmup_steps=0, save_steps=2)
+    p = tiny.params_of(Path("made"), run_name="run", max_steps=2, warmup_steps=0, save_steps=2)
     params = tiny.write_params(tmp_path / "run.yaml", p)
     said = tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "run.ipynb", tmp_path, "-f", str(params))
     cells = json.loads((tmp_path / "run.ipynb").read_text(encoding="utf-8"))["cells"]

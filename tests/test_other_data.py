@@ -590,7 +590,7 @@ def test_what_is_left_out_reaches_whoever_evaluates(tmp_path, unbroken, outputs)
     write(tmp_path / "bible/eng_Latn.txt", "40001001\tThe book\nAmen\n40001002\tAbraham\n")
     write(tmp_path / "bible/deu_Latn.txt", "40001001\tDas Buch\n40001002\tAbraham\n")
     tasks = ["sib200", "tatoeba", "bible"]
-    p = EvaluationParams(encoder=unbroken.name, tasks=tasks, data=str(tmp_path), seeds=1)
+    p = EvaluationParams(encoder=unbroken.name, tasks=tasks, data_dir=str(tmp_path), seeds=1)
     table, warnings = evaluate(p, outputs)
     for part in ("test.tsv:8: not 3 columns", "deu-eng.deu:2: not UTF-8", "eng_Latn.txt:2: `Amen` is no verse"):
         assert sum(part in warning for warning in warnings) == 1, warnings
@@ -603,4 +603,4 @@ def test_what_is_wrong_with_the_source_language_is_told_where_it_stops_the_evalu
             write(tmp_path / f"sib200/{language}/{split}.tsv", ROWS[0].decode() + "\n1\tsports\tOne\n")
     write(tmp_path / "sib200/eng_Latn/dev.tsv", ROWS[0].decode() + "\n1\tsports\n")
     with pytest.raises(UserError, match=r"(?s)nothing to train on in eng_Latn.*dev.tsv:2: not 3 columns"):
-        evaluate(EvaluationParams(encoder=unbroken.name, tasks=["sib200"], data=str(tmp_path), seeds=1), outputs)
+        evaluate(EvaluationParams(encoder=unbroken.name, tasks=["sib200"], data_dir=str(tmp_path), seeds=1), outputs)

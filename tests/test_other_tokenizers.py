@@ -153,8 +153,8 @@ def test_a_start_and_a_run_of_a_tokenizer_with_a_hole(holed, latin, tmp_path):
     start = adapt_checkpoint(p, tmp_path)
     rows = [AutoModelForMaskedLM.from_pretrained(f).get_input_embeddings().weight for f in (holed, start)]
     assert torch.equal(*rows), "nothing was changed, and yet rows are others"
-    changes = {"run_name": "run", "backbone": str(holed), "steps": 2, "save_steps": 2, "warmup_steps": 0}
-    result = pretrain(tiny.params_of(latin, **changes, size="", vocab_size=100), tmp_path)
+    changes = {"run_name": "run", "backbone": str(holed), "max_steps": 2, "save_steps": 2, "warmup_steps": 0}
+    result = pretrain(tiny.params_of(latin, **changes, vocab_size=100), tmp_path)
     assert np.isfinite(result["validation_loss"] if "validation_loss" in result else 0)
     trained = AutoModel.from_pretrained(tmp_path / "run/backbone").get_input_embeddings().weight
     assert len(trained) == len(rows[0])
@@ -221,7 +221,7 @@ def test_a_run_of_a_start_with_added_tokens_goes_back_to_the_full_vocabulary(add
     "Pruned and extended, trained, exported, and taken back: text is cut alike everywhere."
     p = AdaptParams("a", str(added), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
     start = adapt_checkpoint(p, tmp_path)
-    changes = {"backbone": "a", "steps": 2, "save_steps": 2, "warmup_steps": 0, "size": "", "run_name": "run"}
+    changes = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
     pretrain(tiny.params_of(corpus, **changes, precision="bf16"), tmp_path)
     same_cuts(start, tmp_path / "run/backbone", [*TEXTS, *tiny.sentences("rus_Cyrl", 9)])
     trained = AutoModelForMaskedLM.from_pretrained(start).bfloat16()
@@ -287,7 +287,7 @@ def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
     assert manifest_of(pretrained_tokenizer(str(tmp_path / "b"), tmp_path / "h"))["unk"] is None
     p = AdaptParams("a", str(tmp_path / "b"), corpus=str(latin), languages=[], num_new_tokens=0, min_count=0)
     adaptation_chart(adaptation_table(adapt_checkpoint(p, tmp_path)))
-    changes = {"backbone": "a", "steps": 2, "save_steps": 2, "warmup_steps": 0, "size": "", "run_name": "run"}
+    changes = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
     pretrain(tiny.params_of(latin, **changes), tmp_path)
     encoder = open_encoder("run", tmp_path)
     assert np.isfinite(encoder.encode(LATIN[:3])).all()
@@ -502,7 +502,7 @@ def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_pat
     p = AdaptParams.of(read_yaml(tiny.ROOT / "params/starts/paper.yaml"))
     adapt_checkpoint(replace(p, backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)
     changes = {"corpus": str(latin), "global_batch_size": 2, "micro_batch_size": 1}
-    cost = plan(PlanParams(params=str(tiny.ROOT / "params/paper.yaml"), changes=changes, measured_steps=2), tmp_path)
+    cost = plan(PlanParams(params=str(tiny.ROOT / "params/paper.yaml"), overrides=changes, measured_steps=2), tmp_path)
     assert 0 < cost["tokens a step"] <= 1024, "not two rows of 512"
     assert "planned with sampling `temperature`" in capsys.readouterr().out
     with pytest.raises(UserError, match="sampling `glot500` needs"):

@@ -34,7 +34,7 @@ both = pytest.mark.parametrize("packing", WAYS)
 def runs(corpus, outputs) -> dict[str, Path]:
     "The same run with each packing."
     for packing in WAYS:
-        pretrain(tiny.params_of(corpus, run_name=f"packed-{packing}", packing=packing, steps=6), outputs)
+        pretrain(tiny.params_of(corpus, run_name=f"packed-{packing}", packing=packing, max_steps=6), outputs)
     return {packing: outputs / f"packed-{packing}" for packing in WAYS}
 
 
@@ -50,14 +50,14 @@ def test_the_two_ways_are_two(runs):
 
 def test_the_default_is_sentences(corpus, outputs, runs):
     "What nobody asks for is what the params file with the word gives, to the bit."
-    pretrain(tiny.params_of(corpus, run_name="packed-default", steps=6), outputs)
+    pretrain(tiny.params_of(corpus, run_name="packed-default", max_steps=6), outputs)
     default = outputs / "packed-default/model/model.safetensors"
     assert sha256(default) == sha256(runs["sentences"] / "model/model.safetensors")
 
 
 def test_papermill_and_the_command_line_read_it(corpus, outputs, tmp_path, runs):
     "The runner notebook shows the sequences of the way that was asked for, and both ends are the same weights."
-    options = {"run_name": "packed-notebook", "packing": "stream", "steps": 6}
+    options = {"run_name": "packed-notebook", "packing": "stream", "max_steps": 6}
     params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, **options))
     tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "out.ipynb", outputs, "-f", str(params))
     text = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_papermill_and_the_command_line_read_it(corpus, outputs, tmp_path, runs)
 def test_a_run_cannot_change_its_packing(corpus, outputs, runs):
     "Half a run of one way and half of the other is neither."
     with pytest.raises(UserError, match="packing"):
-        pretrain(tiny.params_of(corpus, run_name="packed-stream", packing="sentences", steps=6), outputs)
+        pretrain(tiny.params_of(corpus, run_name="packed-stream", packing="sentences", max_steps=6), outputs)
 
 
 @both
@@ -173,7 +173,7 @@ def test_a_model_that_cannot_is_refused_before_training(corpus, outputs, tmp_pat
     sizes = {**SMALL, "vocab_size": 300}
     AutoModelForMaskedLM.from_config(MPNetConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "m")
     tokenizer = prepare(tiny.params_of(corpus), outputs).tokenizer
-    shared = {"backbone": str(tmp_path / "m"), "tokenizer": str(tokenizer), "steps": 2, "warmup_steps": 0}
+    shared = {"backbone": str(tmp_path / "m"), "tokenizer": str(tokenizer), "max_steps": 2, "warmup_steps": 0}
     with pytest.raises(UserError, match="MPNetForMaskedLM .* set packing to stream"):
         pretrain(tiny.params_of(corpus, run_name="mpnet", **shared), outputs)
     p = tiny.params_of(corpus, run_name="mpnet-stream", packing="stream", **shared)
@@ -280,7 +280,7 @@ def test_seven_thousand_languages_train_with_256_handles(tmp_path):
         words = [f"{'abcdefghij'[number % 10]}{number // 10 % 100}{n}" for n in range(9)]
         tiny.write(tmp_path / f"text/train/{code}.txt", f"{' '.join(words)}\n{' '.join(words[::-1])}\n")
     tiny.write(tmp_path / f"text/validation/{known[0]}.txt", "one sentence more " * 20 + "\n")
-    p = tiny.params_of(tmp_path / "text", steps=40, save_steps=40, vocab_size=300, run_name="many")
+    p = tiny.params_of(tmp_path / "text", max_steps=40, save_steps=40, vocab_size=300, run_name="many")
     params = tiny.write_params(tmp_path / "p.yaml", p)
     command = [sys.executable, "-c", MANY, str(params), str(tmp_path / "outputs")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -293,7 +293,7 @@ def test_seven_thousand_languages_train_with_256_handles(tmp_path):
 def test_a_window_beside_padding_is_trained(corpus, outputs, packing):
     "Places far from any token see nothing in a sliding layer: they answer nothing, and no gradient is spoilt."
     model = {"architecture": "modernbert", "num_layers": 4, "hidden_size": 32, "dropout": 0.0, "max_seq_length": 128}
-    options = model | {"steps": 4, "global_batch_size": 12, "warmup_steps": 1}
+    options = model | {"max_steps": 4, "global_batch_size": 12, "warmup_steps": 1}
     p = tiny.params_of(corpus, run_name=f"window-{packing}", packing=packing, **options)
     prepared = prepare(p, outputs)
     tokens_BL, _ = (train := prepared.sequences("train", p))[np.arange(len(train))]

@@ -66,7 +66,7 @@ def test_epochs_under_temperature_sampling(outputs, tmp_path):
     "An epoch is what the quotas say, here with one language-script of a single block that is drawn more than once."
     corpus = tiny.write_corpus(tmp_path)
     (corpus / "train/hin_Deva.txt").write_text("\n".join(tiny.sentences("hin_Deva", 2)) + "\n")
-    p = tiny.params_of(corpus, sampling="temperature", alpha=0.0, steps=30, global_batch_size=8)
+    p = tiny.params_of(corpus, sampling="temperature", alpha=0.0, max_steps=30, global_batch_size=8)
     model, data, prepared = parts_of(p, outputs)
     drawn = int(data.quotas.sum())
     assert max(data.quotas) - min(data.quotas) <= 1 and drawn == len(data.train), "equal shares of an epoch as long"
@@ -117,8 +117,8 @@ def test_disk_is_what_a_run_takes(corpus, tmp_path):
 
 def test_changes_take_the_place_of_what_the_file_says(outputs):
     plans = [
-        plan(PlanParams(params=str(SMOKE), changes=changes, measured_steps=2), outputs)
-        for changes in ({}, {"steps": 120, "variant": "baseline", "max_seq_length": 32})
+        plan(PlanParams(params=str(SMOKE), overrides=changes, measured_steps=2), outputs)
+        for changes in ({}, {"max_steps": 120, "variant": "baseline", "max_seq_length": 32})
     ]
     assert [cost["parameters: vectors"] for cost in plans] == [9 * 64, 0]
     places = [60 * 16 * 64, 120 * 16 * 32]
@@ -127,7 +127,7 @@ def test_changes_take_the_place_of_what_the_file_says(outputs):
 
 def test_a_plan_trains_nothing_for_good(outputs):
     before = {path.name for path in outputs.iterdir()} | {"data"}
-    plan(PlanParams(params=str(SMOKE), changes={"run_name": "planned"}, measured_steps=2), outputs)
+    plan(PlanParams(params=str(SMOKE), overrides={"run_name": "planned"}, measured_steps=2), outputs)
     assert {path.name for path in outputs.iterdir()} == before
 
 
@@ -146,15 +146,15 @@ def test_the_table_has_units():
     "where, name, says",
     [
         ("file", "learning_rat", "learning_rate"),
-        ("changes", "block_sise", "max_seq_length"),
-        ("changes", "steps", "whole"),
+        ("overrides", "block_sise", "max_seq_length"),
+        ("overrides", "max_steps", "whole"),
     ],
 )
 def test_a_wrong_parameter_is_refused(where, name, says, outputs, tmp_path):
     "Misspelt, in the file or in the changes; or of a wrong type."
     written = {"run_name": "x"} | ({name: 1} if where == "file" else {})
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(written))
-    p = PlanParams(params=str(tmp_path / "x.yaml"), changes={name: "many"} if where == "changes" else {})
+    p = PlanParams(params=str(tmp_path / "x.yaml"), overrides={name: "many"} if where == "overrides" else {})
     with pytest.raises(UserError, match=f"`{name}`.*{says}"):
         plan(p, outputs)
 
@@ -193,10 +193,10 @@ def test_the_paper_preset_dry(tmp_path, capsys):
         "micro_batch_size": 1,
         "precision": "fp32",
     }
-    changes |= {"steps": 2, "save_steps": 2, "run_name": "dry"}
+    changes |= {"max_steps": 2, "save_steps": 2, "run_name": "dry"}
     paper = tiny.ROOT / "params/paper.yaml"
     begun = time.monotonic()
-    cost = plan(PlanParams(params=str(paper), changes=changes, measured_steps=2), tmp_path)
+    cost = plan(PlanParams(params=str(paper), overrides=changes, measured_steps=2), tmp_path)
     planned = time.monotonic()
     p = PretrainParams.of(read_yaml(paper) | changes)
     assert p.max_seq_length == 512 and cost["parameters: encoder"] + cost["parameters: embeddings"] == 277_453_056

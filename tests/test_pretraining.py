@@ -37,7 +37,7 @@ def start(wanted, outputs) -> Path:
 @pytest.fixture
 def params(corpus, start) -> Callable[..., PretrainParams]:
     "Two steps that go on from the start."
-    few = {"backbone": "fitted", "steps": 2, "warmup_steps": 1, "save_steps": 1, "dropout": 0.0}
+    few = {"backbone": "fitted", "max_steps": 2, "warmup_steps": 1, "save_steps": 1, "dropout": 0.0}
     return lambda name, **changes: replace(tiny.params_of(corpus, run_name=name, **few), **changes)
 
 
@@ -128,7 +128,7 @@ def test_a_block_beyond_the_positions_is_refused(params, outputs):
     "65 tokens do not fit where 64 do."
     said = refused(params("too-long", max_seq_length=65), outputs)
     assert "max_seq_length 65" in said and "64 tokens" in said and "fitted" in said
-    p = params("as-long-as-can-be", max_seq_length=64, steps=1)
+    p = params("as-long-as-can-be", max_seq_length=64, max_steps=1)
     assert pretrain(p, outputs)["step"] == 1
 
 

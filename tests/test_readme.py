@@ -22,7 +22,7 @@ def test_the_encoder_block_gives_vectors(smoke):
 def test_the_own_text_block_pretrains(corpus, tmp_path, monkeypatch):
     tiny.write_corpus(tmp_path / "my-corpus")
     monkeypatch.chdir(tmp_path)
-    exec(BLOCKS[1].replace("steps=1000", "steps=2, warmup_steps=1, vocab_size=300"), {})
+    exec(BLOCKS[1].replace("max_steps=1000", "max_steps=2, warmup_steps=1, vocab_size=300"), {})
     assert (tmp_path / "outputs/mine/backbone/model.safetensors").exists()
 
 
@@ -31,7 +31,7 @@ def test_the_papermill_command_fits_a_params_file(line, corpus, tmp_path):
     "With the example's params file made as the text says: a copy of one in params/ with a folder as corpus."
     own = (tiny.ROOT / "params/smoke.yaml").read_text()
     own = re.sub(r"languages: .*", f"languages: []\ncorpus: {corpus}", own).replace("smoke", "mine")
-    own = own.replace("steps: 60", "steps: 2\nwarmup_steps: 1").replace("vocab_size: 1000", "vocab_size: 300")
+    own = own.replace("max_steps: 60", "max_steps: 2\nwarmup_steps: 1").replace("vocab_size: 1000", "vocab_size: 300")
     (tmp_path / "mine.yaml").write_text(own)
     _, notebook, output, flag, params = line.split()
     assert (output, flag, params) == ("outputs/mine.ipynb", "-f", "params/mine.yaml")

@@ -80,7 +80,9 @@ def home(tmp_path, stock) -> Path:
 
 
 def asked(home: Path, data: Path, **more) -> EvaluationParams:
-    return EvaluationParams(**{"encoder": str(home.parent / "mine"), "tasks": ["tatoeba"], "data": str(data), **more})
+    return EvaluationParams(
+        **{"encoder": str(home.parent / "mine"), "tasks": ["tatoeba"], "data_dir": str(data), **more}
+    )
 
 
 def other_weights(folder: Path) -> None:
@@ -184,8 +186,8 @@ def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
         monkeypatch.setattr(evaluation, name, watched(way, getattr(evaluation, name)))
     monkeypatch.setattr(Encoder, "encode", watched("retrieval", Encoder.encode))
     evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)
-    quick = {"epochs": 1, "global_batch_size": 8, "accumulation": 1}
-    evaluate(asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", changes=quick), home)
+    quick = {"num_train_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 1}
+    evaluate(asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", overrides=quick), home)
     assert ran.keys() == {"retrieval", "frozen", "fine-tuned"}
     shutil.copytree(langsamp.__path__[0], tmp_path / "edited", ignore=shutil.ignore_patterns("data", "__pycache__"))
     monkeypatch.setattr(langsamp, "__path__", [str(tmp_path / "edited")])
@@ -203,7 +205,8 @@ def test_hyperparameters_count_named_or_not(home, sets):
     mine = asked(home, sets["A"], tasks=["sib200"], mode="fine-tuned")
     encoder = open_encoder(mine.encoder, home)
     settings = [
-        evaluation._settings(replace(mine, changes=c), "sib200", encoder) for c in ({}, {"epochs": 40}, {"epochs": 41})
+        evaluation._settings(replace(mine, overrides=c), "sib200", encoder)
+        for c in ({}, {"num_train_epochs": 40}, {"num_train_epochs": 41})
     ]
     assert settings[0] == settings[1] != settings[2]
 
@@ -268,9 +271,9 @@ def test_a_table_of_two_texts_is_refused():
 def runs(tmp_path_factory, corpus) -> Path:
     "Outputs with runs of two steps: of one text, of a smaller vocabulary, of fewer languages; and one of a step."
     outputs = tmp_path_factory.mktemp("outputs")
-    few = {"steps": 2, "warmup_steps": 0, "save_steps": 1}
+    few = {"max_steps": 2, "warmup_steps": 0, "save_steps": 1}
     changes = {"one": {}, "two": {"seed": 8}, "small": {"vocab_size": 200}, "fewer": {"languages": ["eng_Latn"]}}
-    for name, change in (changes | {"longer": {"max_seq_length": 24}, "shorter": {"steps": 1}}).items():
+    for name, change in (changes | {"longer": {"max_seq_length": 24}, "shorter": {"max_steps": 1}}).items():
         pretrain(tiny.params_of(corpus, run_name=name, **few | change), outputs)
     return outputs
 
@@ -304,9 +307,9 @@ def test_runs_of_other_lengths_are_told_apart(runs):
 
 def reproduced(corpus: Path, **changes) -> analysis_params.ReproductionParams:
     given = {k: v for k, v in asdict(tiny.params_of(corpus)).items() if k not in ("run_name", "variant", "seed")}
-    short = {"steps": 2, "warmup_steps": 0, "save_steps": 2}
+    short = {"max_steps": 2, "warmup_steps": 0, "save_steps": 2}
     return analysis_params.ReproductionParams(
-        name="tiny", variants=["language+script", "baseline"], changes=given | short | changes
+        name="tiny", variants=["language+script", "baseline"], overrides=given | short | changes
     )
 
 
@@ -467,7 +470,7 @@ def test_rounding_wins_nothing():
     base = pd.Series(np.random.default_rng(0).uniform(10, 90, 60), index)
     dust = base * (1 + 1e-15) + 1e-14
     assert (dust != base).any()
-    found = statistics.comparison(dust, base, pd.Series(index, index), draws=500)
+    found = statistics.comparison(dust, base, pd.Series(index, index), n_resamples=500)
     assert (found["difference"], found["p"], found["won"], found["lost"], found["effect"]) == (0, 1, 0, 0, 0)
 
 
@@ -616,9 +619,9 @@ def test_an_evaluation_needs_no_temporary_folder(home, sets, monkeypatch):
 
     for name in ("mkstemp", "mkdtemp", "TemporaryFile", "NamedTemporaryFile", "TemporaryDirectory"):
         monkeypatch.setattr(tempfile, name, full)
-    quick = {"epochs": 1, "global_batch_size": 8, "accumulation": 1}
+    quick = {"num_train_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 1}
     assert len(evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)[0])
-    tuned = asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", changes=quick)
+    tuned = asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", overrides=quick)
     assert len(evaluate(tuned, home)[0])
 
 

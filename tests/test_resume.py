@@ -54,7 +54,7 @@ def test_twenty_random_kills(new_run, monkeypatch):
     seed = np.random.SeedSequence().entropy
     steps = sorted(np.random.default_rng(seed).choice(np.arange(1, 196), 20, replace=False))
     (params, run), (its_params, whole) = [
-        new_run(name, steps=200, num_layers=2, hidden_size=32) for name in ("killed-20", "unbroken-20")
+        new_run(name, max_steps=200, num_layers=2, hidden_size=32) for name in ("killed-20", "unbroken-20")
     ]
     tiny.finish(its_params, whole.parent)
     for step in steps:
@@ -207,13 +207,13 @@ def test_changed_parameters_are_refused(new_run, unbroken, capsys):
     finally:
         new_run("unbroken")
     said = capsys.readouterr().err
-    assert "learning_rate: 0.002 → 0.5" in said and "seed: 7 → 8" in said and "steps" not in said
+    assert "learning_rate: 0.002 → 0.5" in said and "seed: 7 → 8" in said and "max_steps" not in said
 
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_changed_text_is_refused(outputs, tmp_path, capsys, finished):
     "Other text under the same parameters is another run, whether the first one is finished or not."
-    params = tiny.params_of(tiny.write_corpus(tmp_path / "corpus"), run_name=f"text-{finished}", steps=4)
+    params = tiny.params_of(tiny.write_corpus(tmp_path / "corpus"), run_name=f"text-{finished}", max_steps=4)
     path, run = tiny.write_params(tmp_path / "params.yaml", params), outputs / params.run_name
     assert main([str(path), str(outputs)]) == 0
     if not finished:

@@ -144,7 +144,7 @@ def test_a_query_that_sees_nothing_answers_nothing(kind):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_that_stay_are_those_that_are_made_anew(monkeypatch, tmp_path, precision):
     "Three steps of two micro-batches end at the same weights, and no gradient moves in memory."
-    p = TrainingParams(steps=3, global_batch_size=8, micro_batch_size=4, warmup_steps=1, precision=precision)
+    p = TrainingParams(max_steps=3, global_batch_size=8, micro_batch_size=4, warmup_steps=1, precision=precision)
     weights, moved = [], []
     for keeps in (True, False):
         monkeypatch.setattr(training, "keep_gradients", keep_gradients if keeps else lambda *_: False)

@@ -63,7 +63,7 @@ def test_a_trapped_checkpoint_is_not_sprung(corpus, stock, tmp_path, capsys, mon
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     mark = tmp_path / "sprung"
     folder = trapped(tmp_path / "checkpoint", stock, mark, kind)
-    changes = {"backbone": str(folder), "steps": 1, "warmup_steps": 0, "save_steps": 1}
+    changes = {"backbone": str(folder), "max_steps": 1, "warmup_steps": 0, "save_steps": 1}
     params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="trap", **changes))
     code = main([str(params), str(tmp_path / "outputs")])
     assert not mark.exists()

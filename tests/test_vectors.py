@@ -126,7 +126,7 @@ def short(corpus, tmp_path_factory) -> Path:
     "Two updates of two blocks: one of three language-scripts was never drawn."
     outputs = tmp_path_factory.mktemp("short")
     changes = {
-        "steps": 2,
+        "max_steps": 2,
         "global_batch_size": 2,
         "micro_batch_size": 2,
         "warmup_steps": 0,
@@ -210,9 +210,9 @@ def test_a_language_in_two_scripts_is_asked_once_and_in_the_script_of_more_text(
 
 def test_a_lone_language_cannot_be_right_and_is_not_counted():
     points = np.array([[0.0, 1], [0.1, 1], [1, 0], [1, 0.1], [-5, -5]])
-    found = neighbour_accuracy(cosines(points), list("aabbc"), neighbours=1, draws=20)
+    found = neighbour_accuracy(cosines(points), list("aabbc"), n_neighbors=1, n_resamples=20)
     assert found["value"] == 1 and found["items"] == 4
-    assert neighbour_accuracy(cosines(points), list("abcde"), draws=5)["items"] == 0
+    assert neighbour_accuracy(cosines(points), list("abcde"), n_resamples=5)["items"] == 0
 
 
 def share_of_small_p(test, trials: int = 60) -> float:
@@ -223,7 +223,7 @@ def share_of_small_p(test, trials: int = 60) -> float:
 def test_p_of_neighbours_is_small_by_chance_alone_in_one_of_ten():
     def p(random: np.random.Generator) -> float:
         likeness = cosines(random.normal(size=(40, 6)))
-        return neighbour_accuracy(likeness, random.choice(list("abcd"), 40), neighbours=3, draws=49, seed=1)["p"]
+        return neighbour_accuracy(likeness, random.choice(list("abcd"), 40), n_neighbors=3, n_resamples=49, seed=1)["p"]
 
     assert share_of_small_p(p) < 0.22
 
@@ -236,7 +236,7 @@ def test_kinship_that_is_script_alone_is_found_by_the_free_test_and_not_by_the_s
         families = np.where(random.random(80) < 0.8, scripts, random.integers(4, size=80))
         vectors = random.normal(size=(80, 16)) + random.normal(size=(4, 16))[scripts]
         strata = scripts if strict else None
-        return neighbour_accuracy(cosines(vectors), families, strata=strata, draws=49, seed=1)["p"]
+        return neighbour_accuracy(cosines(vectors), families, strata=strata, n_resamples=49, seed=1)["p"]
 
     assert share_of_small_p(lambda random: p(random, strict=False), 20) == 1
     assert share_of_small_p(lambda random: p(random, strict=True)) < 0.22
@@ -254,15 +254,15 @@ def test_mantel_is_the_rank_correlation_and_its_partial_form_the_textbook_one():
     one, two, three = (cosines(random.normal(size=(25, 4))) for _ in range(3))
     one, two = one + three, two + three
     xy, xz, yz = (spearmanr(upper(a), upper(b))[0] for a, b in [(one, two), (one, three), (two, three)])
-    assert np.isclose(mantel(one, two, draws=1)["value"], xy)
+    assert np.isclose(mantel(one, two, n_resamples=1)["value"], xy)
     partial = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
-    assert np.isclose(mantel(one, two, given=[three], draws=1)["value"], partial)
-    assert np.isclose(mantel(one, two, draws=1)["value"], mantel(two, one, draws=1)["value"])
+    assert np.isclose(mantel(one, two, given=[three], n_resamples=1)["value"], partial)
+    assert np.isclose(mantel(one, two, n_resamples=1)["value"], mantel(two, one, n_resamples=1)["value"])
 
 
 def test_p_of_mantel_is_small_by_chance_alone_in_one_of_ten():
     def p(random: np.random.Generator) -> float:
-        return mantel(*(cosines(random.normal(size=(20, 4))) for _ in range(2)), draws=49, seed=1)["p"]
+        return mantel(*(cosines(random.normal(size=(20, 4))) for _ in range(2)), n_resamples=49, seed=1)["p"]
 
     assert share_of_small_p(p) < 0.22
 
@@ -275,7 +275,7 @@ def test_what_two_matrices_owe_to_scripts_is_held_fixed_pair_of_scripts_by_pair(
         ours = cosines(0.5 * random.normal(size=(60, 16)) + random.normal(size=(4, 16))[scripts])
         places = 0.3 * random.normal(size=(60, 2)) + random.normal(size=(4, 2))[scripts]
         nearness = -np.linalg.norm(places[:, None] - places, axis=2)
-        return mantel(ours, nearness, scripts if strict else None, draws=49, seed=1)["p"]
+        return mantel(ours, nearness, scripts if strict else None, n_resamples=49, seed=1)["p"]
 
     assert share_of_small_p(lambda random: found(random, strict=False), 20) > 0.9
     assert share_of_small_p(lambda random: found(random, strict=True)) < 0.22
@@ -288,10 +288,10 @@ def test_what_a_matrix_owes_to_unigrams_is_held_fixed():
     kin = (facts.family.to_numpy()[:, None] == facts.family.to_numpy()) * 1.0
     noise = [upper_noise(random, 42) for _ in range(2)]
     copied = {"trained": kin / 4 + noise[0] + noise[1], "unigrams": kin / 4 + noise[0]}
-    table = kinship(facts, copied, draws=99).set_index(["vectors", "question", "given"])
+    table = kinship(facts, copied, n_resamples=99).set_index(["vectors", "question", "given"])
     assert table.p["trained", "family", "script"] == 0.01 and table.p["trained", "family", "script, unigrams"] > 0.05
     own = {"trained": kin + noise[0], "unigrams": noise[1]}
-    table = kinship(facts, own, draws=99).set_index(["vectors", "question", "given"])
+    table = kinship(facts, own, n_resamples=99).set_index(["vectors", "question", "given"])
     assert table.p["trained", "family", "script, unigrams"] == 0.01
 
 
@@ -312,7 +312,7 @@ def test_runs_of_the_same_vectors_agree_and_others_do_not():
     few = replace(
         vectors, facts=vectors.facts[:-1], language_PH=vectors.language_PH[:-1], script_PH=vectors.script_PH[:-1]
     )
-    table = agreement({"a": vectors, "b": vectors, "c": few}, draws=9).set_index(["first", "second", "given"])
+    table = agreement({"a": vectors, "b": vectors, "c": few}, n_resamples=9).set_index(["first", "second", "given"])
     assert np.isclose(table.value["a", "b", ""], 1)
     assert table["items"]["a", "c", ""] in (len(asked(vectors.facts)), len(asked(vectors.facts)) - 1)
 
@@ -350,14 +350,14 @@ def test_seeds_are_averaged_before_languages_are_compared():
 def test_runs_that_cannot_be_compared_are_refused(short, corpus, unbroken):
     both = last_losses({"LangSAMP": [short / "short"], "baseline": [short / "baseline"]})
     assert both.groupby("label").code.nunique().to_list() == [3, 3] and (both.step == 2).all()
-    longer = {"steps": 3, "global_batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0, "save_steps": 3}
+    longer = {"max_steps": 3, "global_batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0, "save_steps": 3}
     pretrain(tiny.params_of(corpus, run_name="longer", **longer), short)
     with pytest.raises(UserError, match="ended at different steps: .*'short': 2.*'longer': 3"):
         last_losses({"a": [short / "short"], "b": [short / "longer"]})
     with pytest.raises(UserError, match="no finished run at .*nothing"):
         last_losses({"a": [short / "nothing"]})
     other = tiny.write_corpus(short / "other-text", lines=30)
-    pretrain(tiny.params_of(other, run_name="other", steps=2, warmup_steps=0, save_steps=2), short)
+    pretrain(tiny.params_of(other, run_name="other", max_steps=2, warmup_steps=0, save_steps=2), short)
     with pytest.raises(UserError, match="the runs have different text"):
         last_losses({"a": [short / "short"], "b": [short / "other"]})
 

@@ -52,7 +52,7 @@ def params_of(corpus: Path, **changes) -> PretrainParams:
     text = {"corpus": str(corpus), "languages": [], "vocab_size": 300, "max_seq_length": 32}
     model = {"num_layers": 1, "hidden_size": 32, "dropout": 0.1}
     training = {
-        "steps": 48,
+        "max_steps": 48,
         "global_batch_size": 8,
         "micro_batch_size": 4,
         "warmup_steps": 4,

@@ -218,7 +218,7 @@ def _weighted(weights_DF: np.ndarray, sums: np.ndarray) -> np.ndarray:
 # %% ../../nbs/library/analysis/05_neutrality.ipynb #543e9876
 def families(
     codes: Sequence[str],  # The L language-scripts
-    draws: int = 10_000,  # Of the bootstrap
+    n_resamples: int = 10_000,  # Of the bootstrap
     seed: int = 0,  # Of the draws
 ) -> Families:
     "Glottolog's families, and as many drawn with replacement as there are."
@@ -226,7 +226,7 @@ def families(
     names = sorted(set(known))
     if not names:
         raise UserError("no languages: there are no families to draw")
-    weights_DF = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), draws)
+    weights_DF = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), n_resamples)
     return Families(np.array([[name == k for k in known] for name in names], float), weights_DF.astype(float))
 
 # %% ../../nbs/library/analysis/05_neutrality.ipynb #2ad0f9b6

@@ -230,12 +230,12 @@ def _encoders(runs: Sequence[Path]) -> Iterator[Encoder]:
             yield encoder
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #e18c5dd4
-def retrieval_means(table: pd.DataFrame, draws: int = 10_000) -> pd.DataFrame:
+def retrieval_means(table: pd.DataFrame, n_resamples: int = 10_000) -> pd.DataFrame:
     "Means over target languages with 95 % bootstrap intervals, a row a run, kind and score; chance beside them."
     rows = []
     for (run, variant, kind), found in _groups(table, "run", "variant", "kind"):
         for score in ("top1", "mrr"):
-            mean, low, high = mean_interval(found[score].to_numpy(), draws)
+            mean, low, high = mean_interval(found[score].to_numpy(), n_resamples)
             chance = float(found[f"chance_{score}"].mean())
             rows.append((run, variant, kind, score, mean, low, high, chance, len(found)))
     return pd.DataFrame(rows, columns=["run", "variant", "kind", "score", "mean", "low", "high", "chance", "targets"])
@@ -265,7 +265,7 @@ def retrieval_points(means: pd.DataFrame) -> Figure:
     return figure
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #a75256d5
-def retrieval_differences(table: pd.DataFrame, base: str, draws: int = 10_000) -> pd.DataFrame:
+def retrieval_differences(table: pd.DataFrame, base: str, n_resamples: int = 10_000) -> pd.DataFrame:
     "Each run minus the run `base`, language by language: mean difference, interval, and languages won and lost."
     rows = []
     wide = table.set_index(["run", "kind", "target"])[["top1", "mrr"]].unstack("target")
@@ -273,7 +273,7 @@ def retrieval_differences(table: pd.DataFrame, base: str, draws: int = 10_000) -
         for score in ("top1", "mrr"):
             delta = (wide.loc[(run, kind), score] - wide.loc[(base, kind), score]).dropna().to_numpy()
             rows.append(
-                (run, kind, score, *mean_interval(delta, draws), int((delta > 0).sum()), int((delta < 0).sum()))
+                (run, kind, score, *mean_interval(delta, n_resamples), int((delta > 0).sum()), int((delta < 0).sum()))
             )
     found = pd.DataFrame(rows, columns=["run", "kind", "score", "difference", "low", "high", "won", "lost"])
     return found[found.run != base].reset_index(drop=True)

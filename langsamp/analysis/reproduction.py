@@ -44,7 +44,7 @@ class Job:
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #f4c80b19
 def _preset(p: ReproductionParams) -> dict[str, Any]:
     "The parameters that all runs share."
-    return read_yaml(repo_root() / p.params) | p.changes
+    return read_yaml(repo_root() / p.params) | p.overrides
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #adb91ea9
 def _seeds(p: ReproductionParams) -> list[int]:
@@ -99,12 +99,12 @@ def figure_jobs(p: ReproductionParams) -> Iterator[Job]:
     trained = {LABELS[variant]: runs for variant, runs in run_names(p).items()}
     scores = [score for score in p.scores if score.partition(":")[0] in _tasks(p)]
     base, runs = LABELS["baseline"], run_names(p)
-    table = {"base": base, "scores": scores, "layer": p.layer}
+    table = {"baseline": base, "scores": scores, "layer": p.layer}
     pages = {
         "main_results": {"encoders": _encoders(p, "language+script", "baseline"), **table},
         "ablation": {"encoders": _encoders(p, *p.variants), **table},
-        "neutrality": {"encoders": _encoders(p, *p.variants), "base": base},
-        "resource_levels": {"encoders": trained, "base": base},
+        "neutrality": {"encoders": _encoders(p, *p.variants), "baseline": base},
+        "resource_levels": {"encoders": trained, "baseline": base},
         "embedding_map": {"runs": runs["language+script"]},
         "embedding_similarity": {"runs": runs["language+script"]},
     }
@@ -165,11 +165,11 @@ def reproduce(
     outputs: Path | str,  # The `outputs/` folder
 ) -> pd.DataFrame:  # A row a job, with its seconds
     "Run all jobs, stage by stage. Called again it goes on."
-    outputs, threads = Path(outputs).resolve(), max(1, (os.cpu_count() or 1) // p.processes)
+    outputs, threads = Path(outputs).resolve(), max(1, (os.cpu_count() or 1) // p.num_processes)
     _check_runs(p, outputs)
     done = []
     for stage in (pretraining_jobs, evaluation_jobs, figure_jobs):
-        with ThreadPoolExecutor(p.processes) as pool:
+        with ThreadPoolExecutor(p.num_processes) as pool:
             futures = [pool.submit(run_job, job, outputs, threads) for job in stage(p)]
             try:
                 done += [future.result() for future in futures]

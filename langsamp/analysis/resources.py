@@ -81,7 +81,7 @@ def level_differences(
     losses: pd.DataFrame,  # As `last_losses` gives them
     base: str,  # Label that the others are compared with; empty for no comparison
     levels: int = 5,
-    draws: int = 10_000,  # For the interval and p
+    n_resamples: int = 10_000,  # For the interval and p
 ) -> pd.DataFrame:  # A row a label and level, 0 being all: `label`, `base`, `level`, and the fields of `comparison`
     "Each label minus the base by level, means over seeds, language-script by language-script."
     wide = losses.pivot_table(index="code", columns="label", values="loss", aggfunc="mean").dropna()
@@ -91,7 +91,7 @@ def level_differences(
     for label in [name for name in losses.label.unique() if base and name != base]:
         for number in [0, *sorted(level.unique())]:
             here = wide[(level == number) | (number == 0)]
-            found = comparison(here[label], here[base], families, draws)
+            found = comparison(here[label], here[base], families, n_resamples)
             rows.append({"label": label, "base": base, "level": number, **found})
     names = ["label", "base", "level", "languages", "difference", "low", "high", "p", "won", "lost"]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=names)

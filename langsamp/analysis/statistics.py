@@ -60,13 +60,13 @@ def _sums(
 # %% ../../nbs/library/analysis/00_statistics.ipynb #9853740e
 def _choices(
     families: int,  # How many there are
-    draws: int,  # How many choices at most
+    n_resamples: int,  # How many choices at most
     seed: int,  # Of the draws
 ) -> np.ndarray:  # [D, F], ones for those chosen; the first row chooses none
-    "All ways to choose some families, or random ones where there are more than `draws`."
-    if 2**families <= draws:
+    "All ways to choose some families, or random ones where there are more than `n_resamples`."
+    if 2**families <= n_resamples:
         return (np.arange(2**families)[:, None] >> np.arange(families) & 1).astype(float)
-    chosen_DF = np.random.default_rng(seed).integers(0, 2, (draws, families)).astype(float)
+    chosen_DF = np.random.default_rng(seed).integers(0, 2, (n_resamples, families)).astype(float)
     chosen_DF[0] = 0
     return chosen_DF
 
@@ -74,12 +74,12 @@ def _choices(
 def flip_test(
     differences: Sequence[float] | np.ndarray,  # [N], one a language
     families: Sequence[str] | np.ndarray,  # [N], the family of each
-    draws: int = 10_000,  # Choices of families, where there are too many to try all
+    n_resamples: int = 10_000,  # Choices of families, where there are too many to try all
     seed: int = 0,  # Of the draws
 ) -> tuple[float, float, float]:  # Both ends of the 95 % interval, and the two-sided p
     "Is the mean difference more than chance? By flipping the signs of whole families."
     sums_F, sizes_F = _sums(differences, families)
-    chosen_DF = _choices(len(sums_F), draws, seed)
+    chosen_DF = _choices(len(sums_F), n_resamples, seed)
     sums_D, sizes_D = chosen_DF @ sums_F, chosen_DF @ sizes_F
     slack, some_D = 1e-12 * np.abs(differences).sum(), sizes_D > 0
     p = min(1.0, 2 * min((sums_D <= slack).mean(), (sums_D >= -slack).mean()))
@@ -94,7 +94,7 @@ def flip_test(
 def family_bootstrap(
     differences: Sequence[float] | np.ndarray,  # [N], one a language
     families: Sequence[str] | np.ndarray,  # [N], the family of each
-    draws: int = 10_000,  # Bootstrap draws
+    n_resamples: int = 10_000,  # Bootstrap draws
     seed: int = 0,  # Of the draws
 ) -> tuple[float, float, float]:  # Both ends of the 95 % percentile interval, and the two-sided p
     "How far would the mean difference wander with other families?"
@@ -102,12 +102,12 @@ def family_bootstrap(
     count = len(sums_F)
     if count == 1:
         return -np.inf, np.inf, 1.0
-    drawn_DF = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=draws)
+    drawn_DF = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=n_resamples)
     means_D = (drawn_DF @ sums_F) / (drawn_DF @ sizes_F)
     slack = 1e-12 * np.abs(differences).sum()
     rare = min((means_D <= slack).sum(), (means_D >= -slack).sum())
     low, high = np.quantile(means_D, [0.025, 0.975])
-    return float(low), float(high), min(1.0, 2 * (1 + float(rare)) / (draws + 1))
+    return float(low), float(high), min(1.0, 2 * (1 + float(rare)) / (n_resamples + 1))
 
 # %% ../../nbs/library/analysis/00_statistics.ipynb #69effb5c
 def sign_test(
@@ -145,7 +145,7 @@ def comparison(
     first: pd.Series,  # One value a language
     second: pd.Series,  # The same languages
     families: pd.Series,  # The family of each
-    draws: int = 10_000,  # Of flips and of the bootstrap
+    n_resamples: int = 10_000,  # Of flips and of the bootstrap
     seed: int = 0,  # Of the draws
 ) -> dict[str, float]:  # Means, difference, interval, tests; see the sections above
     "First minus second, language by language."
@@ -155,8 +155,8 @@ def comparison(
     values, others = [finite(side, "values of an encoder") for side in (first, second.reindex(first.index))]
     delta = np.where(np.isclose(values, others, rtol=1e-12, atol=0), 0, values - others)
     relatives = families.reindex(first.index).to_numpy(str)
-    low, high, p = flip_test(delta, relatives, draws, seed)
-    drawn = family_bootstrap(delta, relatives, draws, seed)
+    low, high, p = flip_test(delta, relatives, n_resamples, seed)
+    drawn = family_bootstrap(delta, relatives, n_resamples, seed)
     names = ("languages", "families", "first", "second", "difference")
     means = (len(delta), len(set(relatives)), float(values.mean()), float(others.mean()), float(delta.mean()))
     found = dict(zip(names, means)) | {"low": low, "high": high, "p": p}

@@ -217,14 +217,14 @@ def side_by_side(
 def differences(
     tables: Sequence[ScoreTable],  # One a score
     base: str,  # Label that is taken away; nothing for no comparison
-    draws: int = 10_000,  # Of flips and of the bootstrap
+    n_resamples: int = 10_000,  # Of flips and of the bootstrap
 ) -> pd.DataFrame:  # score, kind, group, encoder, base, the fields of `comparison`, and `holm_p`
     "Each encoder minus the base."
     rows = []
     for table in tables:
         values, others = table.values, [label for label in table.values if base in table.values and label != base]
         for label, ((kind, group), index) in product(others, groups(table).items()):
-            found = comparison(values[label][index], values[base][index], table.facts.family, draws)
+            found = comparison(values[label][index], values[base][index], table.facts.family, n_resamples)
             names = {"score": table.score, "kind": kind, "group": group, "encoder": label, "base": base}
             rows.append(names | found)
     found = pd.DataFrame(rows)

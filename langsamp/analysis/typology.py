@@ -54,12 +54,12 @@ def _elected(
 # %% ../../nbs/library/analysis/08_typology.ipynb #5ec6bc3e
 def _shuffles(
     strata_P: np.ndarray,  # Labels are exchanged within a stratum only
-    draws: int,  # How many permutations
+    n_resamples: int,  # How many permutations
     seed: int,  # Of the random numbers
 ) -> Iterator[np.ndarray]:  # An order each [P]
     "Random permutations that leave everything in its stratum."
     random, places_P = np.random.default_rng(seed), np.argsort(strata_P, kind="stable")
-    for _ in range(draws):
+    for _ in range(n_resamples):
         order_P = np.empty(len(strata_P), np.int64)
         order_P[places_P] = np.lexsort((random.random(len(strata_P)), strata_P))
         yield order_P
@@ -68,18 +68,18 @@ def _shuffles(
 def neighbour_accuracy(
     likeness_PP: np.ndarray,  # How alike each two are
     labels: Sequence[str],  # A family each
-    neighbours: int = 5,  # That vote
+    n_neighbors: int = 5,  # That vote
     strata: Sequence[str] | None = None,  # A script each, to hold fixed
-    draws: int = 10_000,  # Permutations
+    n_resamples: int = 10_000,  # Permutations
     seed: int = 0,  # Of the permutations
 ) -> dict[str, float]:  # `value`; `chance`, its mean under permutation; `p`, one-sided; `items`
     "How often the neighbours' family is one's own, over languages that have a relative at all."
     labels_P, strata_P = _numbers(labels, len(likeness_PP)), _numbers(strata, len(likeness_PP))
     distance_PP = -likeness_PP + np.diag(np.full(len(labels_P), np.inf))
-    near_PK = np.argsort(distance_PP, axis=1, kind="stable")[:, : min(neighbours, len(labels_P) - 1)]
-    right = [_right(labels_P[order], near_PK) for order in _shuffles(strata_P, draws, seed)]
+    near_PK = np.argsort(distance_PP, axis=1, kind="stable")[:, : min(n_neighbors, len(labels_P) - 1)]
+    right = [_right(labels_P[order], near_PK) for order in _shuffles(strata_P, n_resamples, seed)]
     value = _right(labels_P, near_PK)
-    p = (1 + sum(x >= value - 1e-12 for x in right)) / (1 + draws)
+    p = (1 + sum(x >= value - 1e-12 for x in right)) / (1 + n_resamples)
     return {"value": value, "chance": float(np.mean(right)), "p": p, "items": int(_with_kin(labels_P).sum())}
 
 # %% ../../nbs/library/analysis/08_typology.ipynb #83f2411c
@@ -123,15 +123,15 @@ def mantel(
     other_PP: np.ndarray,  # Another such matrix of the same languages
     strata: Sequence[str] | None = None,  # A script each, to hold fixed
     given: Sequence[np.ndarray] = (),  # Matrices to hold fixed: a partial Mantel test
-    draws: int = 10_000,  # Permutations
+    n_resamples: int = 10_000,  # Permutations
     seed: int = 0,  # Of the permutations
 ) -> dict[str, float]:  # As `neighbour_accuracy`
     "The rank correlation of two matrices over pairs of languages, and how often a permutation reaches it."
     strata_P = _numbers(strata, len(likeness_PP))
     ours_PP, theirs_PP = [_residuals(matrix_PP, strata_P, given) for matrix_PP in (likeness_PP, other_PP)]
-    orders = [np.arange(len(ours_PP)), *_shuffles(strata_P, draws, seed)]
+    orders = [np.arange(len(ours_PP)), *_shuffles(strata_P, n_resamples, seed)]
     value, *shuffled = [float((ours_PP[np.ix_(order_P, order_P)] * theirs_PP).sum() / 2) for order_P in orders]
-    p = (1 + sum(x >= value - 1e-12 for x in shuffled)) / (1 + draws)
+    p = (1 + sum(x >= value - 1e-12 for x in shuffled)) / (1 + n_resamples)
     return {"value": value, "chance": float(np.mean(shuffled)), "p": p, "items": len(ours_PP)}
 
 # %% ../../nbs/library/analysis/08_typology.ipynb #4d1739bf
@@ -148,8 +148,8 @@ def likenesses(
 def kinship(
     facts: pd.DataFrame,  # Of the languages that are asked
     matrices: Mapping[str, np.ndarray],  # As from `likenesses`, `unigrams` among them
-    neighbours: int = 5,  # That vote
-    draws: int = 10_000,  # Permutations of each test
+    n_neighbors: int = 5,  # That vote
+    n_resamples: int = 10_000,  # Permutations of each test
     seed: int = 0,  # Of the permutations
 ) -> pd.DataFrame:  # A row a matrix, question and what is held fixed: value, chance, p, items
     "What each matrix knows of family, place and unigrams: at all, beyond script, and beyond script and unigrams."
@@ -158,18 +158,18 @@ def kinship(
     rows = []
     for kind, matrix_PP in matrices.items():
         for given in ("", "script"):
-            found = neighbour_accuracy(matrix_PP, facts.family, neighbours, held[given][0], draws, seed)
+            found = neighbour_accuracy(matrix_PP, facts.family, n_neighbors, held[given][0], n_resamples, seed)
             rows.append({"vectors": kind, "question": "nearest family", "given": given, **found})
         for question, (given, (strata, fixed)) in product(others, held.items()):
             if kind != question and not (fixed and "unigrams" in (kind, question)):
-                found = mantel(matrix_PP, others[question], strata, fixed, draws, seed)
+                found = mantel(matrix_PP, others[question], strata, fixed, n_resamples, seed)
                 rows.append({"vectors": kind, "question": question, "given": given, **found})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/analysis/08_typology.ipynb #a47b3444
 def agreement(
     runs: Mapping[str, Vectors],  # By name
-    draws: int = 10_000,  # Permutations of each test
+    n_resamples: int = 10_000,  # Permutations of each test
     seed: int = 0,  # Of the permutations
 ) -> pd.DataFrame:  # A row a pair of runs and what is held fixed
     "Whether each two runs find the same languages alike, over the language-scripts that both know."
@@ -178,7 +178,7 @@ def agreement(
         codes = sorted(set(asked(one.facts)) & set(asked(two.facts)))
         ours, theirs = [cosines(v.sums_of(codes)) for v in (one, two)]
         for given, strata in [("", None), ("script", one.facts.script[codes])]:
-            found = mantel(ours, theirs, strata, (), draws, seed)
+            found = mantel(ours, theirs, strata, (), n_resamples, seed)
             rows.append({"first": first, "second": second, "given": given, **found})
     columns = ["first", "second", "given", "value", "chance", "p", "items"]
     return pd.DataFrame(rows, columns=columns)

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ..languages.codes import parse_code
-from ..params.benchmark import OURS, RIVALS
+from ..params.benchmark import BASELINES, OURS
 from ..params.pretrain import PretrainParams
 from ..training.prepare import Corpus
 
@@ -61,7 +61,7 @@ def _recipe(variant: str) -> Recipe:
     return Recipe(*way, "bf16" if "_bf16" in variant else "fp32", 0.0 if variant.endswith("_no_dropout") else 0.1)
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #a1cf31ea
-RECIPES = {variant: _recipe(variant) for variant in RIVALS + OURS}
+RECIPES = {variant: _recipe(variant) for variant in BASELINES + OURS}
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #3171b488
 def lines_of(
@@ -200,7 +200,7 @@ def rival_options(
     steps = max(1, round(rows * p.global_batch_size / p.micro_batch_size))
     return TrainingArguments(
         output_dir=str(folder),
-        max_steps=p.steps,
+        max_steps=p.max_steps,
         per_device_train_batch_size=p.micro_batch_size,
         gradient_accumulation_steps=steps,
         learning_rate=p.learning_rate,

@@ -19,7 +19,7 @@ from matplotlib.ticker import NullLocator
 from ..analysis.plots import new_figure, save_figure
 from ..analysis.statistics import across_seeds
 from .interleaved import ratios
-from ..params.benchmark import OURS, RIVALS
+from ..params.benchmark import BASELINES, OURS
 
 # %% ../../nbs/library/benchmark/06_report.ipynb #fbedf6f3
 def _of(rows: pd.DataFrame, what: str, measure: str = "speed") -> pd.DataFrame:
@@ -40,7 +40,7 @@ def ratio_table(
 ) -> pd.DataFrame:  # size, variant, rival, ratio, low, high, level, cpu_ratio, memory_ratio
     "How many times as fast each of ours is as each rival, and as itself on a stream, round by round."
     found, peak = [], _peak(rows, what)
-    rivals = (*RIVALS, *OURS) if what == "training" else ("sentence_transformers",)
+    rivals = (*BASELINES, *OURS) if what == "training" else ("sentence_transformers",)
     for size, part in rows[rows.what == what].groupby("size", sort=False):
         speed, cpu = [_of(part, what, measure) for measure in ("speed", "CPU speed")]
         for variant, rival in product([*dict.fromkeys(a for a in speed.variant if a in OURS)], rivals):

@@ -26,10 +26,10 @@ from ..model.e5_small import xlmr_tokenizer
 from langsamp.params.benchmark import (
     BenchmarkParams,
     CorpusPassParams,
-    EncodingParams,
+    EncodingSpeedParams,
     EqualLossParams,
     OverheadParams,
-    RaceParams,
+    TrainingSpeedParams,
 )
 from ..tokenization.train import pretrained_tokenizer
 from ..training.run_dir import keep_params, keep_provenance, locked, same_origin, same_params
@@ -66,17 +66,17 @@ def _jobs(p: BenchmarkParams, outputs: Path, folder: Path) -> Iterator[tuple[str
     "Stage, its part, and what measures it."
     here = outputs, folder
     for size, given in p.sizes.items():
-        yield "training", size, partial(training_race, p, size, RaceParams.of(given), *here)
+        yield "training", size, partial(training_race, p, size, TrainingSpeedParams.of(given), *here)
     if p.overhead:
         for number in map(int, OverheadParams.of(p.overhead).languages):
             yield "overhead", f"{number} languages", partial(overhead_race, p, number, *here)
-    if p.loss:
-        for seed in range(42, 42 + EqualLossParams.of(p.loss).seeds):
+    if p.equal_loss:
+        for seed in range(42, 42 + EqualLossParams.of(p.equal_loss).seeds):
             yield "loss", f"seed {seed}", partial(loss_race, p, seed, *here)
     if p.corpus_pass:
         yield from (("corpus", *job) for job in _corpus_jobs(CorpusPassParams.of(p.corpus_pass), *here))
-    if p.encode:
-        for encoder in EncodingParams.of(p.encode).encoders:
+    if p.encoding:
+        for encoder in EncodingSpeedParams.of(p.encoding).encoders:
             yield "encode", encoder, partial(encoding_race, p, encoder, *here)
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #ee5121d3

@@ -28,11 +28,11 @@ from ..model.e5_small import xlmr_tokenizer
 from langsamp.params.benchmark import (
     OURS,
     BenchmarkParams,
-    EncodingParams,
+    EncodingSpeedParams,
     EqualLossParams,
     OverheadParams,
-    PortionParams,
-    RaceParams,
+    StepParams,
+    TrainingSpeedParams,
     shape_of,
 )
 from ..params.pretrain import PretrainParams
@@ -44,17 +44,22 @@ _XLMR_PIECES = 250_002
 # %% ../../nbs/library/benchmark/04_suites.ipynb #6ef73ce0
 def run_params(
     p: BenchmarkParams,  # Text, block size, learning rate
-    race: PortionParams,  # Tokens of a step and a micro-batch
+    race: StepParams,  # Tokens of a step and a micro-batch
     size: str,  # As in 4x256/16384
-    **more: Any,  # `steps`, `seed`, `variant`, `packing`
+    **more: Any,  # `max_steps`, `seed`, `variant`, `packing`
 ) -> PretrainParams:  # Precision and dropout are the recipe's
     "What all variants of a size share."
     shape, pieces = shape_of(size)
-    shared = {name: getattr(p, name) for name in ("corpus", "languages", "max_seq_length", "learning_rate", "compile")}
+    shared = {
+        name: getattr(p, name) for name in ("corpus", "languages", "max_seq_length", "learning_rate", "torch_compile")
+    }
     shared |= {"vocab_size": pieces} if pieces < _XLMR_PIECES else {"tokenizer": str(xlmr_tokenizer())}
-    shared |= {"global_batch_size": race.tokens // p.max_seq_length, "micro_batch_size": race.micro // p.max_seq_length}
-    steps = more.get("steps", 1_000_000)
-    shared |= {"steps": steps, "warmup_steps": min(100, steps // 10), "run_name": "benchmark"}
+    shared |= {
+        "global_batch_size": race.tokens_per_step // p.max_seq_length,
+        "micro_batch_size": race.tokens_per_micro_batch // p.max_seq_length,
+    }
+    steps = more.get("max_steps", 1_000_000)
+    shared |= {"max_steps": steps, "warmup_steps": min(100, steps // 10), "run_name": "benchmark"}
     shared |= dict(zip(("num_layers", "hidden_size"), map(int, shape.split("x"))))
     return PretrainParams.of(shared | more)
 
@@ -76,7 +81,7 @@ def with_rows(
     return replace(corpus, tokenizer=folder)
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #a0680604
-def _told(p: BenchmarkParams, race: PortionParams, size: str, outputs: Path, folder: Path) -> tuple[Corpus, str]:
+def _told(p: BenchmarkParams, race: StepParams, size: str, outputs: Path, folder: Path) -> tuple[Corpus, str]:
     "The prepared text of a size, and the file that tells of it."
     corpus = with_rows(prepare(run_params(p, race, size), outputs), shape_of(size)[1])
     return corpus, told(corpus, folder / f"text-{'-'.join(map(str, shape_of(size)))}.json")
@@ -147,14 +152,14 @@ _LIMITS = {f"matmul {precision}": {"work": "matmul", "precision": precision} for
 def training_race(
     p: BenchmarkParams,  # Text and threads
     size: str,
-    race: RaceParams,  # Its variants
+    race: TrainingSpeedParams,  # Its variants
     outputs: Path,  # Where prepared text lies
     folder: Path,  # Of the benchmark
 ) -> list[dict[str, Any]]:
     "All variants of a size, and the machine's limit beside them."
     text, rows = _told(p, race, size, outputs, folder)[1], []
     spec = {"work": "training", "params": asdict(run_params(p, race, size)), "corpus": text}
-    for number, group in enumerate(groups_of(race.variants, race.together)):
+    for number, group in enumerate(groups_of(race.variants, race.max_workers)):
         with _playing(
             {variant: spec | {"recipe": variant} for variant in group} | _LIMITS, folder, p.threads
         ) as players:
@@ -201,13 +206,13 @@ def loss_race(
     folder: Path,
 ) -> list[dict[str, Any]]:
     "The loss of each variant on single held-out lines after as much text."
-    race, rows = EqualLossParams.of(p.loss), []
+    race, rows = EqualLossParams.of(p.equal_loss), []
     corpus, text = _told(p, race, race.size, outputs, folder)
     for variant in race.variants:
-        steps = max(1, round(race.trained / race.tokens))
+        steps = max(1, round(race.train_tokens / race.tokens_per_step))
         if variant in OURS:
-            steps = _steps(race.trained, run_params(p, race, race.size, packing=RECIPES[variant].text), corpus)
-        params = asdict(run_params(p, race, race.size, steps=steps, seed=seed))
+            steps = _steps(race.train_tokens, run_params(p, race, race.size, packing=RECIPES[variant].text), corpus)
+        params = asdict(run_params(p, race, race.size, max_steps=steps, seed=seed))
         spec = {"work": "training", "recipe": variant, "params": params, "corpus": text, "sentences": race.sentences}
         with _playing({variant: spec}, folder, p.threads) as players:
             tokens, loss = players[variant].turn(1e9)["units"], players[variant].ask("loss")
@@ -233,8 +238,14 @@ def encoding_race(
     folder: Path,
 ) -> list[dict[str, Any]]:
     "The same encoder asked by us and by sentence-transformers."
-    race, size = EncodingParams.of(p.encode), next(iter(p.sizes), "2x64/1000")
-    corpus = _told(p, RaceParams(micro=p.max_seq_length, tokens=p.max_seq_length), size, outputs, folder)[1]
+    race, size = EncodingSpeedParams.of(p.encoding), next(iter(p.sizes), "2x64/1000")
+    corpus = _told(
+        p,
+        TrainingSpeedParams(tokens_per_micro_batch=p.max_seq_length, tokens_per_step=p.max_seq_length),
+        size,
+        outputs,
+        folder,
+    )[1]
     write_json(folder / "sentences.json", _sentences(p, race.sentences, outputs))
     shared = {"work": "encoding", "encoder": encoder, "corpus": corpus, "sentences": str(folder / "sentences.json")}
     specs = {by: shared | {"by": by} for by in ("langsamp", "sentence_transformers")}

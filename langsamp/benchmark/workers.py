@@ -133,7 +133,7 @@ def _ours(p: PretrainParams, corpus: Corpus, languages: int, sentences: int) -> 
     t = Trainer(model.train(), data_of(p, corpus), p)
     facts = {"parameters": _count(model), "flops": useful_flops(model, corpus, p.max_seq_length)}
     turns = Turns(facts, loss=lambda: sentence_loss(t.plain, corpus, p.max_seq_length, sentences))
-    for step in range(p.steps):
+    for step in range(p.max_steps):
         turns.done(train_step(t, step)["tokens"])
     turns.end()
 

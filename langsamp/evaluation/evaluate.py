@@ -28,18 +28,18 @@ from ..params.evaluate import RETRIEVAL, EvaluationParams
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #7ecc01dd
 def _how(p: EvaluationParams, task: str) -> FineTuning:
     "The paper's hyperparameters of a task, and the changes to them."
-    return FineTuning.of(asdict(PRESETS[task]) | p.changes)
+    return FineTuning.of(asdict(PRESETS[task]) | p.overrides)
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #709b4ab1
 def _settings(p: EvaluationParams, task: str, encoder: Encoder) -> dict[str, Any]:
     "What the results of a task depend on, but for the text."
     way = "retrieval" if task in RETRIEVAL else p.mode
     of_way = {
-        "retrieval": {"layer": p.layer, "scaling": p.scaling},
+        "retrieval": {"layer": p.layer, "similarity": p.similarity},
         "frozen": {"layer": p.layer},
         "fine-tuned": {"layer": -1, "how": asdict(_how(p, task)) if way == "fine-tuned" else {}},
     }
-    common = {"task": task, "way": way, "source": p.source, "encoder": encoder.identity}
+    common = {"task": task, "way": way, "source": p.source_language, "encoder": encoder.identity}
     return common | of_way[way] | {"code": code_of(way)}
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #d8e62f31
@@ -60,13 +60,13 @@ Answer = tuple[list[dict[str, Any]], list[str]]  # Rows as `answer` gives them; 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #d40d4012
 def _ask_retrieval(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> Answer:
     "Ask what is missing."
-    found, warnings = bitexts(task, p.data, p.source)
+    found, warnings = bitexts(task, p.data_dir, p.source_language)
     chosen, absent = _chosen(task, found, p.languages, lambda bitext: bitext.target)
     units: dict[str, Unit] = {bitext.name: (bitext.name, 0, content_hash(asdict(bitext))) for bitext in found}
     waiting = [bitext for bitext in chosen if units[bitext.name] not in results]
     for bitext, source_NH, target_NH in encode_bitexts(waiting, lambda texts: encoder.encode(texts, p.layer)):
         where = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
-        results.add(units[bitext.name], [where | row for row in retrieval_rows(source_NH, target_NH, p.scaling)])
+        results.add(units[bitext.name], [where | row for row in retrieval_rows(source_NH, target_NH, p.similarity)])
     rows = answer(results, [units[bitext.name] for bitext in chosen], content_hash(sorted(units.values())))
     return rows, warnings + absent
 
@@ -87,7 +87,7 @@ Predict = Callable[[Sequence[Any]], list[list[Any]]]  # Texts -> labels, for eac
 def _frozen(p: EvaluationParams, task: str, encoder: Encoder, source: Labelled, seeds: Sequence[int]) -> Predict:
     "Linear heads on one reading."
     train, dev = source.splits["train"], source.splits["dev"]
-    select_by = PRESETS[task].select_by
+    select_by = PRESETS[task].metric_for_best_model
     first = frozen(encoder.model, encoder.tokenizer, train, dev, p.layer, seeds[0], select_by)
     read = [(first.read(split.texts), split.labels) for split in (train, dev)] if seeds[1:] else []
     heads = [first, *(fit_probe(first.read, *read, seed, select_by) for seed in seeds[1:])]
@@ -145,10 +145,10 @@ def _ask_group(
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #023de345
 def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> Answer:
     "Ask what is missing."
-    found, warnings = labelled_sets(task, p.data)
+    found, warnings = labelled_sets(task, p.data_dir)
     if not found:
         return [], warnings
-    source = _source_set(found, task, p.source, warnings)
+    source = _source_set(found, task, p.source_language, warnings)
     taught = content_hash([asdict(source.splits[split]) for split in ("train", "dev")])
     data = {one.name: content_hash(taught, asdict(one.splits["test"])) for one in found if "test" in one.splits}
     chosen, absent = _chosen(task, found, p.languages, lambda one: one.code)

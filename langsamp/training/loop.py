@@ -113,12 +113,12 @@ class Data:
 # %% ../../nbs/library/training/04_loop.ipynb #2fa45c4a
 def learning_rate_at(
     step: int,  # From 0
-    p: TrainingParams,  # Its `steps`, `warmup_steps` and `learning_rate`
+    p: TrainingParams,  # Its `max_steps`, `warmup_steps` and `learning_rate`
 ) -> float:  # For the update of this step
     "A linear rise over the warm-up, then a linear fall to zero."
     if step < p.warmup_steps:
         return p.learning_rate * (step + 1) / p.warmup_steps
-    return p.learning_rate * (p.steps - step) / max(1, p.steps - p.warmup_steps)
+    return p.learning_rate * (p.max_steps - step) / max(1, p.max_steps - p.warmup_steps)
 
 # %% ../../nbs/library/training/04_loop.ipynb #c44975b2
 @contextmanager
@@ -144,7 +144,7 @@ def _batch_of(t: "Trainer", step: int) -> Batch:
 # %% ../../nbs/library/training/04_loop.ipynb #88dcff19
 def _placed(accelerator: Accelerator, model: LangSAMPForMaskedLM, p: TrainingParams) -> tuple[Any, Any]:
     "Model and optimiser as this process runs them."
-    if p.compile:
+    if p.torch_compile:
         model.mlm.base_model.compile()
     if shared := accelerator.is_fsdp2:
         plugin: Any = accelerator.state.fsdp_plugin
@@ -168,7 +168,7 @@ class Trainer:
         self.data, self.p, self.plain = data, p, model.to(self.accelerator.device)
         self.ids = dict(zip(["language_ids", "script_ids"], language_script_ids(data.train.codes, model.config)))
         self.inputs = inputs_of(model, data.train, self.accelerator)
-        self.dropout = dropout_of(model, p.compile, self.accelerator)
+        self.dropout = dropout_of(model, p.torch_compile, self.accelerator)
         self.model, self.optimizer = _placed(self.accelerator, model, p)
         self.keeps = keep_gradients(model, self.accelerator)
         self.ahead = Prefetcher(lambda step, global_batch_size: _batch_of(self, step))
@@ -265,7 +265,7 @@ def validate(
 # %% ../../nbs/library/training/04_loop.ipynb #d69ce445
 def save(t: Trainer, folder: Path) -> None:
     "Write a checkpoint, by the first process, when all have brought their parts."
-    best, main = t.state["best_step"] if t.p.patience else 0, t.accelerator.is_main_process
+    best, main = t.state["best_step"] if t.p.early_stopping_patience else 0, t.accelerator.is_main_process
     place, step, inner = folder / "checkpoints", t.state["step"], t.optimizer.optimizer
     save_checkpoint(place, step, t.plain, inner, t.state, best=best, write=main)
     t.accelerator.wait_for_everyone()
@@ -317,8 +317,8 @@ def note_validation(
 
 # %% ../../nbs/library/training/04_loop.ipynb #2f134956
 def patience_is_over(t: Trainer) -> bool:
-    "Whether as many validations as `patience` allows went by without a better one; 0 allows any number."
-    return bool(t.p.patience) and t.state["waited"] >= t.p.patience
+    "Whether as many validations as `early_stopping_patience` allows went by without a better one; 0 allows any number."
+    return bool(t.p.early_stopping_patience) and t.state["waited"] >= t.p.early_stopping_patience
 
 # %% ../../nbs/library/training/04_loop.ipynb #4163814a
 def advance(t: Trainer, log: Log) -> None:
@@ -337,13 +337,13 @@ def train(
     "Train to the last step from wherever the folder stands. SIGTERM saves, and exits with 143."
     t = Trainer(model.train(), data, p)
     resume(t, folder)
-    log = Log(folder, p.steps, t.state["step"], t.accelerator.is_main_process)
+    log = Log(folder, p.max_steps, t.state["step"], t.accelerator.is_main_process)
     with termination() as told, enough_memory(t):
         if t.state["step"] == 0:
             note_validation(t, validate(t), log)
-        while t.state["step"] < p.steps and not patience_is_over(t):
+        while t.state["step"] < p.max_steps and not patience_is_over(t):
             advance(t, log)
-            if due := t.state["step"] % p.save_steps == 0 or t.state["step"] == p.steps:
+            if due := t.state["step"] % p.save_steps == 0 or t.state["step"] == p.max_steps:
                 note_validation(t, validate(t), log)
             if (stop := t.total(told.is_set())[0] > 0) or due:
                 save(t, folder)

@@ -86,17 +86,20 @@ def counted(
 ) -> dict[str, float]:  # By name; bytes, tokens and FLOPs are plain numbers
     "What follows from the parameters, the model and the corpus alone."
     groups, a_step = parameter_groups(model), p.global_batch_size * tokens_a_sequence(data)
-    flops, kept = flops_a_token(model, data.train.context), 4 if p.patience else 3  # Two, the best, and a new one
+    flops, kept = (
+        flops_a_token(model, data.train.context),
+        4 if p.early_stopping_patience else 3,
+    )  # Two, the best, and a new one
     return {
         **{f"parameters: {name}": float(count) for name, count in groups.items()},
         "language-scripts": len(data.train.codes),
         "training tokens": int(data.train.tokens.sum()),
         "held-out tokens": int(data.validation.tokens.sum()),
         "tokens a step": a_step,
-        "tokens trained on": p.steps * a_step,
-        "epochs": p.steps * p.global_batch_size / data.epoch,
+        "tokens trained on": p.max_steps * a_step,
+        "epochs": p.max_steps * p.global_batch_size / data.epoch,
         "FLOPs a token": flops,
-        "FLOPs": p.steps * a_step * flops,
+        "FLOPs": p.max_steps * a_step * flops,
         "weights, gradients, moments": 16 * groups["all"],
         "disk: shards": sum(file.stat().st_size for folder in _folders(p, corpus) for file in folder.iterdir()),
         "disk: checkpoints": kept * 12 * groups["all"],
@@ -129,7 +132,7 @@ def measured(
 def _paired_steps(t: Trainer) -> Iterator[tuple[float, float]]:
     "Seconds of a step of one micro-batch, and of one of two."
     p = t.p
-    for step in range(p.steps):
+    for step in range(p.max_steps):
         pair = []
         for micro_batches in (1, 2):
             t.p = replace(p, global_batch_size=micro_batches * p.micro_batch_size * t.world)
@@ -179,13 +182,13 @@ def plan(
     outputs: Path | str = "outputs",  # Where prepared text and starts lie
 ) -> dict[str, float]:  # The numbers of `counted` and `measured`, and `seconds: run`
     "What a run will cost. Its text is prepared, as the run would; nothing is trained for good."
-    run = PretrainParams.of(read_yaml(_upward(Path(p.params))) | p.changes)
+    run = PretrainParams.of(read_yaml(_upward(Path(p.params))) | p.overrides)
     corpus = prepare(run, Path(outputs))
-    model, data = starting_model(run, corpus, outputs), _data(run, corpus, "corpus" in p.changes)
+    model, data = starting_model(run, corpus, outputs), _data(run, corpus, "corpus" in p.overrides)
     cost = counted(run, model, data, corpus) | measured(run, model, data, p.measured_steps)
     parts = run.global_batch_size / run.micro_batch_size * cost["seconds: micro-batch"] + cost["seconds: update"]
-    validations = 1 + -(-run.steps // run.save_steps)
-    return cost | {"seconds: run": run.steps * parts + validations * cost["seconds: validation"]}
+    validations = 1 + -(-run.max_steps // run.save_steps)
+    return cost | {"seconds: run": run.max_steps * parts + validations * cost["seconds: validation"]}
 
 # %% ../../nbs/library/training/08_plan.ipynb #558cd73a
 def _upward(path: Path) -> Path:

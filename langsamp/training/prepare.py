@@ -224,7 +224,7 @@ def repetition(
     "How often a run sees each language-script, the most repeated first."
     counts_S = _counts(corpus.sequences("train", p))
     drawn_S = quotas(p.sampling, p.alpha, counts_S, corpus.report)
-    return sampling_table(corpus.report, counts_S, drawn_S, drawn=p.steps * p.global_batch_size)
+    return sampling_table(corpus.report, counts_S, drawn_S, drawn=p.max_steps * p.global_batch_size)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #2098d080
 def keep_corpus(corpus: Corpus, folder: Path) -> None:

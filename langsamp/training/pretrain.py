@@ -147,7 +147,7 @@ def exported_step(
     result: Mapping[str, Any],  # A run's result, or the last state of its training
 ) -> int:
     "The step whose weights a run exports."
-    return result["best_step" if p.patience else "step"]
+    return result["best_step" if p.early_stopping_patience else "step"]
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #848a118e
 def exported_by(
@@ -215,7 +215,7 @@ def start_of(
 # %% ../../nbs/library/training/07_pretrain.ipynb #bb5ddca8
 def _exported(p: PretrainParams, state: dict[str, Any]) -> dict[str, Any]:
     "Which weights a run exports, their loss, and that of the last step."
-    loss = state["best_loss" if p.patience else "validation_loss"]
+    loss = state["best_loss" if p.early_stopping_patience else "validation_loss"]
     return {"exported_step": exported_step(p, state), "validation_loss": loss, "last_loss": state["validation_loss"]}
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #1681a841
