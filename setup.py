@@ -32,7 +32,7 @@ setup(
         "Programming Language :: Python :: 3",
     ],
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["data/*"]},
+    package_data={NAME: ["languages/tables/*"]},
     python_requires=f">={META['min_python']}",
     install_requires=META["requirements"].split(),
     extras_require={"dev": META["dev_requirements"].split()},

@@ -1,4 +1,4 @@
-"""Rebuild langsamp/data/aliases.csv and languages.csv from three registry packages.
+"""Rebuild langsamp/languages/tables/aliases.csv and languages.csv from three registry packages.
 
     python scripts/build_language_tables.py [FOLDER]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from langsamp.core.errors import UserError
 from langsamp.core.files import sha256
 
-DATA = Path(__file__).resolve().parents[1] / "langsamp" / "data"
+DATA = Path(__file__).resolve().parents[1] / "langsamp" / "languages" / "tables"
 PIP = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "."]
 ARCHIVES = {  # Name, sha256, command that fetches it
     "cldr-core-48.2.0.tgz": (
@@ -120,7 +120,7 @@ def language_rows(uriel: Path, known: list[str], nearest: dict[str, list[str]]) 
 
 
 def write(name: str, header: list[str], table: list[list[str]]) -> None:
-    "Write a table of langsamp/data and say how large it is."
+    "Write a table of langsamp/languages/tables and say how large it is."
     with open(DATA / name, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *table])
     print(f"{name}: {len(table)} rows, {(DATA / name).stat().st_size} bytes")

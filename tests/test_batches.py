@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from langsamp.data.masking import TokenIds, make_batch, mask_sequence, sequences_of_step, shuffled
+from langsamp.data.masking import TokenIds, make_batch, mask_sequence, permuted, sequences_of_step
 
 PIECES = TokenIds(vocab_size=500, mask=499, pad=1, specials=[0, 1, 2, 3, 499])
 
@@ -73,10 +73,10 @@ def test_order_is_a_permutation():
     random = np.random.default_rng(0)
     for size in [*range(1, 70), 255, 256, 257, 4095, 4096, 4097, *random.integers(1, 20_000, 30)]:
         seed = int(random.integers(2**31))
-        order = shuffled(np.arange(size), size, seed)
+        order = permuted(np.arange(size), size, seed)
         assert (np.sort(order) == np.arange(size)).all()
         places = random.integers(0, size, 5)
-        assert (shuffled(places, size, seed) == order[places]).all()
+        assert (permuted(places, size, seed) == order[places]).all()
 
 
 # Which blocks, under quotas
@@ -133,7 +133,7 @@ def test_without_quotas_the_order_is_that_of_shuffled():
     for seed, last, counts, _ in some_corpora(30):
         size = int(last[-1])
         for epoch in range(3):
-            order = shuffled(np.arange(size), size, seed + 1_000_003 * epoch)
+            order = permuted(np.arange(size), size, seed + 1_000_003 * epoch)
             for quotas in (None, counts):
                 visits, blocks = sequences_of_step(epoch, size, last, seed, quotas)
                 assert (blocks == order).all() and (visits == epoch).all()
@@ -181,7 +181,9 @@ def test_no_visit_is_repeated():
 def test_repeats_within_an_epoch_have_other_masks(data):
     "Nine draws of each block in one epoch hide it in nine ways."
     size = len(data.train)
-    visits, blocks = sequences_of_step(0, 9 * size, data.train.last, 3, 9 * np.diff(data.train.last, prepend=0))
+    visits, blocks = sequences_of_step(
+        0, 9 * size, data.train.shard_ends, 3, 9 * np.diff(data.train.shard_ends, prepend=0)
+    )
     batch = make_batch(data.train, blocks, visits, 3, data.pieces)
     long = (batch.segments_BL > 0).sum(axis=1) == 16
     masked = {(int(b), row.tobytes()) for b, row in zip(blocks[long], (batch.labels_BL != -100)[long])}

@@ -24,7 +24,7 @@ from transformers import XLMRobertaConfig
 
 from langsamp.core.errors import UserError
 from langsamp.core.files import sha256
-from langsamp.core.manifests import find_damage, manifest_of
+from langsamp.core.manifests import find_damage, read_manifest
 from langsamp.corpora.text import find_sources
 from langsamp.data.shards import write_shards
 from langsamp.model.langsamp import from_backbone
@@ -392,8 +392,8 @@ import sys
 from pathlib import Path
 from langsamp.data.shards import write_shards
 from langsamp.corpora.text import find_sources
-from langsamp.tokenization.train import Encoder
-Encoder(Path({str(tokenizer)!r}))(["one line"] * 5000)
+from langsamp.tokenization.train import CorpusTokenizer
+CorpusTokenizer(Path({str(tokenizer)!r}))(["one line"] * 5000)
 write_shards(find_sources({str(folder)!r})[0], Path({str(tokenizer)!r}), Path(sys.argv[1]), 2)
 """
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "2"}
@@ -429,13 +429,13 @@ def test_harmed_text_is_prepared_again(corpus, unbroken, tmp_path, capsys, part,
 def test_every_byte_of_a_manifest_counts(unbroken, tmp_path):
     "Ids of the special tokens stand there: a flipped bit makes it none, or leaves every fact as it was."
     (tokenizer,) = [path for path in (unbroken.parent / "data/tokenizers").iterdir() if path.name.startswith("uni")][:1]
-    facts, whole = manifest_of(tokenizer), (tokenizer / "manifest.json").read_bytes()
+    facts, whole = read_manifest(tokenizer), (tokenizer / "manifest.json").read_bytes()
     assert facts and facts["mask"]
     for place in range(len(whole)):
         flipped = bytearray(whole)
         flipped[place] ^= 1
         (tmp_path / "manifest.json").write_bytes(flipped)
-        left = manifest_of(tmp_path) or facts
+        left = read_manifest(tmp_path) or facts
         assert facts.items() <= left.items(), flipped[place - 20 : place + 20]
 
 
@@ -447,7 +447,7 @@ def test_checking_the_text_takes_no_time(corpus, unbroken, tmp_path, monkeypatch
     monkeypatch.setattr(preparation, "damage", lambda folder, sums: read.append(sums) or real(folder, sums))
     shards = prepare(p, tmp_path).shards
     assert read == [True] * 7, "a tokenizer, three shards and their packings"
-    sizes = [sum(facts["bytes"] for facts in manifest_of(shard)["files"].values()) for shard in shards]
+    sizes = [sum(facts["bytes"] for facts in read_manifest(shard)["files"].values()) for shard in shards]
     read.clear()
     assert not preparation._swept(shards, most=max(sizes)) and 1 <= sum(read) < 3
     monkeypatch.setenv("LOCAL_RANK", "1")

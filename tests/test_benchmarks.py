@@ -6,7 +6,7 @@ import pytest
 from tiny import write
 
 from langsamp.core.errors import UserError
-from langsamp.corpora.evaluation_text import LAYOUTS, benchmark_sentences, read_benchmarks
+from langsamp.corpora.evaluation_text import LAYOUTS, evaluation_sentences, read_evaluation_sets
 from langsamp.corpora.text_files import tagged_sentences, tsv_rows
 
 CONLLU = """# sent_id = 1
@@ -44,7 +44,7 @@ def data(tmp_path) -> Path:
 
 def test_quotes_and_blanks_of_sib200(data):
     "Doubled quotes are single again, outer blanks go, and the splits are joined."
-    parts, warnings = benchmark_sentences("sib200", data)
+    parts, warnings = evaluation_sentences("sib200", data)
     assert warnings == [] and [part.name for part in parts] == ["fra_Latn", "zho_Hans", "zho_Hant"]
     assert sorted(parts[0].sentences) == sorted(
         sentence for split in ("train", "dev", "test") for sentence in (f'On dit "{split}".', f"{split} deux")
@@ -52,13 +52,13 @@ def test_quotes_and_blanks_of_sib200(data):
 
 
 def test_folders_of_one_code_stay_apart(data):
-    parts, _ = benchmark_sentences("sib200", data)
+    parts, _ = evaluation_sentences("sib200", data)
     assert [(part.name, part.code) for part in parts[1:]] == [("zho_Hans", "zho_Hani"), ("zho_Hant", "zho_Hani")]
 
 
 def test_both_sides_of_tatoeba(data):
     "The script is read off the text; blank lines are no sentences."
-    parts, warnings = benchmark_sentences("tatoeba", data)
+    parts, warnings = evaluation_sentences("tatoeba", data)
     assert warnings == []
     assert [(part.name, part.code) for part in parts] == [("cmn-eng.cmn", "cmn_Hani"), ("cmn-eng.eng", "eng_Latn")]
     assert parts[0].sentences == ["我們試試看！", "你好。"]
@@ -81,13 +81,13 @@ def test_words_of_a_treebank(data):
 )
 def test_languages_of_treebanks(data, name, expected):
     "ISO 639-1 in the file's name, the script of the text, and splits joined under the folder's name."
-    (part,), warnings = benchmark_sentences(name, data)
+    (part,), warnings = evaluation_sentences(name, data)
     assert warnings == [] and (part.name, part.code, part.sentences) == expected
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_set_that_is_not_there_is_told(tmp_path, name):
-    parts, warnings = benchmark_sentences(name, tmp_path)
+    parts, warnings = evaluation_sentences(name, tmp_path)
     assert parts == [] and len(warnings) == 1
     assert LAYOUTS[name].shape in warnings[0] and LAYOUTS[name].home in warnings[0]
 
@@ -95,7 +95,7 @@ def test_a_set_that_is_not_there_is_told(tmp_path, name):
 @pytest.mark.parametrize("lost", ["sib200/fra_Latn/dev.tsv", "tatoeba/tatoeba.cmn-eng.eng"])
 def test_a_missing_file_is_named(data, lost):
     (data / lost).unlink()
-    parts, warnings = benchmark_sentences(lost.partition("/")[0], data)
+    parts, warnings = evaluation_sentences(lost.partition("/")[0], data)
     assert warnings == [f"{data / lost} is missing"] and parts
 
 
@@ -112,9 +112,9 @@ def test_a_missing_file_is_named(data, lost):
     ],
 )
 def test_what_cannot_be_read_is_told_and_the_rest_is_read(data, path, content, words):
-    before, _ = benchmark_sentences(path.partition("/")[0], data)
+    before, _ = evaluation_sentences(path.partition("/")[0], data)
     (data / path).write_bytes(content)
-    parts, warnings = benchmark_sentences(path.partition("/")[0], data)
+    parts, warnings = evaluation_sentences(path.partition("/")[0], data)
     assert len(warnings) == 1 and words in warnings[0] and Path(path).name in warnings[0]
     assert sum(len(part.sentences) for part in parts) > 0 or len(before) == 1
 
@@ -122,23 +122,23 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_read(data, path, content, w
 def test_names_and_folders(data, monkeypatch):
     "A misspelt name, no folder and a wrong folder are mistakes of the user's; a name given twice is read once."
     with pytest.raises(UserError, match="did you mean `tatoeba`"):
-        benchmark_sentences("tatoebo", data)
+        evaluation_sentences("tatoebo", data)
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
     with pytest.raises(UserError, match="set LANGSAMP_DATA") as error:
-        benchmark_sentences("sib200")
+        evaluation_sentences("sib200")
     assert all(layout.shape in str(error.value) and layout.home in str(error.value) for layout in LAYOUTS.values())
     monkeypatch.setenv("LANGSAMP_DATA", str(data / "absent"))
     with pytest.raises(UserError, match="absent is no folder"):
-        benchmark_sentences("sib200")
+        evaluation_sentences("sib200")
     monkeypatch.setenv("LANGSAMP_DATA", str(data))
-    assert len(read_benchmarks(["ud", "ner", "ud"])[0]) == 2
+    assert len(read_evaluation_sets(["ud", "ner", "ud"])[0]) == 2
 
 
 def test_own_text(tmp_path):
     "A folder of xxx_Yyyy.txt files, cleaned like a corpus; what was dropped and what is no such file is told."
     write(tmp_path / "swe_Latn.txt", "Hej.\n\nHej.\nПривет\n")
     write(tmp_path / "notes.txt", "")
-    (part,), warnings = benchmark_sentences(f"folder:{tmp_path}")
+    (part,), warnings = evaluation_sentences(f"folder:{tmp_path}")
     assert (part.name, part.code, part.sentences) == ("swe_Latn", "swe_Latn", ["Hej."])
     assert len(warnings) == 2 and "notes.txt" in warnings[0] and "swe_Latn.txt:4: another script" in warnings[1]
 
@@ -152,7 +152,7 @@ def test_own_text(tmp_path):
 )
 def test_real_sets_are_read_whole(real, name, folders, codes, sentences):
     "As many as their authors say, with no warning."
-    parts, warnings = benchmark_sentences(name, real)
+    parts, warnings = evaluation_sentences(name, real)
     assert warnings == []
     assert (len(parts), len({part.code for part in parts})) == (folders, codes)
     assert sum(len(part.sentences) for part in parts) == sentences
@@ -162,7 +162,7 @@ def test_real_sets_are_read_whole(real, name, folders, codes, sentences):
 def test_scripts_of_tatoeba_are_those_of_the_paper(real):
     "The detector gives the published script for all pairs but the one whose file is mostly in the other."
     published = {row["language_script"] for row in tatoeba_rows(real / "paper" / "task_languages.csv")}
-    found = {part.code for part in benchmark_sentences("tatoeba", real)[0]}
+    found = {part.code for part in evaluation_sentences("tatoeba", real)[0]}
     assert sorted(published - found) == ["uzb_Cyrl"] and len(published) == 98
 
 

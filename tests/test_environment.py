@@ -18,9 +18,9 @@ import tiny
 import transformers
 
 import langsamp
-from langsamp.core.environment import OVERRIDDEN, REFUSED, launched, parameters_decide
+from langsamp.core.environment import IGNORED_VARIABLES, UNSUPPORTED_ENGINES, ignore_overriding_variables, read_launch
 from langsamp.core.errors import UserError
-from langsamp.core.files import write_json, writing
+from langsamp.core.files import explain_disk_errors, write_json
 from langsamp.core.manifests import atomic_folder, find_damage
 from langsamp.corpora import mediawiki, udhr
 from langsamp.encoding import open_encoder as encoders
@@ -296,7 +296,7 @@ def test_every_variable_of_accelerate_is_known():
     for path in Path(accelerate.__path__[0]).rglob("*.py"):
         if not {"test_utils", "commands"} & set(path.parts):
             found |= set(re.findall(r"[\"']ACCELERATE_([A-Z0-9_]*)[\"']", path.read_text(encoding="utf-8")))
-    known = {name.removeprefix("ACCELERATE_") for name in (*OVERRIDDEN, *REFUSED)} | HARMLESS
+    known = {name.removeprefix("ACCELERATE_") for name in (*IGNORED_VARIABLES, *UNSUPPORTED_ENGINES)} | HARMLESS
     assert len(found) > 20
     assert [name for name in sorted(found - known) if not name.startswith("DEEPSPEED_")] == []
 
@@ -312,13 +312,17 @@ def test_a_variable_left_in_the_shell_changes_no_weight(new_run, unbroken, outpu
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
 
 
-@pytest.mark.parametrize("name", OVERRIDDEN)
+@pytest.mark.parametrize("name", IGNORED_VARIABLES)
 def test_variable_is_taken_out_and_named(name, capsys):
     "Where it would change something; its neutral values, which `accelerate launch` sets, pass without a word."
     shell = {name: "4", "HOME": "/"}
-    assert len(parameters_decide(shell)) == 1 and shell == {"HOME": "/"}
+    assert len(ignore_overriding_variables(shell)) == 1 and shell == {"HOME": "/"}
     assert f"{name}=4" in capsys.readouterr().err
-    assert parameters_decide({name: OVERRIDDEN[name][0][0].upper()}) == parameters_decide({name: ""}) == []
+    assert (
+        ignore_overriding_variables({name: IGNORED_VARIABLES[name][0][0].upper()})
+        == ignore_overriding_variables({name: ""})
+        == []
+    )
     assert capsys.readouterr().err == ""
 
 
@@ -353,16 +357,21 @@ FULL = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0
 )
 def test_leftover_of_a_launcher_is_named(shell, words):
     "Together with those that are missing, and what to do."
-    told = refusal(launched, shell)
+    told = refusal(read_launch, shell)
     assert [word for word in words if word not in told] == []
 
 
 def test_launch_that_is_whole():
     "Torchrun's variables and MPI's; and what is no launch."
-    assert launched(FULL) == (0, 2, "127.0.0.1:29500")
+    assert read_launch(FULL) == (0, 2, "127.0.0.1:29500")
     mpi = {f"OMPI_COMM_WORLD_{name}": value for name, value in {"RANK": "1", "LOCAL_RANK": "1", "SIZE": "2"}.items()}
-    assert launched(mpi | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}) == (1, 2, "a:1")
-    assert launched({}) is launched({"PMI_SIZE": "1"}) is launched({"MASTER_ADDR": "a", "MASTER_PORT": "1"}) is None
+    assert read_launch(mpi | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}) == (1, 2, "a:1")
+    assert (
+        read_launch({})
+        is read_launch({"PMI_SIZE": "1"})
+        is read_launch({"MASTER_ADDR": "a", "MASTER_PORT": "1"})
+        is None
+    )
 
 
 def in_shell(shell: dict[str, str], log: Path, patience: float = 5.0) -> None:
@@ -472,8 +481,9 @@ def test_a_run_under_another_locale(corpus, unbroken, western, tmp_path):
 
 def test_names_in_another_locale(western):
     "Any text can be printed; a folder that the locale cannot name is refused, with the mend."
-    code = """from langsamp.core.environment import show_any_text; from langsamp.params.base import run_name_fits
-show_any_text(); print("\\u0431", run_name_fits("\\u0431"))"""
+    code = """from langsamp.core.environment import escape_unencodable_output
+from langsamp.params.base import run_name_fits
+escape_unencodable_output(); print("\\u0431", run_name_fits("\\u0431"))"""
     done = subprocess.run([sys.executable, "-c", code], env=western, capture_output=True)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert done.stdout.count(rb"\u0431") == 2 and b"PYTHONUTF8=1" in done.stdout
@@ -498,9 +508,10 @@ def test_a_file_system_that_cannot_flush(tmp_path, monkeypatch, number):
 
 def test_nothing_is_flushed_but_by_the_one_that_knows():
     "No module calls os.fsync or makes a FileLock of its own."
-    ours = {path.stem: path.read_text(encoding="utf-8") for path in Path(langsamp.__path__[0]).glob("*.py")}
-    assert [name for name, text in ours.items() if "os.fsync(" in text] == ["disks"]
-    assert [name for name, text in ours.items() if " FileLock(" in text] == ["locks"]
+    root = Path(langsamp.__path__[0])
+    ours = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
+    assert [name for name, text in ours.items() if "os.fsync(" in text] == ["core/files.py"]
+    assert [name for name, text in ours.items() if " FileLock(" in text] == ["core/locks.py"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
@@ -561,7 +572,7 @@ def test_the_mend_is_that_of_the_folder_that_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("LANGSAMP_CACHE", str(tmp_path / "cache"))
 
     def fill(place: Path | None) -> None:
-        with writing(tmp_path / "outputs/run/weights"):
+        with explain_disk_errors(tmp_path / "outputs/run/weights"):
             raise OSError(errno.ENOSPC, "No space left on device", place and str(place))
 
     assert f"cannot write {scratch}/x" in refusal(fill, scratch / "x")

@@ -23,10 +23,10 @@ from datasets import load_dataset
 from datasets.table import CastError
 
 from langsamp.core.errors import UserError
-from langsamp.core.manifests import find_damage, manifest_of
+from langsamp.core.manifests import find_damage, read_manifest
 from langsamp.corpora import hub
 from langsamp.corpora.dataset_rows import read_texts
-from langsamp.corpora.hub import hub_sources, keep_text
+from langsamp.corpora.hub import copy_texts, hub_sources
 from langsamp.corpora.lines import raw_lines
 from langsamp.corpora.text import find_sources
 from langsamp.data.shards import write_shard
@@ -91,10 +91,10 @@ def describe(folder: Path, **paths: str) -> None:
 @pytest.mark.parametrize("ending", [".parquet", ".arrow", ".ipc.arrow", ".jsonl", ".jsonl.gz"])
 def test_every_row_is_a_line(tmp_path, ending):
     file = write(tmp_path / f"a{ending}", TEXTS, index=list(range(len(TEXTS))))
-    keep_text([file], "test", tmp_path / "kept", rows_a_part=3)
+    copy_texts([file], "test", tmp_path / "kept", rows_per_part=3)
     parts = sorted((tmp_path / "kept").glob("part-*"))
     assert lines_of(parts) == LINES, "a row was lost, broken or changed"
-    assert len(parts) == 4 and manifest_of(tmp_path / "kept")["rows"] == len(TEXTS)
+    assert len(parts) == 4 and read_manifest(tmp_path / "kept")["rows"] == len(TEXTS)
     for skip in range(len(TEXTS) + 2):
         assert list(read_texts(file, skip)) == LINES[skip:], f"{skip} rows to skip, but other rows came"
 
@@ -115,7 +115,7 @@ def test_an_empty_file_is_no_rows(tmp_path, ending):
         file.touch()
     else:
         write(file, pyarrow.array([], pyarrow.string()))
-    keep_text([str(file), write(tmp_path / f"b{ending}", ["one"])], "test", tmp_path / "kept")
+    copy_texts([str(file), write(tmp_path / f"b{ending}", ["one"])], "test", tmp_path / "kept")
     assert lines_of(sorted((tmp_path / "kept").glob("part-*"))) == ["one"]
 
 
@@ -123,14 +123,14 @@ def test_only_the_split_train_is_read(glot):
     sources, _ = hub_sources(str(glot), ["rus_Cyrl"], glot.parent / "text")
     folder = sources["rus_Cyrl"][0].path.parent
     assert lines_of([source.path for source in sources["rus_Cyrl"]]) == ["один"], "text of a test split was read"
-    assert manifest_of(folder)["splits"] == {"train": 1, "test": 1}
+    assert read_manifest(folder)["splits"] == {"train": 1, "test": 1}
 
 
 def test_a_dataset_becomes_the_same_shard_as_a_folder(glot, tmp_path):
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain/eng_Latn.txt").write_text("".join(f"{line}\n" for line in [*LINES, "last"]))
     plain, _ = find_sources(tmp_path / "plain")
-    parts, _ = hub_sources(str(glot), ["eng_Latn"], tmp_path / "text", rows_a_part=4)
+    parts, _ = hub_sources(str(glot), ["eng_Latn"], tmp_path / "text", rows_per_part=4)
     tokenizer = trained_tokenizer(plain, "0", tmp_path / "tokenizers", 300)
     one, two = (write_shard("eng_Latn", s["eng_Latn"], tokenizer, tmp_path / "shards") for s in (plain, parts))
     assert one != two and (one / "train.tokens").stat().st_size
@@ -141,7 +141,7 @@ def test_a_dataset_becomes_the_same_shard_as_a_folder(glot, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from langsamp import dataset_rows, hub
+from langsamp.corpora import dataset_rows, hub
 place = dataset_rows if "{where}" == "_line" else hub
 calls, read = [0], place.{where}
 def deadly(*args, **options):
@@ -158,8 +158,8 @@ def test_sigkill_costs_a_part_and_changes_no_byte(glot, tmp_path):
     chance = random.Random(16)
     hub_sources(str(glot), [], tmp_path / "unbroken", 3)
     before: dict[Path, int] = {}
-    for where in ("_line", "_line", "write_json", "seal"):
-        script = KILLED.format(where=where, when=chance.randint(2, 6) if where != "seal" else 1)
+    for where in ("_line", "_line", "write_json", "write_manifest"):
+        script = KILLED.format(where=where, when=chance.randint(2, 6) if where != "write_manifest" else 1)
         done = subprocess.run([sys.executable, "-c", script, glot, tmp_path / "killed"])
         assert done.returncode == -signal.SIGKILL, "the run ended before it could be killed"
         recorded = [
@@ -325,7 +325,7 @@ def endpoint(glot) -> Iterator[str]:
 ASK = """
 import json, sys
 from pathlib import Path
-from langsamp.core.files import UserError
+from langsamp.core.errors import UserError
 from langsamp.corpora.hub import hub_sources
 try:
     sources, warnings = hub_sources(sys.argv[1], [], Path(sys.argv[2]), 4)
@@ -351,7 +351,7 @@ def test_the_hub_gives_what_a_clone_gives(glot, endpoint, tmp_path):
     for code, paths in sources.items():
         parts = [source.path.read_bytes() for source in clone[code]]
         assert [Path(path).read_bytes() for path in paths] == parts, f"{code} differs between hub and clone"
-        assert manifest_of(Path(paths[0]).parent)["origin"]["revision"] == COMMIT
+        assert read_manifest(Path(paths[0]).parent)["origin"]["revision"] == COMMIT
     assert any(COMMIT in path and path.endswith("a.parquet") for path in Hub.asked), "files are not asked for by commit"
     Hub.asked.clear()
     assert ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1") == [sources, warnings]

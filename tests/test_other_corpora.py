@@ -22,15 +22,15 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
 from langsamp.core.manifests import atomic_folder, find_damage
 from langsamp.corpora import hub
-from langsamp.corpora.decontamination import audit, build_detector, write_audited
-from langsamp.corpora.evaluation_text import Part
+from langsamp.corpora.decontamination import audit_corpus, build_detector, write_audited_corpus
+from langsamp.corpora.evaluation_text import EvaluationText
 from langsamp.corpora.hub import hub_sources
 from langsamp.corpora.lines import Deduplicator
-from langsamp.corpora.registry import enough, find_corpus, open_corpus, write_corpus
-from langsamp.corpora.text import FilterReport, Note, clean_lines, find_sources
+from langsamp.corpora.registry import drop_small_languages, find_corpus, open_corpus, write_corpus
+from langsamp.corpora.text import FilterReport, Notice, clean_lines, find_sources
 from langsamp.data.shards import corpus_report, write_shards
 from langsamp.languages.codes import _aliases, language_facts, parse_code
-from langsamp.tokenization.train import alphabet, trained_tokenizer
+from langsamp.tokenization.train import corpus_characters, trained_tokenizer
 from langsamp.training.prepare import prepare
 from langsamp.training.pretrain import main, pretrain
 from langsamp.training.shard_tasks import run_task
@@ -40,7 +40,8 @@ from langsamp.training.shard_tasks import run_task
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from langsamp.core.files import atomic_folder, write_json
+from langsamp.core.files import write_json
+from langsamp.core.manifests import atomic_folder
 end = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 folder, Path.replace = Path(sys.argv[1]), end
 {}
@@ -112,7 +113,7 @@ def test_only_the_documented_layout_is_read(tmp_path, other):
     sources, (warning,) = find_sources(tmp_path)
     assert read(sources) == {"eng_Latn": ["one", "two"], "rus_Cyrl": ["один"]}
     assert warning.startswith(f"{tmp_path / other}: not read")
-    assert not isinstance(warning, Note)
+    assert not isinstance(warning, Notice)
     if other in ("Validation", "TRAIN"):
         assert f"did you mean `{other.lower()}`" in warning
 
@@ -349,9 +350,9 @@ def test_open_files_do_not_grow_with_the_languages_that_are_written(corpus, tmp_
     try:
         with at_most(12):
             sources, _ = find_sources(folder)
-            assert len(alphabet(sources)) > 5 and len(enough(sources, 1)[0]) == len(names)
-            detector = build_detector([Part("mine", "x", names[0], ["abc def"])])
-            write_audited(sources, tmp_path / "made", detector, audit(sources, detector), drop=True)
+            assert len(corpus_characters(sources)) > 5 and len(drop_small_languages(sources, 1)[0]) == len(names)
+            detector = build_detector([EvaluationText("mine", "x", names[0], ["abc def"])])
+            write_audited_corpus(sources, tmp_path / "made", detector, audit_corpus(sources, detector), drop=True)
             assert len(corpus_report(write_shards(sources, tokenizer, tmp_path / "shards"))["filter_reports"]) == len(
                 names
             )

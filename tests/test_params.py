@@ -107,7 +107,7 @@ def test_validation_loads_nothing_heavy():
     "From the interpreter's start to the message in under two seconds, without torch, transformers and the like."
     code = f"""
 import json, sys
-from langsamp.core.files import UserError
+from langsamp.core.errors import UserError
 from langsamp.params.pretrain import PretrainParams
 from langsamp.params.base import from_notebook
 lerning_rate: float = 1

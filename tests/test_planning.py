@@ -11,7 +11,7 @@ import yaml
 from transformers import XLMRobertaConfig
 
 from langsamp.core.errors import UserError
-from langsamp.data.packing import packing_of
+from langsamp.data.packing import packing_path
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 from langsamp.params.base import read_yaml
 from langsamp.params.pretrain import PlanParams, PretrainParams
@@ -58,7 +58,7 @@ def test_the_smoke_run_by_hand(outputs):
     assert cost["held-out tokens"] == sum(splits["validation"]["tokens"] for splits in filter_reports)
     assert cost["epochs"] == 60 * 16 / len(data.train)
     assert cost["FLOPs"] == cost["FLOPs a token"] * cost["tokens trained on"]
-    packings = [packing_of(shard, 64) for shard in corpus.shards]
+    packings = [packing_path(shard, 64) for shard in corpus.shards]
     assert cost["disk: shards"] == sum(map(disk, [*corpus.shards, *packings]))
 
 

@@ -186,9 +186,9 @@ def test_trained_tokens_are_those_of_the_batches(tmp_path):
     data = tiny.synthetic_data(tmp_path, {"eng_Latn": 3_210, "rus_Cyrl": 555, "wol_Latn": 70})
     code_tokens = dict(zip(data.train.codes, data.train.tokens.tolist()))
     report = report_of(code_tokens, tokens=1)
-    wanted = quotas("temperature", 0.3, counts := np.diff(data.train.last, prepend=0), report)
+    wanted = quotas("temperature", 0.3, counts := np.diff(data.train.shard_ends, prepend=0), report)
     drawn = 3 * int(wanted.sum())
-    blocks, shards = data.train[sequences_of_step(0, drawn, data.train.last, 9, wanted)[1]]
+    blocks, shards = data.train[sequences_of_step(0, drawn, data.train.shard_ends, 9, wanted)[1]]
     found = np.bincount(shards, (blocks != data.pieces.pad).sum(axis=1), minlength=3)
     expected = sampling_table(report, counts, wanted, drawn)["trained tokens"].reindex(data.train.codes)
     assert np.abs(found - expected).max() <= 16 and found.sum() > 10_000
@@ -199,7 +199,7 @@ def test_training_draws_by_the_quotas(tmp_path):
     data, size = tiny.synthetic_data(tmp_path), {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, intermediate_size=32, **size)
     p, found = TrainingParams(max_steps=12, global_batch_size=8, micro_batch_size=8), {}
-    counts = np.diff(data.train.last, prepend=0)
+    counts = np.diff(data.train.shard_ends, prepend=0)
     for name, wanted in {"baseline": None, "all": counts, "English": counts * [1, 0]}.items():
         train(
             from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=3),

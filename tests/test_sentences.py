@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, XLMRobertaConfig
 
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
-from langsamp.core.manifests import find_damage, manifest_of
+from langsamp.core.manifests import find_damage, read_manifest
 from langsamp.encoding import sentence_transformers as sentences
 from langsamp.encoding.encoder import encode
 from langsamp.encoding.fill_mask import divergence, fill_mask, mask_log_probabilities
@@ -116,10 +116,10 @@ def test_the_folder_needs_nobody(tokenizer, tmp_path, monkeypatch):
 def test_the_same_encoder_gives_the_same_files(stock, tmp_path):
     "Whatever its tokenizer was asked between."
     encoder = encoder_of("xlm-roberta", AutoTokenizer.from_pretrained(stock, model_max_length=48))
-    before = manifest_of(save_sentence_encoder(encoder, tmp_path / "a", layer=2))
+    before = read_manifest(save_sentence_encoder(encoder, tmp_path / "a", layer=2))
     encoder.encode(TEXTS)
     encoder.tokenizer(TEXTS, padding="max_length", truncation=True, max_length=7)
-    assert manifest_of(save_sentence_encoder(encoder, tmp_path / "b", layer=2)) == before
+    assert read_manifest(save_sentence_encoder(encoder, tmp_path / "b", layer=2)) == before
     assert (before["layer"], before["pooling"], before["identity"]) == (2, "mean", "made-up")
 
 
@@ -133,7 +133,7 @@ def test_a_failure_leaves_what_was_there(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(sentences, "write_json", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_sentence_encoder(encoder, folder, layer=1)
-    assert find_damage(folder) == "" and manifest_of(folder)["layer"] == 2
+    assert find_damage(folder) == "" and read_manifest(folder)["layer"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
@@ -145,7 +145,7 @@ def test_nothing_else_is_replaced(tokenizer, tmp_path):
         save_sentence_encoder(encoder, run)
     assert [path.name for path in run.iterdir()] == ["result.json"]
     save_sentence_encoder(encoder, tmp_path / "made", layer=1)
-    assert manifest_of(save_sentence_encoder(encoder, tmp_path / "made", layer=2))["layer"] == 2
+    assert read_manifest(save_sentence_encoder(encoder, tmp_path / "made", layer=2))["layer"] == 2
 
 
 # Fill-mask

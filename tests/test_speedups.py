@@ -241,7 +241,7 @@ def test_patterns_use_every_length_as_often_as_it_is_there(size, seed):
     "No row is too long, and first fit in random order is never clearly better."
     random = np.random.default_rng(seed)
     lengths_N = np.minimum(1 + random.geometric(3 / size, 500), size)
-    found, used = packing.patterns(np.bincount(lengths_N, minlength=size + 1)), np.zeros(size + 1, int)
+    found, used = packing.packing_patterns(np.bincount(lengths_N, minlength=size + 1)), np.zeros(size + 1, int)
     for count, lengths in found:
         assert count > 0 and sum(lengths) <= size
         np.add.at(used, list(lengths), count)
@@ -262,7 +262,7 @@ def packed(tmp_path_factory) -> tuple[TokenDataset, PackedSequences, Path]:
     tokenizer = trained_tokenizer(sources, "packed", home / "tokenizers", 300)
     shards = write_shards(sources, tokenizer, home / "shards")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "AT_ONCE", 25)
+        patch.setattr(packing, "SENTENCES_PER_CHUNK", 25)
         for shard in shards:
             pack_shard(shard, 32)
     return TokenDataset(shards, "train", 32, 1), PackedSequences(shards, "train", 32, 1), home

@@ -25,7 +25,7 @@ from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_table, 
 from langsamp.model.resize_embeddings import adapted, restored
 from langsamp.params.pretrain import AdaptParams
 from langsamp.tokenization.adapt import fit_vocabulary
-from langsamp.tokenization.edit import old_ids, pieces_of, save_tokenizer
+from langsamp.tokenization.edit import old_ids, save_tokenizer, tokens_of
 from langsamp.tokenization.train import trained_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -129,7 +129,7 @@ def test_rows_and_ties_survive_the_disk(name, base, fitted, tmp_path):
 def test_mean_rows_by_hand(base, tmp_path):
     "A piece of known parts gets their mean in embedding, matrix and bias."
     content = read_json(base / "tokenizer.json")
-    pieces = dict(pieces_of(content).values())
+    pieces = dict(tokens_of(content).values())
     new = next(p + q for p in pieces for q in pieces if len(p) == len(q) == 2 and p[0] == "▁" and p + q not in pieces)
     content["model"]["vocab"] = [*content["model"]["vocab"], ["<mask>", 0.0], [new, -5.0]]
     save_tokenizer(content, base, tmp_path)
@@ -156,7 +156,7 @@ def test_no_two_new_rows_are_one(base, fitted):
 def test_pieces_that_share_letters_are_nearer(base, fitted):
     small, pieces = (
         adapted(model_of("xlm-roberta", base), base, fitted),
-        pieces_of(read_json(fitted / "tokenizer.json")),
+        tokens_of(read_json(fitted / "tokenizer.json")),
     )
     rows = small.get_input_embeddings().weight.detach()
     rows = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)

@@ -8,7 +8,7 @@ import pytest
 from langsamp.core.errors import UserError
 from langsamp.core.files import cache_folder
 from langsamp.corpora.text import FilterReport, clean_lines, find_sources
-from langsamp.corpora.udhr import FIRST_HELD_OUT, fetch_udhr, parallel_paragraphs, udhr_corpus
+from langsamp.corpora.udhr import FIRST_HELD_OUT_ARTICLE, fetch_udhr, parallel_paragraphs, udhr_corpus
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_aligned_paragraphs(folder):
     keys = table[table.aligned].groupby("document").apply(lambda rows: len(set(zip(rows.article, rows["index"]))))
     assert keys.max() == 50 and (keys == 50).sum() > 400
     parallel = parallel_paragraphs(folder)
-    assert all(int(key.partition(".")[0]) >= FIRST_HELD_OUT for texts in parallel.values() for key in texts)
+    assert all(int(key.partition(".")[0]) >= FIRST_HELD_OUT_ARTICLE for texts in parallel.values() for key in texts)
     assert len(set(parallel["eng_Latn"].values())) == len(parallel["eng_Latn"])
 
 

@@ -14,15 +14,15 @@ from langsamp.core.files import read_json
 from langsamp.corpora.text import Source, find_sources
 from langsamp.tokenization.adapt import (
     Coverage,
-    by_script,
-    coverage,
+    choose_new_tokens,
+    coverage_by_script,
     fit_vocabulary,
-    lacking,
-    num_new_tokens,
-    used_pieces,
+    measure_coverage,
+    missing_characters,
+    used_token_ids,
 )
-from langsamp.tokenization.edit import extended, old_ids, pieces_of, pruned, read_tokenizer, save_tokenizer
-from langsamp.tokenization.train import Encoder, pretrained_tokenizer, trained_tokenizer
+from langsamp.tokenization.edit import add_tokens, old_ids, prune_tokens, read_tokenizer_file, save_tokenizer, tokens_of
+from langsamp.tokenization.train import CorpusTokenizer, pretrained_tokenizer, trained_tokenizer
 
 LATIN = tiny.sentences("eng_Latn", 200)
 
@@ -70,7 +70,7 @@ def train_text(sources, code: str) -> list[str]:
 
 
 def test_coverage_counts_by_hand(base, sources):
-    found, encoder = coverage(sources, base), Encoder(base)
+    found, encoder = measure_coverage(sources, base), CorpusTokenizer(base)
     for code in sources:
         lines = train_text(sources, code)
         ids = [i for line in lines for i in encoder.fast.encode(line, add_special_tokens=False).ids]
@@ -80,24 +80,24 @@ def test_coverage_counts_by_hand(base, sources):
 
 
 def test_missing_characters_are_those_without_a_piece(base, sources):
-    found = coverage(sources, base)
+    found = measure_coverage(sources, base)
     assert not found.missing["eng_Latn"]
     assert set(found.missing["rus_Cyrl"]) == set("".join(train_text(sources, "rus_Cyrl"))) - {" "}
 
 
 def test_by_script_adds_up(base, sources):
-    found = coverage(sources, base)
-    scripts = by_script(found.table)
+    found = measure_coverage(sources, base)
+    scripts = coverage_by_script(found.table)
     assert scripts["tokens"].sum() == found.table["tokens"].sum() and scripts["language-scripts"].sum() == 3
     assert scripts.loc["Latn", "<unk> %"] == 0 and scripts.loc[["Cyrl", "Deva"], "<unk> %"].min() > 40
 
 
 def test_rare_characters_are_left_out_by_language(base, sources):
-    found = coverage(sources, base)
+    found = measure_coverage(sources, base)
     found.missing["eng_Latn"].update({"ʬ": 1, "ƕ": 2})
-    assert {"ʬ", "ƕ"} <= set(lacking(found, share=1.0)), "nothing may be spared"
+    assert {"ʬ", "ƕ"} <= set(missing_characters(found, share=1.0)), "nothing may be spared"
     count = found.table.loc["eng_Latn", "characters"]
-    chosen = set(lacking(found, share=1 - 1.5 / count))
+    chosen = set(missing_characters(found, share=1 - 1.5 / count))
     assert "ƕ" in chosen and "ʬ" not in chosen, "the rarest goes first, and only as far as the share allows"
 
 
@@ -105,9 +105,9 @@ def test_rare_characters_are_left_out_by_language(base, sources):
 
 
 def test_covered_text_is_cut_as_before(base, sources):
-    fitted, before = fit_vocabulary(sources, base, count=150), Encoder(base).fast
+    fitted, before = fit_vocabulary(sources, base, count=150), CorpusTokenizer(base).fast
     after = fast_of(fitted.content)
-    assert len(pieces_of(fitted.content)) > before.get_vocab_size(), "nothing was added"
+    assert len(tokens_of(fitted.content)) > before.get_vocab_size(), "nothing was added"
     for line in tiny.sentences("eng_Latn", 300, seed=5) + ["abc, dfg!", "a<mask>b"]:
         old = before.encode(line).ids
         if 3 not in old:
@@ -118,23 +118,26 @@ def test_unseen_scripts_can_be_read(base, sources):
     fitted = fit_vocabulary(sources, base, count=150)
     assert fitted.before.table.loc[["hin_Deva", "rus_Cyrl"], "unknown"].min() > 100
     assert fitted.after.table["unknown"].sum() == 0
-    longest = max(len(piece) for i, (piece, _) in pieces_of(fitted.content).items() if i >= fitted.before.counts_V.size)
+    longest = max(len(piece) for i, (piece, _) in tokens_of(fitted.content).items() if i >= fitted.before.counts_V.size)
     assert longest > 2, "only characters were added"
 
 
 def test_new_pieces_have_a_missing_character_each(base, sources):
-    found = coverage(sources, base)
-    new, known = num_new_tokens(sources, base, found, 150), dict(pieces_of(read_tokenizer(base, "Unigram")).values())
+    found = measure_coverage(sources, base)
+    new, known = (
+        choose_new_tokens(sources, base, found, 150),
+        dict(tokens_of(read_tokenizer_file(base, "Unigram")).values()),
+    )
     missing = set().union(*found.missing.values())
     assert len(new) <= 150 and all(missing & set(piece) for piece, _ in new) and not known.keys() & dict(new).keys()
     assert min(score for _, score in new) >= min(known.values()), "<unk> would cost another sum in covered text"
-    assert new == num_new_tokens(sources, base, found, 150), "another result the second time"
+    assert new == choose_new_tokens(sources, base, found, 150), "another result the second time"
 
 
 def test_old_ids_stay(base, sources):
-    content = read_tokenizer(base, "Unigram")
-    longer = fast_of(extended(content, num_new_tokens(sources, base, coverage(sources, base), 150)))
-    before = Encoder(base).fast.get_vocab()
+    content = read_tokenizer_file(base, "Unigram")
+    longer = fast_of(add_tokens(content, choose_new_tokens(sources, base, measure_coverage(sources, base), 150)))
+    before = CorpusTokenizer(base).fast.get_vocab()
     assert {piece: longer.token_to_id(piece) for piece in before} == before
 
 
@@ -154,7 +157,7 @@ def test_a_tokenizer_that_covers_all_gets_nothing(base, sources):
 @pytest.mark.parametrize("kind", ["base", "wordpiece"])
 def test_pruned_pieces_map_back_exactly(kind, request, sources):
     base = request.getfixturevalue(kind)
-    latin, encoder = {"eng_Latn": sources["eng_Latn"]}, Encoder(base)
+    latin, encoder = {"eng_Latn": sources["eng_Latn"]}, CorpusTokenizer(base)
     fitted = fit_vocabulary(latin, base, min_count=1)
     mapping, after = old_ids(fitted.content, read_json(base / "tokenizer.json")), fast_of(fitted.content)
     assert len(mapping) < encoder.fast.get_vocab_size() and (mapping >= 0).all() and (np.diff(mapping) > 0).all()
@@ -174,17 +177,21 @@ def test_dropping_rare_pieces_makes_nothing_unknown(kind, least, request, source
 
 def test_text_of_kept_pieces_is_cut_alike_whatever_is_dropped(base):
     "The claim for any set of pieces, not only for those that a corpus leaves."
-    content, encoder, random = read_tokenizer(base, "Unigram"), Encoder(base).fast, np.random.default_rng(0)
+    content, encoder, random = (
+        read_tokenizer_file(base, "Unigram"),
+        CorpusTokenizer(base).fast,
+        np.random.default_rng(0),
+    )
     specials, lowest = (
         [0, 1, 2, 3, encoder.token_to_id("<mask>")],
-        int(np.argmin([s for _, s in pieces_of(content).values()])),
+        int(np.argmin([s for _, s in tokens_of(content).values()])),
     )
     lines = tiny.sentences("eng_Latn", 30, seed=9)
     for _ in range(20):
         ids = {line: encoder.encode(line).ids for line in random.choice(lines, 3)}
         others = np.flatnonzero(random.random(encoder.get_vocab_size()) < random.random())
         kept = np.unique(np.concatenate([*ids.values(), others, specials, [lowest]])).astype(int)
-        shorter = fast_of(pruned(content, kept))
+        shorter = fast_of(prune_tokens(content, kept))
         for line, old in ids.items():
             assert kept[shorter.encode(line).ids].tolist() == old, line
 
@@ -193,7 +200,7 @@ def test_special_tokens_move_everywhere(base, sources, tmp_path):
     fitted = fit_vocabulary(sources, base, count=150, min_count=3)
     save_tokenizer(fitted.content, base, tmp_path)
     before, after = [AutoTokenizer.from_pretrained(folder) for folder in (base, tmp_path)]
-    assert pieces_of(fitted.content)[after.mask_token_id] == ("<mask>", 0.0)
+    assert tokens_of(fitted.content)[after.mask_token_id] == ("<mask>", 0.0)
     assert after.mask_token_id < before.mask_token_id, "nothing was dropped"
     assert after.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>"]) == [0, 1, 2, 3]
     ids = after("ab <mask>")["input_ids"]
@@ -206,9 +213,9 @@ def test_characters_that_only_occur_in_longer_pieces_are_kept():
         "model": {"type": "Unigram", "vocab": [["<unk>", 0], ["a", -1], ["qu", -2], ["ab", -3]]},
         "added_tokens": [],
     }
-    kept = used_pieces(np.array([0, 0, 1, 1]), content, [0], min_count=5)
-    assert kept.tolist() == [0, 1, 2, 3] and pieces_of(content)[2] == ("qu", -2)
-    assert used_pieces(np.array([0, 9, 0, 0]), content, [0], min_count=5).tolist() == [0, 1, 3], (
+    kept = used_token_ids(np.array([0, 0, 1, 1]), content, [0], min_count=5)
+    assert kept.tolist() == [0, 1, 2, 3] and tokens_of(content)[2] == ("qu", -2)
+    assert used_token_ids(np.array([0, 9, 0, 0]), content, [0], min_count=5).tolist() == [0, 1, 3], (
         "the lowest score stays"
     )
 
@@ -231,5 +238,5 @@ def test_kinds_that_cannot_are_named(tmp_path, sources, base):
 
 
 def test_coverage_of_no_text_is_empty(base):
-    found = coverage({}, base)
-    assert isinstance(found, Coverage) and by_script(found.table).empty and not found.counts_V.any()
+    found = measure_coverage({}, base)
+    assert isinstance(found, Coverage) and coverage_by_script(found.table).empty and not found.counts_V.any()

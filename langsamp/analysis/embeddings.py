@@ -23,7 +23,7 @@ from ..core.errors import UserError
 from ..core.files import read_json
 from ..core.manifests import verify
 from ..data.masking import sequences_of_step
-from ..data.unigrams import piece_counts
+from ..data.unigrams import token_counts
 from ..languages.codes import language_facts, parse_code
 from ..training.prepare import data_of, open_run
 from ..training.pretrain import AGAIN, exported_step, start_of, starting_model
@@ -71,8 +71,8 @@ def drawn_blocks(
     data, total = data_of(p, corpus), exported_step(p, read_json(run / "result.json")) * p.global_batch_size
     counts_S = np.zeros(len(data.train.codes), np.int64)
     for number in range(-(-total // chunk)):
-        _, blocks_B = sequences_of_step(number, chunk, data.train.last, p.seed, data.quotas)
-        shards_B = data.train.shard_of(blocks_B[: total - number * chunk])
+        _, sequences_B = sequences_of_step(number, chunk, data.train.shard_ends, p.seed, data.quotas)
+        shards_B = data.train.shard_of(sequences_B[: total - number * chunk])
         counts_S += np.bincount(shards_B, minlength=len(counts_S))
     return pd.Series(counts_S, data.train.codes).groupby(level=0).sum()
 
@@ -181,7 +181,7 @@ def unigram_roots(
     rows = {}
     for shard, code in enumerate(data.train.codes):
         if code in set(codes):
-            counts_V = piece_counts(data.train, shard, data.pieces)
+            counts_V = token_counts(data.train, shard, data.pieces)
             rows[code] = csr_array(np.sqrt(counts_V / counts_V.sum())[None])
     return vstack([rows[code] for code in codes], format="csr")
 

@@ -19,7 +19,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..core.errors import UserError
-from ..core.files import read_json, write_json, writing
+from ..core.files import explain_disk_errors, read_json, write_json
 from ..corpora.udhr import parallel_paragraphs, udhr_corpus
 from ..data.unigrams import unigram_losses
 from ..encoding.open_encoder import Encoder, open_encoder
@@ -79,7 +79,7 @@ def save_figure(
 ) -> None:
     "Write PNG, SVG and CSV, and a JSON file that names the runs, their data and code."
     made_by = {run.name: read_json(run / "provenance.json") for run in runs}
-    with writing(path):
+    with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.savefig(path.with_suffix(".svg"))
@@ -299,6 +299,6 @@ def summary(curves: pd.DataFrame, means: pd.DataFrame) -> str:
 def write_summary(path: Path, curves: pd.DataFrame, means: pd.DataFrame) -> None:
     "Print the two lines and where to look, and keep them beside the figures."
     page = "/".join(path.with_suffix(".ipynb").parts[-3:])
-    with writing(path):
+    with explain_disk_errors(path):
         path.write_text(f"{summary(curves, means)}\nread {page}, pictures and tables beside it\n", encoding="utf-8")
     print(path.read_text(encoding="utf-8"))

@@ -23,8 +23,8 @@ import pandas as pd
 
 from .plots import LABELS
 from ..core.errors import UserError
-from ..core.files import repo_root, writing
-from ..corpora.sources import local_data
+from ..core.files import explain_disk_errors, repo_root
+from ..corpora.sources import local_data_folder
 from ..params.base import read_yaml
 from ..params.evaluate import ReproductionParams
 from ..params.pretrain import PretrainParams
@@ -76,7 +76,7 @@ def _floor(p: ReproductionParams) -> str:
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #5aa179d8
 def _tasks(p: ReproductionParams) -> list[str]:
     "The tasks that can be asked here."
-    return p.tasks + (p.benchmarks if local_data() else [])
+    return p.tasks + (p.benchmarks if local_data_folder() else [])
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #41732a41
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
@@ -117,7 +117,7 @@ def _command(job: Job, outputs: Path) -> list[str]:
     "The papermill command of a job, its parameters in a file beside the output."
     output = outputs / job.output
     parameters = output.with_suffix(".yaml")
-    with writing(parameters):
+    with explain_disk_errors(parameters):
         output.parent.mkdir(parents=True, exist_ok=True)
         parameters.write_text(json.dumps(job.parameters, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     quiet = ["--no-progress-bar", "--log-level", "WARNING"]

@@ -17,7 +17,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from .plots import COLOURS, LABELS, new_figure
-from ..core.files import writing
+from ..core.files import explain_disk_errors
 
 # %% ../../nbs/library/analysis/03_table_plots.ipynb #4f476ea8
 _SORT = (
@@ -49,7 +49,7 @@ def difference_page(
 # %% ../../nbs/library/analysis/03_table_plots.ipynb #f5155fc7
 def paper_results() -> pd.DataFrame:
     "The published numbers, in per cent: table, task, metric, group, encoder, kind, value, trust, source."
-    with (files("langsamp") / "data" / "paper_results.csv").open(encoding="utf-8") as file:
+    with (files("langsamp") / "languages/tables" / "paper_results.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
 # %% ../../nbs/library/analysis/03_table_plots.ipynb #3bd586d2
@@ -155,7 +155,7 @@ def save_tables(
     **tables: pd.DataFrame,  # Part of the name -> table
 ) -> None:
     "Write each table as CSV; numbers keep six digits."
-    with writing(path):
+    with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for part, table in tables.items():
             name = f"{path.name}-{part.replace('_', '-')}.csv"

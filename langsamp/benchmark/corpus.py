@@ -155,12 +155,12 @@ def _reference_pass(corpus: str, tokenizer: str, home: str, processes: int, size
 def _drawn(blocks: TokenDataset, read: bool, batch: int = 1024, seconds: float = 3.0) -> float:
     "Tokens a second that are drawn by temperature, and read where asked."
     filter_reports = [{"code": c, "splits": {"train": {"tokens": int(n)}}} for c, n in zip(blocks.codes, blocks.tokens)]
-    quotas_S = quotas("temperature", 0.3, np.diff(blocks.last, prepend=0), {"filter_reports": filter_reports})
+    quotas_S = quotas("temperature", 0.3, np.diff(blocks.shard_ends, prepend=0), {"filter_reports": filter_reports})
     step, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
-        _, blocks_B = sequences_of_step(step, batch, blocks.last, 0, quotas_S)
+        _, sequences_B = sequences_of_step(step, batch, blocks.shard_ends, 0, quotas_S)
         if read:
-            blocks[blocks_B]
+            blocks[sequences_B]
         step += 1
     return step * batch * blocks.max_seq_length / spent
 
@@ -203,8 +203,8 @@ def _langsamp_batches(folder: str, rows: int = 256, size: int = 512, steps: int 
     blocks = TokenDataset(sorted(Path(folder).iterdir()), "train", size, 1)
     pieces, tokens = TokenIds(250_002, 250_001, 1, [0, 1, 2, 3, 250_001]), 0
     for step in range(steps):
-        visits_B, blocks_B = sequences_of_step(step, rows, blocks.last, 0)
-        tokens += int((make_batch(blocks, blocks_B, visits_B, 0, pieces).segments_BL > 0).sum())
+        passes_B, sequences_B = sequences_of_step(step, rows, blocks.shard_ends, 0)
+        tokens += int((make_batch(blocks, sequences_B, passes_B, 0, pieces).segments_BL > 0).sum())
     return {"tokens": tokens}
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #c31ae647
@@ -214,8 +214,8 @@ def _langsamp_start(outputs: str, params: dict[str, Any]) -> dict[str, float]:
 
     p = PretrainParams.of(params)
     data = data_of(p, prepare(p, Path(outputs)))
-    visits_B, blocks_B = sequences_of_step(0, p.global_batch_size, data.train.last, p.seed, data.quotas)
-    make_batch(data.train, blocks_B, visits_B, p.seed, data.pieces)
+    passes_B, sequences_B = sequences_of_step(0, p.global_batch_size, data.train.shard_ends, p.seed, data.quotas)
+    make_batch(data.train, sequences_B, passes_B, p.seed, data.pieces)
     return {"tokens": int(data.train.tokens.sum())}
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #2c6a2dfa

@@ -18,10 +18,11 @@ import pandas as pd
 
 from . import corpus as corpus_speed
 from .suites import COLUMNS, encoding_race, loss_race, overhead_race, training_race
+from ..core.files import content_hash
 from ..corpora.mediawiki import mediawiki_corpus
 from ..corpora.registry import open_corpus
 from ..corpora.udhr import udhr_corpus
-from ..data.shards import content_hash, source_hash
+from ..data.shards import source_hash
 from ..model.e5_small import xlmr_tokenizer
 from langsamp.params.benchmark import (
     BenchmarkParams,

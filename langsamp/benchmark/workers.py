@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from .baselines import RECIPES, Recipe, dataset_of, lines_of, rival_model, rival_trainer, table_ids
 from .interleaved import Turns
-from ..core.environment import parameters_decide
+from ..core.environment import ignore_overriding_variables
 from ..core.files import read_json, write_json
 from ..data.masking import VALIDATION_SEED, TokenIds, mask_sequence
 from ..encoding.open_encoder import Encoder, open_encoder
@@ -234,6 +234,6 @@ def main() -> None:
 
 # %% ../../nbs/library/benchmark/03_workers.ipynb #05edc146
 if __name__ == "__main__" and "__file__" in globals():
-    parameters_decide()
+    ignore_overriding_variables()
     plain_words(sys.argv[1:], "python -m langsamp.benchmark.workers, with a JSON line as input")
     main()

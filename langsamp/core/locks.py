@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from .errors import UserError
-from .files import disk_error
+from .files import find_disk_error
 
 # %% ../../nbs/library/core/03_locks.ipynb #de38976c
 @contextmanager
@@ -27,7 +27,7 @@ def file_lock(
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        if isinstance(error, TimeoutError) or disk_error(error) or not os.path.isdir(Path(path).parent):
+        if isinstance(error, TimeoutError) or find_disk_error(error) or not os.path.isdir(Path(path).parent):
             raise
         raise UserError(
             f"the file system of {Path(path).parent} has no locks ({error}); move outputs to one that has, "

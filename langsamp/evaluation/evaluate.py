@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..core.errors import UserError, did_you_mean
-from ..data.shards import content_hash
+from ..core.files import content_hash
 from ..encoding.open_encoder import Encoder, open_encoder
 from .bitext import bitexts
 from .datasets import Labelled, labelled_sets

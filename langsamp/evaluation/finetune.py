@@ -25,7 +25,7 @@ from .linear_probe import Window, by_length, padded, word_windows
 from .metrics import SCORES, score_of
 from ..model.backbones import max_sequence_length
 from ..params.base import Params, at_least, one_of
-from ..tokenization.coverage import tokenized
+from ..tokenization.coverage import tokenize_texts
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #868281b8
 class SparseEmbedding(nn.Module):
@@ -170,7 +170,7 @@ class _Reading:
         "What the model reads: a window a sentence, or a few where words do not fit."
         if self.words:
             return list(word_windows(texts, self.tokenizer, self.max_length))
-        ids = tokenized(self.tokenizer, list(texts), truncation=True, max_length=self.max_length)
+        ids = tokenize_texts(self.tokenizer, list(texts), truncation=True, max_length=self.max_length)
         return [Window(number, 0, row, [0]) for number, row in enumerate(ids)]
 
     def targets(self, window: Window, labels: Sequence[Any]) -> list[int]:

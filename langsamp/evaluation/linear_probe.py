@@ -28,7 +28,7 @@ from ..encoding.encoder import encode, padding_id, up_to
 from .datasets import Examples
 from .metrics import score_of
 from ..model.backbones import max_sequence_length
-from ..tokenization.coverage import tokenized
+from ..tokenization.coverage import tokenize_texts
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #265cb0e8
 def _stand_in(tokenizer: Any) -> int:
@@ -44,11 +44,11 @@ def _pieces(
 ) -> tuple[dict[str, list[int]], dict[str, list[int]]]:  # At the beginning of a sentence, and after a blank
     "The pieces of every different word, at least one for each."
     words = list(dict.fromkeys(word for words in sentences for word in words))
-    alone = later = tokenized(tokenizer, words, add_special_tokens=False)
+    alone = later = tokenize_texts(tokenizer, words, add_special_tokens=False)
     special = {*tokenizer.all_special_ids}
     probe, once = next(((w, ids) for w, ids in zip(words, alone) if ids and special.isdisjoint(ids)), ("", []))
-    if once and tokenized(tokenizer, [f"{probe} {probe}"], add_special_tokens=False) != [once + once]:
-        behind = tokenized(tokenizer, [f"{probe} {word}" for word in words], add_special_tokens=False)
+    if once and tokenize_texts(tokenizer, [f"{probe} {probe}"], add_special_tokens=False) != [once + once]:
+        behind = tokenize_texts(tokenizer, [f"{probe} {word}" for word in words], add_special_tokens=False)
         later = [ids[len(once) :] if ids[: len(once)] == once else own for ids, own in zip(behind, alone)]
     first, after = [{w: ids[:most] or [_stand_in(tokenizer)] for w, ids in zip(words, cut)} for cut in (alone, later)]
     return first, after

@@ -19,9 +19,8 @@ from filelock import Timeout
 
 import langsamp
 from ..core.errors import UserError
-from ..core.files import flush, read_json, sha256, write_json, writing
+from ..core.files import content_hash, explain_disk_errors, flush_handle, read_json, sha256, write_json
 from ..core.locks import file_lock
-from ..data.shards import content_hash
 from ..encoding.open_encoder import open_encoder
 from ..training.run_dir import provenance
 
@@ -81,7 +80,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with writing(path):
+        with explain_disk_errors(path):
             if path.exists():
                 os.truncate(path, len(_whole(path)))
         self.rows = _kept(path)
@@ -94,10 +93,10 @@ class Results:
         "Write the rows of a language, all or none."
         line = dict(zip(("name", "seed", "data"), unit)) | {"rows": list(rows)}
         text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-        with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+        with explain_disk_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            flush(file.fileno())
+            flush_handle(file.fileno())
         self.rows[unit] = json.loads(text)["rows"]
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #7dc89b27
@@ -138,7 +137,7 @@ def open_results(
     place = folder / f"{settings['task']}-{content_hash(dict(settings))}"
     path = place / "settings.json"
     try:
-        with writing(path):
+        with explain_disk_errors(path):
             place.mkdir(parents=True, exist_ok=True)
         with file_lock(place / ".lock", timeout=0):
             sessions = read_json(path)["sessions"] if path.exists() else []

@@ -30,7 +30,7 @@ def paper_groups(
     task: str,  # One of `PAPER_TASKS`; any other has no list
 ) -> dict[str, str]:  # Entry, as the paper spells it -> `head` or `tail`
     "The published list of a task."
-    text = (files("langsamp") / "data" / "task_languages.csv").read_text(encoding="utf-8")
+    text = (files("langsamp") / "languages/tables" / "task_languages.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
     return {row["language_script"]: row["group"] for row in rows if row["task"] == PAPER_TASKS.get(task)}
 

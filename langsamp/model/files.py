@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModel, PreTrainedModel
 
-from ..core.downloads import downloading
+from ..core.downloads import explain_cache_errors
 from ..core.errors import UserError
 from ..core.manifests import verify
 
@@ -116,7 +116,7 @@ def opening(
 ) -> Generator[None]:
     "Make an error of a library a `UserError` that names the place. Want of memory passes."
     try:
-        with downloading():
+        with explain_cache_errors():
             yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise

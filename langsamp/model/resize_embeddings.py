@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 
 from ..core.errors import UserError
 from langsamp.tokenization.edit import (
-    extended,
+    add_tokens,
     old_ids,
-    pieces_of,
-    read_tokenizer,
+    read_tokenizer_file,
+    required_vocab_size,
     save_tokenizer,
-    size_of,
     special_tokens,
     token_ids,
+    tokens_of,
 )
 
 # %% ../../nbs/library/model/07_resize_embeddings.ipynb #661ce24c
@@ -106,11 +106,11 @@ class VocabularyMap:
 
     def __init__(self, base: Path, tokenizer: Path) -> None:
         roles, named = special_tokens(base), special_tokens(tokenizer)
-        self.base, self.content = [read_tokenizer(folder) for folder in (base, tokenizer)]
+        self.base, self.content = [read_tokenizer_file(folder) for folder in (base, tokenizer)]
         same = {token: roles[role] for role, token in named.items() if role in roles}
         self.fast = Tokenizer.from_file(str(base / "tokenizer.json"))
         self.unk = self.fast.token_to_id(roles.get("unk_token", ""))
-        self.old, self.pieces = pieces_of(self.base), pieces_of(self.content)
+        self.old, self.pieces = tokens_of(self.base), tokens_of(self.content)
         self.old_ids_V = torch.from_numpy(old_ids(self.content, self.base, same))
         ids = token_ids(self.content)
         self.specials = {f"{role}_id": ids[token] for role, token in named.items() if token in ids}
@@ -130,7 +130,10 @@ def adapted(
 ) -> PreTrainedModel:
     "The model with the new tokenizer's rows: old pieces keep theirs bit for bit, rows beyond the old tokenizer go."
     move, rows = VocabularyMap(base, tokenizer), {}
-    size, parts = size_of(move.base), [parts_of(piece, move.fast, move.unk) for piece, _ in move.new.values()]
+    size, parts = (
+        required_vocab_size(move.base),
+        [parts_of(piece, move.fast, move.unk) for piece, _ in move.new.values()],
+    )
     for address, tensor in vocabulary_tensors(mlm).items():
         if len(tensor) < size:
             raise UserError(f"the model has {len(tensor)} rows, its tokenizer {base.name} ids up to {size - 1}")
@@ -157,7 +160,7 @@ def restored(
     tokens = {token["content"]: token for token in move.content["added_tokens"]}
     new = [piece for piece in move.new.values() if piece[0] not in tokens]
     added = [tokens[piece] for piece, _ in move.new.values() if piece in tokens]
-    save_tokenizer(extended(read_tokenizer(base), new, added), base, folder)
+    save_tokenizer(add_tokens(read_tokenizer_file(base), new, added), base, folder)
     first, then = VocabularyMap(base, folder).old_ids_V, VocabularyMap(tokenizer, folder)
     for (address, trained), untrained in zip(vocabulary_tensors(mlm).items(), vocabulary_tensors(full).values()):
         rows[address] = untrained[first.clamp(min=0)].to(trained.dtype)

@@ -18,7 +18,7 @@ from typing import Any, Self, get_type_hints
 
 import yaml
 
-from ..core.environment import parameters_decide
+from ..core.environment import ignore_overriding_variables
 from ..core.errors import UserError, did_you_mean
 from ..core.files import SHARED_FOLDERS
 
@@ -271,7 +271,7 @@ def from_notebook(
     names: Mapping[str, Any],  # `globals()` of the notebook
 ) -> Any:  # An object of `kind`
     "Parameters from a notebook's plain values: texts, numbers, truth values and collections of them."
-    parameters_decide()
+    ignore_overriding_variables()
     for text, origin in _papermill_texts():
         _named(yaml_value(text, origin), origin)
     known = {one.name for one in fields(kind)}

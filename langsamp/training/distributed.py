@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..core.environment import Launch, check_engine, launched, parameters_decide
+from ..core.environment import Launch, check_engine, ignore_overriding_variables, read_launch
 from ..core.errors import UserError
 
 # %% ../../nbs/library/training/03_distributed.ipynb #b117859a
@@ -48,10 +48,10 @@ def _meeting(
 # %% ../../nbs/library/training/03_distributed.ipynb #215662aa
 def joined() -> PartialState:
     "This process among those of the run, when all are there; what the environment would decide is overridden."
-    parameters_decide()
+    ignore_overriding_variables()
     if not PartialState._shared_state:
         check_engine(os.environ)
-        with _meeting(launched(os.environ)):
+        with _meeting(read_launch(os.environ)):
             PartialState(cpu=_on_processors())
     return PartialState()
 

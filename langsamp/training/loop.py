@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 
 from ..core.errors import UserError
-from ..data.masking import Batch, TokenIds, by_shard, make_batch, sequences_of_step, validation_batch
+from ..data.masking import Batch, TokenIds, make_batch, sequences_by_shard, sequences_of_step, validation_batch
 from ..data.packing import PackedSequences
 from ..data.shards import TokenDataset
 from ..model.backbones import position_offset
@@ -137,9 +137,11 @@ def termination() -> Generator[threading.Event]:
 # %% ../../nbs/library/training/04_loop.ipynb #3a81f4a3
 def _batch_of(t: "Trainer", step: int) -> Batch:
     "This process's part of a step's batch."
-    visits_B, blocks_B = sequences_of_step(step, t.p.global_batch_size, t.data.train.last, t.p.seed, t.data.quotas)
+    passes_B, sequences_B = sequences_of_step(
+        step, t.p.global_batch_size, t.data.train.shard_ends, t.p.seed, t.data.quotas
+    )
     mine = slice(t.rank, None, t.world)
-    return make_batch(t.data.train, blocks_B[mine], visits_B[mine], t.p.seed, t.data.pieces)
+    return make_batch(t.data.train, sequences_B[mine], passes_B[mine], t.p.seed, t.data.pieces)
 
 # %% ../../nbs/library/training/04_loop.ipynb #88dcff19
 def _placed(accelerator: Accelerator, model: LangSAMPForMaskedLM, p: TrainingParams) -> tuple[Any, Any]:
@@ -231,7 +233,7 @@ def _not_finite(t: Trainer, step: int, loss: float, parts: list[Batch], losses: 
     rows = [
         f"{train.codes[s]} block {b} ({train.files[s].parent.name})"
         for part in bad
-        for s, b in zip(part.shards_B, part.blocks_B)
+        for s, b in zip(part.shards_B, part.sequences_B)
     ]
     return (
         f"step {step + 1}: loss {loss} and gradients are not finite, so no update was made; "
@@ -247,7 +249,7 @@ def validate(
     "The held-out loss in nats a masked token."
     t.plain.eval()
     blocks, sums = t.data.validation, np.zeros((len(t.data.validation.codes), 2))
-    parts = list(by_shard(blocks, t.p.micro_batch_size))
+    parts = list(sequences_by_shard(blocks, t.p.micro_batch_size))
     for number in range(t.rank, -(-len(parts) // t.world) * t.world, t.world):
         shard, rows = parts[number % len(parts)]
         batch = validation_batch(blocks, rows, t.data.pieces)

@@ -22,7 +22,7 @@ import torch
 
 from ..core.errors import UserError
 from ..data.masking import validation_batch
-from ..data.packing import packing_of
+from ..data.packing import packing_path
 from ..model.langsamp import LangSAMPForMaskedLM
 from ..params.base import read_yaml
 from ..params.pretrain import PlanParams, PretrainParams
@@ -67,14 +67,14 @@ def tokens_a_sequence(
     data: Data,  # Sequences, and how many of each language-script an epoch draws
 ) -> float:
     "How many tokens a drawn sequence holds, on average: its other places are padding."
-    counts_S = np.diff(data.train.last, prepend=0)
+    counts_S = np.diff(data.train.shard_ends, prepend=0)
     drawn_S = counts_S if data.quotas is None else data.quotas
     return float((drawn_S * data.train.tokens / np.maximum(1, counts_S)).sum() / drawn_S.sum())
 
 # %% ../../nbs/library/training/08_plan.ipynb #231dd3c6
 def _folders(p: PretrainParams, corpus: Corpus) -> list[Path]:
     "Where the prepared text lies: its shards, and their packings where sentences are packed."
-    packings = [packing_of(shard, p.max_seq_length) for shard in corpus.shards] if p.packing == "sentences" else []
+    packings = [packing_path(shard, p.max_seq_length) for shard in corpus.shards] if p.packing == "sentences" else []
     return [*corpus.shards, *packings]
 
 # %% ../../nbs/library/training/08_plan.ipynb #8fb3f2e1

@@ -20,15 +20,15 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import UserError
-from ..core.files import read_json, sweep, write_json
+from ..core.files import content_hash, read_json, remove_leftovers, write_json
 from ..core.locks import file_lock
-from ..core.manifests import find_damage, manifest_of, verify
-from ..corpora.registry import open_corpus, say, shortened
+from ..core.manifests import find_damage, read_manifest, verify
+from ..corpora.registry import first_lines, open_corpus, print_warnings
 from ..corpora.text import Source
 from ..data.masking import TokenIds
 from ..data.packing import PackedSequences, pack_shards
 from ..data.sampling import quotas, sampling_table
-from ..data.shards import TokenDataset, content_hash, corpus_report, source_hash, write_shards
+from ..data.shards import TokenDataset, corpus_report, source_hash, write_shards
 from ..model.adapt_checkpoint import find_backbone
 from ..params.base import read_yaml
 from ..params.pretrain import CorpusParams, PretrainParams
@@ -70,7 +70,7 @@ def _prepared(
     "What a run reads; where some of it is gone, how to make it again."
     for folder in (tokenizer, *shards):
         verify(folder, "the run's own command (nbs/03_pretrain.ipynb) prepares its text again", sums=False)
-    return manifest_of(tokenizer) or {}
+    return read_manifest(tokenizer) or {}
 
 # %% ../../nbs/library/training/05_prepare.ipynb #a7b6ef46
 def without_text(
@@ -91,7 +91,7 @@ def warnings_of(
     report: Mapping[str, Any],  # From `corpus_report`
 ) -> list[str]:
     "What a run's result says about its corpus: the first warnings, and languages without text."
-    return shortened(report["warnings"]) + without_text(report)
+    return first_lines(report["warnings"]) + without_text(report)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #c1a0d2f5
 def _tidied(outputs: Path) -> Path:
@@ -99,7 +99,7 @@ def _tidied(outputs: Path) -> Path:
     home = outputs / "data"
     home.mkdir(parents=True, exist_ok=True)
     for place in (home / "tokenizers", home / "shards", home / "packed", outputs / "corpora"):
-        sweep(place)
+        remove_leftovers(place)
     return home
 
 # %% ../../nbs/library/training/05_prepare.ipynb #fd96d1da
@@ -150,7 +150,7 @@ def prepare(
             pack()
     report = corpus_report(shards, warnings)
     _refuse_empty(p.corpus, report)
-    say(_lost(report, p.on_bad_line == "stop") + without_text(report))
+    print_warnings(_lost(report, p.on_bad_line == "stop") + without_text(report))
     corpus = Corpus(tokenizer, shards, report | {"warnings": warnings_of(report)})
     return replace(corpus, report=corpus.report | {"sequences": sequence_report(p, corpus)})
 
@@ -194,7 +194,7 @@ def _swept(folders: Sequence[Path], most: int = 4 * 2**30) -> bool:
     "Delete what is damaged, and say so: by the sums of `most` bytes, drawn anew each time, and the sizes of the rest."
     whole = True
     for folder in random.Random().sample(folders, len(folders)):
-        most -= sum(facts["bytes"] for facts in (manifest_of(folder) or {"files": {}})["files"].values())
+        most -= sum(facts["bytes"] for facts in (read_manifest(folder) or {"files": {}})["files"].values())
         if wrong := find_damage(folder, sums=most >= 0 and os.environ.get("LOCAL_RANK", "0") == "0"):
             print(f"made again, because {wrong}", flush=True)
             shutil.rmtree(folder)
@@ -214,7 +214,7 @@ def data_of(
 # %% ../../nbs/library/training/05_prepare.ipynb #bf53cfda
 def _counts(blocks: TokenDataset) -> np.ndarray:
     "Sequences of each language-script."
-    return np.diff(blocks.last, prepend=0)
+    return np.diff(blocks.shard_ends, prepend=0)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #466d9351
 def repetition(

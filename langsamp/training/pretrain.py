@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from transformers import ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
 
-from ..core.environment import parameters_decide, show_any_text
+from ..core.environment import escape_unencodable_output, ignore_overriding_variables
 from ..core.errors import UserError
-from ..core.files import outputs_folder, read_json, write_json
+from ..core.files import content_hash, outputs_folder, read_json, write_json
 from ..core.manifests import atomic_folder, find_damage
-from ..data.shards import content_hash
 from ..languages.codes import parse_code
 from ..model.adapt_checkpoint import find_backbone, weight_sums
 from ..model.backbones import max_sequence_length
@@ -52,8 +51,8 @@ def _refused(error: UserError) -> int:
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #6e620f64
 if __name__ == "__main__" and "__file__" in globals():
-    show_any_text()
-    parameters_decide()
+    escape_unencodable_output()
+    ignore_overriding_variables()
     try:
         asked(sys.argv[1:])
     except UserError as error:

@@ -24,9 +24,8 @@ from filelock import Timeout
 
 import langsamp
 from ..core.errors import UserError
-from ..core.files import read_json, write_json, writing
+from ..core.files import content_hash, explain_disk_errors, read_json, write_json
 from ..core.locks import file_lock
-from ..data.shards import content_hash
 from ..params.base import read_yaml
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #2090cfd7
@@ -37,9 +36,9 @@ def locked(
     "Hold a run's folder. A second run in it is a `UserError`; the lock of a killed run holds nobody up."
     owner = folder / "lock.json"
     try:
-        with writing(owner):
+        with explain_disk_errors(owner):
             folder.mkdir(parents=True, exist_ok=True)
-        with writing(folder), file_lock(folder / ".lock", timeout=0):
+        with explain_disk_errors(folder), file_lock(folder / ".lock", timeout=0):
             write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
             for part in folder.rglob(".*part-*"):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.environment import show_any_text
+from ..core.environment import escape_unencodable_output
 from ..core.errors import UserError
 from ..core.files import outputs_folder
 from ..core.locks import file_lock
@@ -139,5 +139,5 @@ def ray_tasks(
 
 # %% ../../nbs/library/training/06_shard_tasks.ipynb #8ada261c
 if __name__ == "__main__" and "__file__" in globals():
-    show_any_text()
+    escape_unencodable_output()
     sys.exit(main(sys.argv[1:]))
