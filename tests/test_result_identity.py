@@ -163,7 +163,7 @@ def test_no_clock_decides(home, sets, monkeypatch):
 def test_results_of_other_code_are_not_read(home, sets, monkeypatch):
     mine = asked(home, sets["A"])
     evaluate(mine, home)
-    monkeypatch.setattr(results, "code_of", lambda way: "newer")
+    monkeypatch.setattr(results, "protocol_version", lambda way: "newer")
     with pytest.raises(UserError, match="no results of .* and this code"):
         read_results([mine.encoder], home)
 
@@ -186,18 +186,20 @@ def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
         monkeypatch.setattr(evaluation, name, watched(way, getattr(evaluation, name)))
     monkeypatch.setattr(Encoder, "encode", watched("retrieval", Encoder.encode))
     evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)
-    quick = {"num_train_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 1}
+    quick = {"num_train_epochs": 1, "micro_batch_size": 8, "gradient_accumulation_steps": 1}
     evaluate(asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", overrides=quick), home)
     assert ran.keys() == {"retrieval", "frozen", "fine-tuned"}
     shutil.copytree(langsamp.__path__[0], tmp_path / "edited", ignore=shutil.ignore_patterns("data", "__pycache__"))
     monkeypatch.setattr(langsamp, "__path__", [str(tmp_path / "edited")])
     for way, names in ran.items():
-        ours = {name.removeprefix("langsamp.") for name in names if name.startswith("langsamp.")} - {"encoders"}
+        ours = {name.removeprefix("langsamp.") for name in names if name.startswith("langsamp.")} - {
+            "encoding.open_encoder"
+        }
         assert len(ours) > 2
-        for name in ours | {"evaluation"}:
-            before, path = results.code_of(way), tmp_path / f"edited/{name}.py"
+        for name in ours | {"evaluation.evaluate"}:
+            before, path = results.protocol_version(way), tmp_path / "edited" / f"{name.replace('.', '/')}.py"
             path.write_text(path.read_text() + "\n# Edited\n")
-            assert results.code_of(way) != before, f"{name} is no part of the code of {way}"
+            assert results.protocol_version(way) != before, f"{name} is no part of the code of {way}"
 
 
 def test_hyperparameters_count_named_or_not(home, sets):
@@ -363,10 +365,10 @@ FAMILIES = ["a", "b", "c"]
         lambda x: statistics.across_seeds(x, x),
         lambda x: statistics.comparison(*[pd.Series(y, FAMILIES) for y in (x, [0.0] * 3, FAMILIES)]),
         lambda x: statistics.comparison(*[pd.Series(y, FAMILIES) for y in ([0.0] * 3, x, FAMILIES)]),
-        lambda x: retrieval.mean_interval(x),
+        lambda x: retrieval.bootstrap_mean(x),
         lambda x: retrieval.scores(x),
-        lambda x: retrieval.ranks_both_ways(x[:, None], np.ones((3, 1))),
-        lambda x: retrieval.ranks(np.ones((3, 1)), x[:, None], "csls"),
+        lambda x: retrieval.bidirectional_ranks(x[:, None], np.ones((3, 1))),
+        lambda x: retrieval.translation_ranks(np.ones((3, 1)), x[:, None], "csls"),
         lambda x: retrieval.retrieval_rows(np.ones((3, 1)), x[:, None]),
         lambda x: metrics.f1_macro(["a"] * 3, x.tolist()),
         lambda x: metrics.accuracy(["a"] * 3, x.tolist()),
@@ -408,7 +410,7 @@ def test_a_vector_that_is_none_is_an_error(ask):
 
 
 @pytest.mark.parametrize(
-    "ask", [statistics.sign_test, statistics.effect_size, retrieval.mean_interval, statistics.holm]
+    "ask", [statistics.sign_test, statistics.effect_size, retrieval.bootstrap_mean, statistics.holm]
 )
 def test_nothing_can_be_said_of_none(ask):
     with pytest.raises(UserError):
@@ -439,7 +441,7 @@ def test_anti_correlated_vectors_have_ranks(scaling, size):
     for noise in (0, 1e-3, 0.3):
         source = np.ones((size, 8)) + noise * random.normal(size=(size, 8))
         target = -source + noise * random.normal(size=(size, 8))
-        for ranks_N in retrieval.ranks_both_ways(source, target, scaling):
+        for ranks_N in retrieval.bidirectional_ranks(source, target, scaling):
             assert ranks_N.min() >= 1 and ranks_N.max() <= size
         rows = pd.DataFrame(retrieval.retrieval_rows(source, target, scaling))
         assert np.isfinite(rows.value).all() and rows.value.between(0, 1).all()
@@ -451,7 +453,7 @@ def test_ties_are_ties_under_any_divisor():
     source = np.ones((6, 64)) + 0.1 * random.normal(size=(6, 64))
     target = -source + 0.1 * random.normal(size=(6, 64))
     twice = [np.vstack([x, x[::-1]]) for x in (source, target)]
-    assert (retrieval.ranks(*twice, "margin") >= 2).all()
+    assert (retrieval.translation_ranks(*twice, "margin") >= 2).all()
 
 
 @pytest.mark.parametrize("languages,sentences,width", [(7, 3, 33), (3, 7, 33), (3, 3, 384), (7, 3, 769), (3, 50, 96)])
@@ -568,7 +570,7 @@ def test_a_figure_without_prepared_text_says_how_to_make_it(harmed, corpus):
     for ask in (
         lambda: plots.unigram_table(harmed / "one"),
         lambda: embeddings.drawn_blocks(harmed / "one"),
-        lambda: open_encoder("start:one", harmed),
+        lambda: open_encoder("init:one", harmed),
         lambda: plots.run_retrieval([harmed / "one"]),
     ):
         mend = "(the run's own command .*03_pretrain|give the command of this run again)"
@@ -619,7 +621,7 @@ def test_an_evaluation_needs_no_temporary_folder(home, sets, monkeypatch):
 
     for name in ("mkstemp", "mkdtemp", "TemporaryFile", "NamedTemporaryFile", "TemporaryDirectory"):
         monkeypatch.setattr(tempfile, name, full)
-    quick = {"num_train_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 1}
+    quick = {"num_train_epochs": 1, "micro_batch_size": 8, "gradient_accumulation_steps": 1}
     assert len(evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)[0])
     tuned = asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", overrides=quick)
     assert len(evaluate(tuned, home)[0])

@@ -13,18 +13,18 @@ from scipy.stats import binom
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from langsamp.core.errors import UserError
-from langsamp.encoding.encoder import encode, encode_layers, up_to
+from langsamp.encoding.encoder import encode, encode_layers, truncated_encoder
 from langsamp.evaluation import retrieval
 from langsamp.evaluation.retrieval import (
     SCALINGS,
-    centred,
-    chances,
+    bidirectional_ranks,
+    chance_scores,
     encode_bitexts,
     parallel_retrieval,
-    ranks,
-    ranks_both_ways,
     retrieval_rows,
-    scores,
+    retrieval_scores,
+    subtract_mean,
+    translation_ranks,
 )
 
 PAGE = json.loads((tiny.ROOT / "nbs/reports/encoders.ipynb").read_text())["cells"]
@@ -77,7 +77,7 @@ def test_stopping_early_changes_no_bit(family, dtype, text):
     whole = model(**text, output_hidden_states=True).hidden_states
     assert len(whole) == BLOCKS + 1
     for layer in range(-1, BLOCKS + 1):
-        assert torch.equal(up_to(model, layer)(**text), whole[layer]), f"layer {layer}"
+        assert torch.equal(truncated_encoder(model, layer)(**text), whole[layer]), f"layer {layer}"
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_stopping_early_changes_no_bit(family, dtype, text):
 def test_what_is_above_does_not_work(family, text):
     "Each block costs as many modules as the next, and those above the layer none."
     model = build(family)
-    runs = [up_to(model, layer) for layer in range(1, BLOCKS + 1)]
+    runs = [truncated_encoder(model, layer) for layer in range(1, BLOCKS + 1)]
     work = [len(watched(model, lambda run=run: run(**text))) for run in runs]
     assert work[0] < work[1] < work[2] < work[3]
     assert work[1] - work[0] == work[2] - work[1] <= work[3] - work[2]
@@ -102,7 +102,7 @@ def test_the_model_stays_as_it_was(family, text):
 
     parts = list(model.named_modules())
     before, logits = state(), model(**text).last_hidden_state
-    run = up_to(model, 1)
+    run = truncated_encoder(model, 1)
     with pytest.raises(IndexError):
         run(input_ids=torch.full((1, 4), 10_000))
     run(**text)
@@ -119,7 +119,7 @@ def test_threads_stop_where_they_were_asked_to(family, text):
     def ask(layer: int) -> None:
         with torch.no_grad():
             for _ in range(15):
-                if not torch.equal(up_to(model, layer)(**text), due[layer]):
+                if not torch.equal(truncated_encoder(model, layer)(**text), due[layer]):
                     wrong.append(layer)
 
     threads = [threading.Thread(target=ask, args=(layer,)) for layer in (1, 3, BLOCKS)]
@@ -130,21 +130,21 @@ def test_threads_stop_where_they_were_asked_to(family, text):
 
 def test_a_model_that_shows_no_entry_is_run_whole(text, monkeypatch):
     model = build("BERT")
-    due = up_to(model, 2)(**text)
+    due = truncated_encoder(model, 2)(**text)
     monkeypatch.setattr("langsamp.encoding.encoder._entry", lambda *_: None)
-    assert torch.equal(up_to(model, 2)(**text), due)
+    assert torch.equal(truncated_encoder(model, 2)(**text), due)
 
 
 def test_a_compiled_model_stops_too(text):
     model = build("BERT")
-    due = up_to(model, 2)(**text)
+    due = truncated_encoder(model, 2)(**text)
     around = torch.compile(model, backend="eager")
     model.compile(backend="eager")
     model(**text)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for compiled in (model, around):
-            run = up_to(compiled, 2)
+            run = truncated_encoder(compiled, 2)
             assert torch.equal(run(**text), due)
             assert not any("layer.2" in name for name in watched(model, lambda run=run: run(**text)))
 
@@ -154,7 +154,7 @@ def test_a_compiled_model_stops_too(text):
 
 @torch.no_grad()
 @pytest.mark.parametrize("layer", [0, 1, 2, -1])
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_vectors_are_those_of_each_sentence_alone(encoder, layer, pooling):
     model, tokenizer = encoder
     found = encode(TEXTS, model, tokenizer, layer, pooling=pooling)
@@ -252,7 +252,7 @@ def test_ranks_are_those_of_a_loop(scaling, size):
     score = naive_scores(source, target, scaling)
     due = [1 + sum(score[i, j] > score[i, i] for j in range(size)) for i in range(size)]
     due_back = [1 + sum(score[i, j] > score[j, j] for i in range(size)) for j in range(size)]
-    there, back = ranks_both_ways(source, target, scaling)
+    there, back = bidirectional_ranks(source, target, scaling)
     assert there.tolist() == due and back.tolist() == due_back
 
 
@@ -284,9 +284,11 @@ def test_ties_count_against_the_encoder(scaling, size):
     "A twin of each candidate, wherever it stands and whatever rounding does, costs a place."
     source, target = [x.astype(np.float32) for x in pairs(size, width=384, noise=0.1)]
     twice = [np.vstack([x, x[::-1]]) for x in (source, target)]
-    assert (ranks(*twice, scaling) >= 2).all() and scores(ranks(*twice, scaling))["acc1"] == 0
-    assert (ranks(np.ones((size, 3)), np.ones((size, 3)), scaling) == size).all()
-    assert (ranks(np.zeros((size, 3)), target[:, :3], scaling) == size).all()
+    assert (translation_ranks(*twice, scaling) >= 2).all() and retrieval_scores(translation_ranks(*twice, scaling))[
+        "acc1"
+    ] == 0
+    assert (translation_ranks(np.ones((size, 3)), np.ones((size, 3)), scaling) == size).all()
+    assert (translation_ranks(np.zeros((size, 3)), target[:, :3], scaling) == size).all()
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
@@ -299,9 +301,13 @@ def test_invariances(scaling):
     assert retrieval_rows(source @ turn, target @ turn, scaling) == rows
     assert retrieval_rows(source * 1000, target / 7, scaling) == rows
     length = random.uniform(0.1, 9, (60, 1))
-    assert np.array_equal(ranks(source * length, target, scaling), ranks(source, target, scaling))
+    assert np.array_equal(
+        translation_ranks(source * length, target, scaling), translation_ranks(source, target, scaling)
+    )
     order = random.permutation(60)
-    assert np.array_equal(ranks(source[order], target[order], scaling), ranks(source, target, scaling)[order])
+    assert np.array_equal(
+        translation_ranks(source[order], target[order], scaling), translation_ranks(source, target, scaling)[order]
+    )
     assert any(r["value"] not in (0, 1) for r in rows if "chance" not in r["metric"])
 
 
@@ -323,7 +329,7 @@ def test_a_language_shift_is_taken_away_by_centring():
         if row["mode"] == "centred":
             assert row["value"] == plain[row["metric"]]
     assert next(r["value"] for r in shifted if (r["mode"], r["metric"]) == ("raw", "acc1")) < plain["acc1"]
-    assert np.allclose(centred(target).mean(0), 0)
+    assert np.allclose(subtract_mean(target).mean(0), 0)
 
 
 def test_equal_encoders_have_equal_rows():
@@ -338,7 +344,7 @@ def test_equal_encoders_have_equal_rows():
 def test_random_vectors_score_at_chance(scaling):
     "Within the 99.99 % bounds of as many coins as there are queries, both ways."
     found = [retrieval_rows(*np.random.default_rng(seed).normal(size=(2, 100, 32)), scaling) for seed in range(20)]
-    chance = chances(100)
+    chance = chance_scores(100)
     assert [chance[f"chance_acc{k}"] for k in (1, 5, 10)] == [0.01, 0.05, 0.1]
     for rows in zip(*found, strict=True):
         metric = rows[0]["metric"]
@@ -350,7 +356,7 @@ def test_random_vectors_score_at_chance(scaling):
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
 def test_chance_is_the_mean_over_all_ranks(size):
-    found = chances(size)
+    found = chance_scores(size)
     assert found["chance_acc10"] == min(10, size) / size
     assert found["chance_mrr"] == pytest.approx(sum(1 / rank for rank in range(1, size + 1)) / size)
 

@@ -67,7 +67,7 @@ def test_vectors_are_those_of_encode(family, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["xlm-roberta", "modernbert"])
-@pytest.mark.parametrize(("layer", "pooling"), [(0, "mean"), (1, "first"), (3, "mean"), (4, "first"), (-1, "mean")])
+@pytest.mark.parametrize(("layer", "pooling"), [(0, "mean"), (1, "cls"), (3, "mean"), (4, "cls"), (-1, "mean")])
 def test_every_layer_and_pooling(kind, layer, pooling, tokenizer, tmp_path):
     encoder = encoder_of(kind, tokenizer)
     made = save_sentence_encoder(encoder, tmp_path / "made", layer, pooling)
@@ -236,7 +236,7 @@ def test_a_model_without_vectors_takes_no_hint(tokenizer):
     config = XLMRobertaConfig(**TINY | {"vocab_size": len(tokenizer), "type_vocab_size": 1})
     none = from_backbone(config, ["eng"], ["Latn"], "baseline")
     assert len(fill_mask(TWO, none, tokenizer)) == 10
-    with pytest.raises(UserError, match="variant `none` has no vectors"):
+    with pytest.raises(UserError, match="variant `baseline` has no vectors"):
         fill_mask(TWO, none, tokenizer, "eng_Latn")
 
 

@@ -125,7 +125,7 @@ def test_no_pickle_is_loaded(new_run, unbroken, tmp_path):
 
 # The library's own text
 
-CODE = {"eval", "exec", "compile", "__import__", "runpy.run_path", "os.system", "os.popen"}
+PROTOCOL_MODULES = {"eval", "exec", "compile", "__import__", "runpy.run_path", "os.system", "os.popen"}
 LOADERS = {"load", "loads", "unsafe_load", "full_load", "load_all", "read_pickle", "Unpickler"}
 UNPACKERS = {"extract", "extractall", "unpack_archive"}
 MODULES = {"pickle", "cPickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
@@ -141,7 +141,7 @@ def distrust(node: ast.AST) -> str:
     name, words = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
     owner, _, end = name.rpartition(".")
     bad = (
-        name in CODE
+        name in PROTOCOL_MODULES
         or (end in LOADERS and owner != "json")
         or (owner and not owner.endswith(".str") and end in UNPACKERS)
     )

@@ -22,7 +22,7 @@ from ..core.errors import UserError
 from ..corpora.udhr import parallel_paragraphs, udhr_corpus
 from ..encoding.encoder import encode_layers
 from ..encoding.open_encoder import Encoder, open_encoder
-from ..evaluation.bitext import bitexts
+from ..evaluation.bitext import load_bitexts
 from ..training.prepare import open_run
 
 # %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #82e52199
@@ -56,7 +56,7 @@ def parallel_text(
     if name == "udhr":
         found = parallel_paragraphs(udhr_corpus())
     else:
-        pairs, warnings = bitexts("sib200-parallel")
+        pairs, warnings = load_bitexts("sib200-parallel")
         if not pairs:
             raise UserError(f"no sentences of sib200: {'; '.join(warnings)}")
         sides = [(pairs[0].source, pairs[0].source_texts), *((pair.target, pair.target_texts) for pair in pairs)]

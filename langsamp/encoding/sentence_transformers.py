@@ -16,7 +16,7 @@ from transformers import AutoModel
 from ..core.errors import UserError, did_you_mean
 from ..core.files import read_json, write_json
 from ..core.manifests import atomic_folder
-from .encoder import padding_id
+from .encoder import POOLINGS, padding_id
 from .open_encoder import Encoder
 from ..model.backbones import max_sequence_length, stock_encoder
 from ..model.files import load_encoder
@@ -68,14 +68,13 @@ _MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
-_POOLINGS = {"mean": "mean", "first": "cls"}
 
 # %% ../../nbs/library/encoding/02_sentence_transformers.ipynb #74b7329b
 def _write_modules(
     folder: Path,  # With the encoder
     width: int,  # Numbers in a vector
     longest: int,  # Tokens that a text is cut at
-    pooling: str,  # `mean` or `first`
+    pooling: str,  # `mean` or `cls`
     state: int | None,  # Hidden state to pool, if not the last
 ) -> None:
     "Say how a vector is made."
@@ -87,7 +86,7 @@ def _write_modules(
     write_json(folder / "modules.json", _MODULES)
     write_json(folder / "sentence_bert_config.json", reading)
     write_json(folder / "config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
-    pooled = {"word_embedding_dimension": width, "pooling_mode": _POOLINGS[pooling]}
+    pooled = {"word_embedding_dimension": width, "pooling_mode": pooling}
     write_json(folder / "1_Pooling/config.json", pooled)
 
 # %% ../../nbs/library/encoding/02_sentence_transformers.ipynb #3f6a1540
@@ -108,13 +107,13 @@ def _fresh(
 # %% ../../nbs/library/encoding/02_sentence_transformers.ipynb #611aa346
 def _check(
     folder: Path,  # Destination
-    pooling: str,  # `mean` or `first`
+    pooling: str,  # `mean` or `cls`
     layer: int,  # -1 the last
     depth: int,  # Blocks of the encoder
 ) -> None:
     "Refuse what cannot be written, before anything is."
-    if pooling not in _POOLINGS:
-        raise UserError(f"no pooling `{pooling}`; there are mean and first{did_you_mean(pooling, _POOLINGS)}")
+    if pooling not in POOLINGS:
+        raise UserError(f"no pooling `{pooling}`; there are mean and cls{did_you_mean(pooling, POOLINGS)}")
     if not -1 <= layer <= depth:
         raise UserError(f"layer {layer}: the encoder has blocks 1 to {depth}, and -1 is the last")
     if folder.exists() and not (folder / "modules.json").exists() and (folder.is_file() or any(folder.iterdir())):
@@ -125,7 +124,7 @@ def save_sentence_encoder(
     encoder: Encoder,  # As `open_encoder` gives it
     folder: Path | str,  # Destination; a sentence encoder that is there already is replaced
     layer: int = -1,  # Block whose output is pooled: 8 is the eighth, -1 the last
-    pooling: str = "mean",  # Over all tokens, or `first`: that of `<s>`
+    pooling: str = "mean",  # Over all tokens, or `cls`: that of `<s>`
 ) -> Path:  # The folder
     "Write what `SentenceTransformer(folder)` opens; its vectors are those of `encoder.encode(…, layer, pooling)`."
     folder, model, whole = Path(folder), encoder.model, encoder.model.config.num_hidden_layers
