@@ -23,7 +23,7 @@ from ..core.files import explain_disk_errors, read_json, write_json
 from ..corpora.udhr import parallel_paragraphs, udhr_corpus
 from ..data.unigrams import unigram_losses
 from ..encoding.open_encoder import Encoder, open_encoder
-from ..evaluation.retrieval import mean_interval, parallel_retrieval
+from ..evaluation.retrieval import bootstrap_mean, parallel_retrieval
 from ..training.prepare import data_of, open_run
 from ..training.pretrain import exported_by
 from ..training.run_dir import read_metrics
@@ -235,7 +235,7 @@ def retrieval_means(table: pd.DataFrame, n_resamples: int = 10_000) -> pd.DataFr
     rows = []
     for (run, variant, kind), found in _groups(table, "run", "variant", "kind"):
         for score in ("top1", "mrr"):
-            mean, low, high = mean_interval(found[score].to_numpy(), n_resamples)
+            mean, low, high = bootstrap_mean(found[score].to_numpy(), n_resamples)
             chance = float(found[f"chance_{score}"].mean())
             rows.append((run, variant, kind, score, mean, low, high, chance, len(found)))
     return pd.DataFrame(rows, columns=["run", "variant", "kind", "score", "mean", "low", "high", "chance", "targets"])
@@ -273,7 +273,7 @@ def retrieval_differences(table: pd.DataFrame, base: str, n_resamples: int = 10_
         for score in ("top1", "mrr"):
             delta = (wide.loc[(run, kind), score] - wide.loc[(base, kind), score]).dropna().to_numpy()
             rows.append(
-                (run, kind, score, *mean_interval(delta, n_resamples), int((delta > 0).sum()), int((delta < 0).sum()))
+                (run, kind, score, *bootstrap_mean(delta, n_resamples), int((delta > 0).sum()), int((delta < 0).sum()))
             )
     found = pd.DataFrame(rows, columns=["run", "kind", "score", "difference", "low", "high", "won", "lost"])
     return found[found.run != base].reset_index(drop=True)

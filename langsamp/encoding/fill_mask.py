@@ -121,4 +121,4 @@ def divergence(
     log_q_MV: Tensor,  # What another does, at the same masks
 ) -> Tensor:  # [masks], nats, 0 where both are the same
     "The Kullback-Leibler divergence of the first prediction from the second."
-    return F.kl_div(log_q_MV, log_p_MV, reduction="baseline", log_target=True).sum(-1)
+    return F.kl_div(log_q_MV, log_p_MV, reduction="none", log_target=True).sum(-1)

@@ -58,7 +58,7 @@ class Encoder:
         self,
         sentences: Sequence[str],  # Of any languages
         layer: int = -1,  # Block whose output is pooled; see `langsamp.encoding.encoder.encode`
-        pooling: str = "mean",  # Or `first`
+        pooling: str = "mean",  # Or `cls`
         batch_size: int = 64,  # Sentences at a time
     ) -> np.ndarray:  # [sentences, H]
         "One vector a sentence."

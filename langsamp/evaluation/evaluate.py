@@ -16,12 +16,20 @@ import pandas as pd
 from ..core.errors import UserError, did_you_mean
 from ..core.files import content_hash
 from ..encoding.open_encoder import Encoder, open_encoder
-from .bitext import bitexts
-from .datasets import Labelled, labelled_sets
+from .bitext import load_bitexts
+from .datasets import LabelledDataset, load_labelled
 from .finetune import PRESETS, FineTuning, fine_tune
-from .linear_probe import fit_probe, frozen
+from .linear_probe import fit_probe, train_probe
 from .metrics import SCORES
-from .results import COLUMNS, Results, Unit, answer, code_of, evaluations_of, open_results
+from langsamp.evaluation.results import (
+    COLUMNS,
+    Results,
+    Unit,
+    open_results,
+    protocol_version,
+    record_request,
+    results_folder,
+)
 from .retrieval import encode_bitexts, retrieval_rows
 from ..params.evaluate import RETRIEVAL, EvaluationParams
 
@@ -40,7 +48,7 @@ def _settings(p: EvaluationParams, task: str, encoder: Encoder) -> dict[str, Any
         "fine-tuned": {"layer": -1, "how": asdict(_how(p, task)) if way == "fine-tuned" else {}},
     }
     common = {"task": task, "way": way, "source": p.source_language, "encoder": encoder.identity}
-    return common | of_way[way] | {"code": code_of(way)}
+    return common | of_way[way] | {"code": protocol_version(way)}
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #d8e62f31
 def _chosen(
@@ -55,23 +63,27 @@ def _chosen(
     return [one for one in found if not languages or {one.name, code(one)} & set(languages)], absent
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #6569cf18
-Answer = tuple[list[dict[str, Any]], list[str]]  # Rows as `answer` gives them; warnings about what cannot be asked
+Answer = tuple[
+    list[dict[str, Any]], list[str]
+]  # Rows as `record_request` gives them; warnings about what cannot be asked
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #d40d4012
 def _ask_retrieval(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> Answer:
     "Ask what is missing."
-    found, warnings = bitexts(task, p.data_dir, p.source_language)
+    found, warnings = load_bitexts(task, p.data_dir, p.source_language)
     chosen, absent = _chosen(task, found, p.languages, lambda bitext: bitext.target)
     units: dict[str, Unit] = {bitext.name: (bitext.name, 0, content_hash(asdict(bitext))) for bitext in found}
     waiting = [bitext for bitext in chosen if units[bitext.name] not in results]
     for bitext, source_NH, target_NH in encode_bitexts(waiting, lambda texts: encoder.encode(texts, p.layer)):
         where = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
         results.add(units[bitext.name], [where | row for row in retrieval_rows(source_NH, target_NH, p.similarity)])
-    rows = answer(results, [units[bitext.name] for bitext in chosen], content_hash(sorted(units.values())))
+    rows = record_request(results, [units[bitext.name] for bitext in chosen], content_hash(sorted(units.values())))
     return rows, warnings + absent
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #14ef8f6e
-def _source_set(found: Sequence[Labelled], task: str, source: str, warnings: Sequence[str] = ()) -> Labelled:
+def _source_set(
+    found: Sequence[LabelledDataset], task: str, source: str, warnings: Sequence[str] = ()
+) -> LabelledDataset:
     "The first set of the source language that can be trained and chosen on; an error repeats what was wrong with it."
     able = [one for one in found if {"train", "dev"} <= one.splits.keys()]
     if ours := [one for one in able if one.code == source]:
@@ -84,13 +96,13 @@ def _source_set(found: Sequence[Labelled], task: str, source: str, warnings: Seq
 Predict = Callable[[Sequence[Any]], list[list[Any]]]  # Texts -> labels, for each of some seeds
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #5487136d
-def _frozen(p: EvaluationParams, task: str, encoder: Encoder, source: Labelled, seeds: Sequence[int]) -> Predict:
+def _frozen(p: EvaluationParams, task: str, encoder: Encoder, source: LabelledDataset, seeds: Sequence[int]) -> Predict:
     "Linear heads on one reading."
     train, dev = source.splits["train"], source.splits["dev"]
-    select_by = PRESETS[task].metric_for_best_model
-    first = frozen(encoder.model, encoder.tokenizer, train, dev, p.layer, seeds[0], select_by)
+    metric_for_best_model = PRESETS[task].metric_for_best_model
+    first = train_probe(encoder.model, encoder.tokenizer, train, dev, p.layer, seeds[0], metric_for_best_model)
     read = [(first.read(split.texts), split.labels) for split in (train, dev)] if seeds[1:] else []
-    heads = [first, *(fit_probe(first.read, *read, seed, select_by) for seed in seeds[1:])]
+    heads = [first, *(fit_probe(first.read, *read, seed, metric_for_best_model) for seed in seeds[1:])]
 
     def predict(texts: Sequence[Any]) -> list[list[Any]]:
         vectors = first.read(texts)
@@ -99,7 +111,9 @@ def _frozen(p: EvaluationParams, task: str, encoder: Encoder, source: Labelled, 
     return predict
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #1515de4c
-def _fine_tuned(p: EvaluationParams, task: str, encoder: Encoder, source: Labelled, seeds: Sequence[int]) -> Predict:
+def _fine_tuned(
+    p: EvaluationParams, task: str, encoder: Encoder, source: LabelledDataset, seeds: Sequence[int]
+) -> Predict:
     "The whole encoder, by the paper's hyperparameters and the changes to them; one seed."
     splits = source.splits["train"], source.splits["dev"]
     tuned = fine_tune(encoder.model, encoder.tokenizer, *splits, _how(p, task), seeds[0])
@@ -127,9 +141,9 @@ def _groups(p: EvaluationParams) -> list[list[int]]:
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #7f884805
 def _ask_group(
-    p: EvaluationParams, task: str, encoder: Encoder, source: Labelled, results: Results,
+    p: EvaluationParams, task: str, encoder: Encoder, source: LabelledDataset, results: Results,
     units: Mapping[str, Sequence[Unit]],  # Of each set, one a seed
-    waiting: Sequence[Labelled],  # The sets that lack some
+    waiting: Sequence[LabelledDataset],  # The sets that lack some
 ) -> None:  # fmt: skip
     "Train some seeds together, and ask them."
     seeds = [seed for _, seed, _ in units[waiting[0].name]]
@@ -145,7 +159,7 @@ def _ask_group(
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #023de345
 def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Results) -> Answer:
     "Ask what is missing."
-    found, warnings = labelled_sets(task, p.data_dir)
+    found, warnings = load_labelled(task, p.data_dir)
     if not found:
         return [], warnings
     source = _source_set(found, task, p.source_language, warnings)
@@ -160,7 +174,7 @@ def _ask_labelled(p: EvaluationParams, task: str, encoder: Encoder, results: Res
         if waiting := [one for one in targets if any(unit not in results for unit in units[one.name])]:
             _ask_group(p, task, encoder, source, results, units, waiting)
         asked += [unit for one in targets for unit in units[one.name]]
-    return answer(results, asked, content_hash(sorted(data.items()))), warnings + absent
+    return record_request(results, asked, content_hash(sorted(data.items()))), warnings + absent
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #a3d0f593
 def evaluate(
@@ -169,7 +183,7 @@ def evaluate(
 ) -> tuple[pd.DataFrame, list[str]]:  # Columns as in `read_results`; warnings
     "Ask an encoder what it was not asked before, and return what was asked for."
     encoder, found, warnings = open_encoder(p.encoder, outputs), [], []
-    home = evaluations_of(encoder.identity, outputs)
+    home = results_folder(encoder.identity, outputs)
     for task in p.tasks:
         settings = _settings(p, task, encoder)
         with open_results(home, settings, p.encoder) as results:
