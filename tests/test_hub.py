@@ -89,7 +89,7 @@ def describe(folder: Path, **paths: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".arrow", ".ipc.arrow", ".jsonl", ".jsonl.gz"])
-def test_every_row_is_a_line(tmp_path, ending):
+def test_every_row_becomes_a_line(tmp_path, ending):
     file = write(tmp_path / f"a{ending}", TEXTS, index=list(range(len(TEXTS))))
     copy_texts([file], "test", tmp_path / "kept", rows_per_part=3)
     parts = sorted((tmp_path / "kept").glob("part-*"))
@@ -178,7 +178,7 @@ def test_sigkill_costs_a_part_and_changes_no_byte(glot, tmp_path):
         assert find_damage(two) == ""
 
 
-def test_a_rerun_reads_no_row_and_a_change_is_read(glot, tmp_path):
+def test_rerun_reads_no_row_and_changes_are_read(glot, tmp_path):
     first, _ = hub_sources(str(glot), [], tmp_path)
     with patch.object(hub, "open_rows", side_effect=AssertionError("a finished language was opened")):
         assert hub_sources(str(glot), [], tmp_path)[0] == first
@@ -190,7 +190,7 @@ def test_a_rerun_reads_no_row_and_a_change_is_read(glot, tmp_path):
     assert lines_of([again["wol_Latn"][0].path]) == ["ñett"], "a lost part was not written again"
 
 
-def test_what_is_missing_or_foreign_is_named(glot, tmp_path):
+def test_missing_and_unexpected_configs_are_reported(glot, tmp_path):
     for name in ("notes", "en_Latn", "tel_Telu", ".cache", "cmn_Hans", "cmn_Hani"):
         (glot / name).mkdir()
     write(glot / "cmn_Hans/a.jsonl", ["一"])
@@ -213,7 +213,7 @@ def test_what_is_missing_or_foreign_is_named(glot, tmp_path):
         hub_sources(str(glot), ["tel_Telu"], tmp_path)
 
 
-def test_two_folders_of_one_name_stay_apart(glot, tmp_path):
+def test_two_folders_of_one_name_stay_separate(glot, tmp_path):
     write(tmp_path / "other/Glot500/wol_Latn/a.jsonl", ["juróom"])
     hub_sources(str(glot), ["wol_Latn"], tmp_path)
     hub_sources(str(tmp_path / "other/Glot500"), ["wol_Latn"], tmp_path)
@@ -232,7 +232,7 @@ def test_two_folders_of_one_name_stay_apart(glot, tmp_path):
         ("a.arrow", b"ARROW1 and nothing", r"a.arrow cannot be read"),
     ],
 )
-def test_a_broken_file_is_placed(tmp_path, name, content, message):
+def test_broken_file_is_located(tmp_path, name, content, message):
     (tmp_path / "glot/wol_Latn").mkdir(parents=True)
     (tmp_path / "glot/wol_Latn" / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -343,7 +343,7 @@ def ask(name: str, folder: Path, **environment: str):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_hub_gives_what_a_clone_gives(glot, endpoint, tmp_path):
+def test_hub_and_local_clone_agree(glot, endpoint, tmp_path):
     sources, warnings = ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT=endpoint)
     clone, complaints_of_clone = hub_sources(str(glot), [], tmp_path / "clone", 4)
     assert warnings == ["cis-lmu/Glot500 has no file for tel_Telu"] and len(complaints_of_clone) == 1
@@ -358,7 +358,7 @@ def test_the_hub_gives_what_a_clone_gives(glot, endpoint, tmp_path):
     assert not Hub.asked, "a finished dataset asked the hub again"
 
 
-def test_every_refusal_of_the_hub_has_a_mend(glot, endpoint, tmp_path):
+def test_every_hub_error_has_a_hint(glot, endpoint, tmp_path):
     login = "hf auth login"
     assert login in ask("cis-lmu/Unknown", tmp_path, HF_ENDPOINT=endpoint)
     assert login in ask("cis-lmu/Gated", tmp_path, HF_ENDPOINT=endpoint)

@@ -86,7 +86,7 @@ def debian(path: Path, files: dict[str, bytes], ending: str = "xz", root: str = 
 
 
 @pytest.mark.parametrize("ending", ["xz", "gz", "zst"])
-def test_a_package_and_a_tree_hold_the_same_messages(files, tree, tmp_path, ending):
+def test_package_and_tree_have_the_same_messages(files, tree, tmp_path, ending):
     "However Debian packs it; `extensions-core` is Debian's name of `extensions`."
     package = debian(tmp_path / "mediawiki_1_all.deb", files, ending)
     assert sorted(package_files(package)) == sorted(tree_files(tree))
@@ -94,7 +94,7 @@ def test_a_package_and_a_tree_hold_the_same_messages(files, tree, tmp_path, endi
 
 
 @pytest.mark.parametrize("root", ["./usr/share/mediawiki/../../../../", "/", "../"])
-def test_a_path_that_leaves_the_package_is_refused(files, tmp_path, root):
+def test_path_outside_the_package_is_an_error(files, tmp_path, root):
     package = debian(tmp_path / "mediawiki_1_all.deb", files, root=root)
     with pytest.raises(UserError, match="lies outside the package; delete it"):
         list(package_files(package))
@@ -102,14 +102,14 @@ def test_a_path_that_leaves_the_package_is_refused(files, tmp_path, root):
 
 
 @pytest.mark.parametrize("length", [0, 7, 30, 68, 300, -200])
-def test_a_broken_package_says_how_to_mend_it(files, tmp_path, length):
+def test_broken_package(files, tmp_path, length):
     package = debian(tmp_path / "mediawiki_1_all.deb", files)
     package.write_bytes(package.read_bytes()[:length])
     with pytest.raises(UserError, match="delete it and run again"):
         list(package_files(package))
 
 
-def test_a_wrong_checksum_is_refused_and_another_version_is_not(files, tmp_path):
+def test_checksum_of_the_known_version(files, tmp_path):
     "The tested version must be the tested bytes; of another one the manifest keeps name and checksum."
     other = debian(tmp_path / "mediawiki_1%3a1.43.1_all.deb", files)
     assert fetch_mediawiki(tmp_path) == other
@@ -120,13 +120,13 @@ def test_a_wrong_checksum_is_refused_and_another_version_is_not(files, tmp_path)
         fetch_mediawiki(tmp_path)
 
 
-def test_without_apt_the_message_names_the_other_way(tmp_path, monkeypatch):
+def test_missing_apt_suggests_a_source_tree(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"no apt-get .* give a source tree of MediaWiki .* `mediawiki:"):
         fetch_mediawiki(tmp_path)
 
 
-def test_a_failing_apt_says_to_update_its_lists(tmp_path, monkeypatch):
+def test_failing_apt_suggests_an_update(tmp_path, monkeypatch):
     apt = tmp_path / "bin/apt-get"
     apt.parent.mkdir()
     apt.write_text("#!/bin/sh\necho 'E: Unable to locate package' >&2\nexit 100\n")
@@ -136,7 +136,7 @@ def test_a_failing_apt_says_to_update_its_lists(tmp_path, monkeypatch):
         fetch_mediawiki(tmp_path / "cache")
 
 
-def test_a_folder_that_is_no_mediawiki(tmp_path):
+def test_folder_that_is_not_mediawiki(tmp_path):
     with pytest.raises(UserError, match="give the folder that holds languages/i18n/en.json"):
         mediawiki_corpus(tmp_path, tmp_path / "cache")
 
@@ -210,7 +210,7 @@ def test_held_out_keys_are_the_same_in_every_language(tree, tmp_path):
     assert parallel_messages(folder, least=100) == {}
 
 
-def test_ambiguous_and_gappy_english_is_not_held_out():
+def test_ambiguous_or_incomplete_english_is_not_held_out():
     english = [
         "the same five words here",
         "the same five words here",
@@ -223,7 +223,7 @@ def test_ambiguous_and_gappy_english_is_not_held_out():
     assert mark_held_out(table, share=1.0).held_out.tolist() == [False, False, True, False, False]
 
 
-def test_nothing_held_out_is_learnt(tree, tmp_path):
+def test_held_out_messages_are_not_in_train(tree, tmp_path):
     "Also where another key has the same text."
     sources, warnings = find_sources(mediawiki_corpus(tree, tmp_path) / "text")
     assert warnings == []
@@ -242,7 +242,7 @@ def test_two_builds_are_equal_byte_for_byte(files, tree, tmp_path):
     assert find_damage(mediawiki_corpus(tree, tmp_path / "a")) == "" and (one / "manifest.json").read_bytes() == whole
 
 
-def test_a_changed_tree_is_another_corpus(tree, tmp_path):
+def test_changed_tree_gives_another_corpus(tree, tmp_path):
     changed = shutil.copytree(tree, tmp_path / "changed")
     (changed / "languages/i18n/fr.json").write_text(json.dumps({"key-1": "Une page de plus"}))
     assert mediawiki_corpus(changed, tmp_path).name != mediawiki_corpus(tree, tmp_path).name

@@ -38,7 +38,7 @@ def runs(corpus, outputs) -> dict[str, Path]:
     return {packing: outputs / f"packed-{packing}" for packing in WAYS}
 
 
-def test_the_two_ways_are_two(runs):
+def test_the_two_packings_differ(runs):
     "Other first loss, other tokens, other weights, other validation."
     first = {packing: tiny.metrics_of(run) for packing, run in runs.items()}
     for name in ("validation_loss", "loss", "tokens"):
@@ -73,7 +73,7 @@ def test_a_run_cannot_change_its_packing(corpus, outputs, runs):
 
 
 @both
-def test_the_report_of_a_run_says_what_it_read(runs, packing):
+def test_the_run_report_describes_its_packing(runs, packing):
     "Sequences, how full they are, how far a token sees and how many sentences were cut, as counted by hand."
     report = read_json(runs[packing] / "corpus.json")["sequences"]
     p, corpus = open_run(runs[packing])
@@ -91,7 +91,7 @@ def test_the_report_of_a_run_says_what_it_read(runs, packing):
 
 
 @both
-def test_all_that_reads_a_run_reads_it_packed_alike(runs, packing):
+def test_every_reader_of_a_run_uses_its_packing(runs, packing):
     "Masked tokens of the unigram figure are those of the validation, and epochs count the sequences."
     p, corpus = open_run(runs[packing])
     validated = tiny.metrics_of(runs[packing])[0]["by_language_script"]
@@ -103,7 +103,7 @@ def test_all_that_reads_a_run_reads_it_packed_alike(runs, packing):
 
 
 @both
-def test_a_plan_foretells_the_tokens_of_the_run(runs, outputs, packing):
+def test_plan_predicts_the_tokens_of_the_run(runs, outputs, packing):
     "Within what the drawing of sequences that are not all as full varies."
     p, _ = open_run(runs[packing])
     file = tiny.write_params(outputs / f"plan-{packing}.yaml", p)
@@ -141,7 +141,7 @@ def borders_hold(model, data, packing: str) -> float:
 
 
 @torch.no_grad()
-def test_no_token_attends_across_a_border(corpus, outputs):
+def test_no_token_attends_to_another_sentence(corpus, outputs):
     "As the loop feeds it, a packed sequence costs what its sentences cost alone; a window on the stream does not."
     found = {}
     for packing in WAYS:
@@ -168,7 +168,7 @@ def test_a_model_with_a_window_keeps_it():
         check_blocked(modernbert, 64)
 
 
-def test_a_model_that_cannot_is_refused_before_training(corpus, outputs, tmp_path):
+def test_unsupported_model_is_an_error_before_training(corpus, outputs, tmp_path):
     "With the mend; and the mend works."
     sizes = {**SMALL, "vocab_size": 300}
     AutoModelForMaskedLM.from_config(MPNetConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "m")
@@ -180,7 +180,7 @@ def test_a_model_that_cannot_is_refused_before_training(corpus, outputs, tmp_pat
     assert pretrain(p, outputs)["step"] == 2
 
 
-def test_attention_is_told_by_the_kind_of_sequences(corpus, outputs):
+def test_attention_follows_the_kind_of_sequences(corpus, outputs):
     "The loop's mask has pairs for packed sentences, and padding alone for a stream."
     for packing, dimensions in (("sentences", 4), ("stream", 2)):
         p = tiny.params_of(corpus, packing=packing)
@@ -199,7 +199,7 @@ def test_attention_is_told_by_the_kind_of_sequences(corpus, outputs):
 # Kept beside the shards
 
 
-def test_text_that_was_made_again_is_packed_again(corpus, tmp_path):
+def test_changed_text_is_packed_again(corpus, tmp_path):
     "A packing knows the text it was made from: places in another one would be wrong without looking wrong."
     p = tiny.params_of(corpus)
     prepared = prepare(p, tmp_path)
@@ -212,7 +212,7 @@ def test_text_that_was_made_again_is_packed_again(corpus, tmp_path):
     assert (packing_path(shard, size) / "train.starts").read_bytes() != before
 
 
-def test_tasks_of_an_array_pack_their_shards(corpus, tmp_path):
+def test_array_tasks_pack_their_shards(corpus, tmp_path):
     "What the array wrote is found by the run, packings too."
     p = tiny.params_of(corpus)
     for task in range(2):
@@ -222,7 +222,7 @@ def test_tasks_of_an_array_pack_their_shards(corpus, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "data/packed").rglob("*")} and before
 
 
-def test_packings_of_two_processes_are_those_of_one(corpus, tmp_path, monkeypatch):
+def test_packing_does_not_depend_on_the_number_of_processes(corpus, tmp_path, monkeypatch):
     "Byte for byte."
     p, found = tiny.params_of(corpus), []
     for processes in (1, 2):

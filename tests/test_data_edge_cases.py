@@ -56,7 +56,7 @@ CARD = "---\nconfigs:\n- config_name: wol_Latn\n  data_files: [{split: train, pa
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 @pytest.mark.parametrize("card", [False, True], ids=["folders", "card"])
-def test_a_dataset_folder_of_any_name_is_read(tmp_path, name, card):
+def test_dataset_folder_with_any_name(tmp_path, name, card):
     "The folder itself, and not a neighbour that its name would match as a pattern."
     write(tmp_path / name / "wol_Latn/train/a.jsonl", jsonl("benn"))
     write(tmp_path / name / "wol_Latn/test/b.jsonl", jsonl("test"))
@@ -67,20 +67,20 @@ def test_a_dataset_folder_of_any_name_is_read(tmp_path, name, card):
     assert read_hub(tmp_path / name, tmp_path / "home") == ({"wol_Latn": ["benn"]}, [])
 
 
-def test_files_inside_a_dataset_may_have_any_name(tmp_path):
+def test_dataset_files_with_any_name(tmp_path):
     write(tmp_path / "glot/wol_Latn/a::b [1]/c::d*.jsonl", jsonl("benn"))
     write(tmp_path / "glot/wol_Latn/train::e.jsonl.gz", "")
     (tmp_path / "glot/wol_Latn/train::e.jsonl.gz").write_bytes(gzip.compress(jsonl("ñaar").encode()))
     assert read_hub(tmp_path / "glot", tmp_path / "home") == ({"wol_Latn": ["benn", "ñaar"]}, [])
 
 
-def test_the_end_of_a_name_tells_the_format_not_its_folder(tmp_path):
+def test_format_is_taken_from_the_file_suffix(tmp_path):
     (tmp_path / "from a.jsonl/wol_Latn").mkdir(parents=True)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["benn"]}), tmp_path / "from a.jsonl/wol_Latn/a.parquet")
     assert read_hub(tmp_path / "from a.jsonl", tmp_path / "home") == ({"wol_Latn": ["benn"]}, [])
 
 
-def test_a_plus_in_the_path_of_a_corpus_joins_nothing(tmp_path, monkeypatch):
+def test_plus_in_a_corpus_path(tmp_path, monkeypatch):
     monkeypatch.setenv("LANGSAMP_CACHE", str(tmp_path / "cache"))
     write(tmp_path / "a+b/wol_Latn/a.jsonl", jsonl("benn"))
     write(tmp_path / "c+d/wol_Latn.txt", "benn\n")
@@ -89,13 +89,13 @@ def test_a_plus_in_the_path_of_a_corpus_joins_nothing(tmp_path, monkeypatch):
         assert list(sources) == ["wol_Latn"] and warnings == []
 
 
-def test_a_cache_folder_of_any_name_keeps_the_text(tmp_path):
+def test_cache_folder_with_any_name(tmp_path):
     write(tmp_path / "glot/wol_Latn/a.jsonl", jsonl("benn"))
     for name in ODD_NAMES:
         assert read_hub(tmp_path / "glot", tmp_path / name) == ({"wol_Latn": ["benn"]}, [])
 
 
-def test_a_broken_row_below_such_a_folder_is_placed_there(tmp_path):
+def test_broken_row_is_located(tmp_path):
     "Not in the folder of links by which the files were found."
     file = tmp_path / "data [v2]" / "wol_Latn/a.jsonl"
     write(file, jsonl("benn") + '{"text":\n')
@@ -103,7 +103,7 @@ def test_a_broken_row_below_such_a_folder_is_placed_there(tmp_path):
     assert f"{file}:2: " in warning
 
 
-def test_a_temporary_folder_that_is_a_pattern_is_named(tmp_path, monkeypatch):
+def test_temporary_folder_that_is_a_glob_pattern(tmp_path, monkeypatch):
     (tmp_path / "tmp [1]").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp [1]"))
     write(tmp_path / "a::b/wol_Latn/a.jsonl", jsonl("benn"))
@@ -121,7 +121,7 @@ def test_a_temporary_folder_that_is_a_pattern_is_named(tmp_path, monkeypatch):
         ({"wol_Latn/.hidden": ""}, "has no file for wol_Latn"),
     ],
 )
-def test_no_rows_is_said_of_files_that_were_read_only(tmp_path, files, message):
+def test_no_rows_is_reported_only_for_files_that_were_read(tmp_path, files, message):
     write(tmp_path / "glot/eng_Latn/a.jsonl", jsonl("one"))
     for name, text in files.items():
         write(tmp_path / "glot" / name, text)
@@ -134,7 +134,7 @@ def test_no_rows_is_said_of_files_that_were_read_only(tmp_path, files, message):
     assert message in str(error.value)
 
 
-def test_a_file_in_another_format_beside_those_that_are_read_is_named(tmp_path):
+def test_files_in_other_formats_are_reported(tmp_path):
     write(tmp_path / "glot/wol_Latn/a.jsonl", jsonl("benn"))
     write(tmp_path / "glot/wol_Latn/b.csv", "text\nñaar\n")
     for name in ("state.json", "dataset_info.json", "README.md"):
@@ -144,7 +144,7 @@ def test_a_file_in_another_format_beside_those_that_are_read_is_named(tmp_path):
     assert data_files(str(tmp_path / "glot"), "wol_Latn")[1] == ["b.csv"]
 
 
-def test_configurations_of_one_language_script_are_joined_and_that_is_said(tmp_path):
+def test_configs_of_one_language_script_are_merged_with_a_notice(tmp_path):
     for name in ("zho_Hans", "zho_Hant"):
         write(tmp_path / f"glot/{name}/a.jsonl", jsonl(name))
     found, (warning,) = read_hub(tmp_path / "glot", tmp_path / "home")
@@ -153,7 +153,7 @@ def test_configurations_of_one_language_script_are_joined_and_that_is_said(tmp_p
 
 
 @pytest.mark.parametrize("name", [*ODD_NAMES, "a**b"])
-def test_a_tokenizer_folder_of_any_name_is_opened_once(tmp_path, monkeypatch, name):
+def test_tokenizer_folder_with_any_name_is_opened_once(tmp_path, monkeypatch, name):
     "The second time it is found where it is kept."
     words = Tokenizer(WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "go": 5}, unk_token="<unk>"))
     special = dict(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>", mask_token="<mask>")
@@ -167,7 +167,7 @@ def test_a_tokenizer_folder_of_any_name_is_opened_once(tmp_path, monkeypatch, na
 
 
 @pytest.mark.parametrize("blank", ["\n", "\r\n", "  \t\n"])
-def test_blank_lines_of_json_are_skipped(tmp_path, blank):
+def test_blank_json_lines_are_skipped(tmp_path, blank):
     "Wherever they stand, and the numbers of rows and lines stay right."
     text = blank + jsonl("benn") + blank + blank + jsonl("ñaar", None) + blank
     file = tmp_path / "glot/wol_Latn/a.jsonl"
@@ -209,12 +209,12 @@ def sentences_of(folder: Path, text: str | bytes) -> tuple[list[str], list[str]]
         "0.1\t_\t_\tVERB\n",
     ],
 )
-def test_sentences_without_a_blank_line_between_are_two(tmp_path, between):
+def test_missing_blank_line_between_sentences(tmp_path, between):
     text = f"# sent_id = 1\n# text = One two\n{conllu('One', 'two')}{between}{conllu('Three', 'four')}"
     assert sentences_of(tmp_path, text) == (["One two", "Three four"], [])
 
 
-def test_a_new_sent_id_ends_a_sentence_whatever_the_number_after_it(tmp_path):
+def test_new_sent_id_ends_a_sentence(tmp_path):
     "The second sentence then begins with a number that is not its own, and only that one is left out."
     text = conllu("One", "two") + "# sent_id = 2\n" + conllu("four", first=2) + "\n" + conllu("Five")
     assert sentences_of(tmp_path, text) == (
@@ -246,7 +246,7 @@ def test_ranges_and_empty_nodes_do_not_end_a_sentence(tmp_path):
         (b"2\ttw\xf3\t_\tNOUN", "not UTF-8"),
     ],
 )
-def test_a_line_that_is_no_word_costs_its_sentence(tmp_path, line, reason):
+def test_malformed_line_drops_its_sentence(tmp_path, line, reason):
     "It is placed, and the sentences around it are read."
     raw = line if isinstance(line, bytes) else line.encode()
     before, after = conllu("Before"), "\n" + conllu("After", "all")
@@ -256,7 +256,7 @@ def test_a_line_that_is_no_word_costs_its_sentence(tmp_path, line, reason):
     assert warning.startswith("4: ") and reason in warning and warning.endswith("; the sentence is left out")
 
 
-def test_words_counted_from_nought_are_not_understood(tmp_path):
+def test_word_numbers_starting_at_zero_are_rejected(tmp_path):
     "The first word must not be lost in silence."
     found, (warning,) = sentences_of(tmp_path, conllu("One", "two", first=0))
     assert found == [] and warning.startswith("1: word 0 where word 1 should be")
@@ -268,7 +268,7 @@ def test_many_bad_lines_are_counted(tmp_path):
     assert found == [] and len(warnings) == 6 and "30 times something is left out" in warnings[-1]
 
 
-def test_no_word_moves_to_another_sentence(tmp_path):
+def test_words_stay_in_their_sentence(tmp_path):
     "Whichever line is lost, doubled or garbled; and a sentence that lost more than its end is reported."
     lines = f"{conllu('a', 'b', 'c')}\n{conllu('d', 'e')}\n{conllu('f', 'g', 'h')}".split("\n")
     for i, line in enumerate(lines[:-1]):
@@ -288,7 +288,7 @@ WIKIANN = "sl:Ana\tB-PER\nsl:spi\tO\n\n{}\nsl:tu\tO\n\nsl:Bo\tB-PER\n"
 @pytest.mark.parametrize(
     "line", ["sl:Eva", "sl:Eva\t", "Eva\tB-PER", "sl:\tB-PER", "sl: \tB-PER", "\tB-PER", b"sl:E\xff\tO"]
 )
-def test_a_word_without_a_tag_costs_its_sentence(tmp_path, line):
+def test_missing_tag_drops_its_sentence(tmp_path, line):
     head, tail = WIKIANN.encode().split(b"{}")
     for split in ("train", "dev", "test"):
         write(tmp_path / f"wikiann/sl/{split}", "sl:da\tO\n")
@@ -300,7 +300,7 @@ def test_a_word_without_a_tag_costs_its_sentence(tmp_path, line):
 
 
 @pytest.mark.parametrize("task", ["ud", "ner"])
-def test_an_empty_word_is_a_complaint_with_file_and_line(tmp_path, task):
+def test_empty_word_is_reported_with_file_and_line(tmp_path, task):
     ending = {"ud": "conllu", "ner": "iob2"}[task]
     folder = tmp_path / task / "UD_Wolof-WTB"
     tag = {"ud": "_\tX", "ner": "O"}[task]
@@ -311,7 +311,7 @@ def test_an_empty_word_is_a_complaint_with_file_and_line(tmp_path, task):
 
 
 @pytest.mark.parametrize("text", [["Ab", ""], ["Ab", " "], ["Ab", None], None, "Ab", ["Ab"]])
-def test_examples_with_an_empty_word_are_left_out_wherever_they_come_from(text):
+def test_examples_with_an_empty_word_are_dropped(text):
     found, (warning,) = validate_labels("ud", "wo test", [text, ["Bu"]], [["X", "X"], ["X"]])
     assert found == LabelledTexts([["Bu"]], [["X"]]) and warning.startswith("wo test: left out, ")
 
@@ -335,7 +335,7 @@ ROWS = [b"index_id\tcategory\ttext", b"1\tsports\tOne", b"2\tsports\tTwo", b"3\t
         (b'9\tsports\t"Nine\n\xff"', "4: not UTF-8"),
     ],
 )
-def test_a_bad_row_of_a_table_costs_itself(tmp_path, row, reason):
+def test_bad_table_row_is_dropped(tmp_path, row, reason):
     for split in ("train", "dev", "test"):
         path = write(tmp_path / f"sib200/wol_Latn/{split}.tsv", "")
         path.write_bytes(b"\n".join(ROWS) + b"\n")
@@ -347,7 +347,7 @@ def test_a_bad_row_of_a_table_costs_itself(tmp_path, row, reason):
     assert len(part.sentences) == 9 and warnings == [warning]
 
 
-def test_a_quotation_that_never_ends_keeps_what_was_before_it(tmp_path):
+def test_unclosed_quotation_keeps_earlier_rows(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_bytes(b"\n".join([*ROWS[:2], b'9\tsports\t"Nine', *ROWS[2:]]) + b"\n")
     found = tsv_rows(path, bad=(bad := BadLines(path)))
@@ -356,7 +356,7 @@ def test_a_quotation_that_never_ends_keeps_what_was_before_it(tmp_path):
     assert warning.startswith(f"{path}:3: no row of a table (") and warning.endswith("left out up to line 5")
 
 
-def test_a_line_of_tatoeba_that_is_not_utf8_costs_its_pair(tmp_path):
+def test_invalid_utf8_in_tatoeba_drops_its_pair(tmp_path):
     write(tmp_path / "tatoeba/tatoeba.fra-eng.eng", "One.\nTwo.\nThree.\n")
     path = tmp_path / "tatoeba/tatoeba.fra-eng.fra"
     path.write_bytes(b"Un.\nD\xe9ux.\nTrois.\n")
@@ -368,14 +368,14 @@ def test_a_line_of_tatoeba_that_is_not_utf8_costs_its_pair(tmp_path):
 
 
 @pytest.mark.parametrize(("english", "other"), [("\n", ""), ("", "\n \n"), ("\n\n", "\n")])
-def test_blank_lines_at_the_end_of_one_side_of_tatoeba_are_none(tmp_path, english, other):
+def test_trailing_blank_lines_in_tatoeba(tmp_path, english, other):
     write(tmp_path / "tatoeba/tatoeba.fra-eng.eng", f"One.\nTwo.\n{english}")
     write(tmp_path / "tatoeba/tatoeba.fra-eng.fra", f"Un.\nDeux.\n{other}")
     (bitext,), warnings = load_bitexts("tatoeba", tmp_path)
     assert bitext.target_texts == ["Un.", "Deux."] and not any("fra has 2 lines for" in said for said in warnings)
 
 
-def test_a_verse_of_taxi1500_that_cannot_be_read_costs_itself(tmp_path):
+def test_unreadable_taxi1500_verse_is_dropped(tmp_path):
     rows = "40001001\tFaith\tThe book\n40001002\tFaith\nMat 1\tSin\tNo\n40001003\tSin\tJuda\n"
     for split in ("train", "dev", "test"):
         write(tmp_path / f"taxi1500/eng_{split}.tsv", rows)
@@ -385,13 +385,13 @@ def test_a_verse_of_taxi1500_that_cannot_be_read_costs_itself(tmp_path):
     assert any("eng_test.tsv:3: `Mat 1` is no verse" in warning for warning in warnings)
 
 
-def test_own_text_says_how_much_of_it_was_left_out(tmp_path):
+def test_dropped_lines_of_a_text_folder_are_reported(tmp_path):
     write(tmp_path / "own/wol_Latn.txt", "Dem na.\n" + "".join(f"Привет {i}\n" for i in range(9)))
     (part,), warnings = evaluation_sentences(f"folder:{tmp_path / 'own'}")
     assert part.sentences == ["Dem na."] and "wol_Latn: 9 lines in all are left out: another script" in warnings
 
 
-def test_own_text_in_two_spellings_of_a_script_is_joined_and_that_is_said(tmp_path):
+def test_two_spellings_of_a_script_are_merged_with_a_notice(tmp_path):
     "One rule for a corpus folder, a dataset and evaluation text."
     for name in ("zho_Hans", "zho_Hant"):
         write(tmp_path / f"own/{name}.txt", f"{'走來'[name == 'zho_Hant']}\n")
@@ -429,7 +429,7 @@ def test_one_odd_verse_does_not_decide_the_layout(tmp_path, odd):
 
 
 @pytest.mark.parametrize("vref", ["", VREF])
-def test_a_numbered_bible_is_read_beside_a_list_of_verses_too(tmp_path, vref):
+def test_numbered_bible_beside_vref(tmp_path, vref):
     "And one line without a number costs itself."
     lines = [f"{number}\t{text}" for number, text in zip(IDS, VERSES)]
     assert read_bible(tmp_path, lines, vref) == (dict(zip(IDS, VERSES)), [])
@@ -441,13 +441,13 @@ def test_a_numbered_bible_is_read_beside_a_list_of_verses_too(tmp_path, vref):
 
 
 @pytest.mark.parametrize("end", ["\n", "\n\n\n", "  \n"])
-def test_blank_lines_too_many_at_the_end_are_none(tmp_path, end):
+def test_trailing_blank_lines_in_an_aligned_bible(tmp_path, end):
     "Of a Bible, and of the list of verses."
     assert read_bible(tmp_path, [*VERSES, *end.split("\n")[:-1]]) == (dict(zip(IDS, VERSES)), [])
     assert read_bible(tmp_path, VERSES, VREF + end) == (dict(zip(IDS, VERSES)), [])
 
 
-def test_a_line_too_many_or_too_few_elsewhere_is_refused(tmp_path):
+def test_line_count_must_match_vref(tmp_path):
     for lines in ([*VERSES[:2], "", *VERSES[2:]], VERSES[1:], [*VERSES, "More"]):
         found, (warning,) = read_bible(tmp_path, lines)
         assert found == {} and f"has {len(lines)} lines and its vref.txt 6" in warning
@@ -455,14 +455,14 @@ def test_a_line_too_many_or_too_few_elsewhere_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", ["…", "—", "\u200b", "- - -", "...", "12", "\ufeff", "¶", "<range>", ""])
 @pytest.mark.parametrize("numbered", [False, True])
-def test_text_without_a_letter_is_no_verse(tmp_path, text, numbered):
+def test_verse_needs_a_letter(tmp_path, text, numbered):
     verses = [text, *VERSES[1:5], text]
     lines = [f"{number}\t{verse}" for number, verse in zip(IDS, verses)] if numbered else verses
     found, warnings = read_bible(tmp_path, lines)
     assert warnings == [] and found == dict(zip(IDS[1:5], VERSES[1:5]))
 
 
-def test_bibles_and_tatoeba_do_not_pair_what_has_no_letter(tmp_path):
+def test_pairs_need_letters(tmp_path):
     write(tmp_path / "bible/eng_Latn.txt", "40001001\tThe book\n40001002\t…\n")
     write(tmp_path / "bible/deu_Latn.txt", "40001001\tDas Buch\n40001002\tAbraham\n")
     (bitext,), _ = load_bitexts("bible", tmp_path)
@@ -473,7 +473,7 @@ def test_bibles_and_tatoeba_do_not_pair_what_has_no_letter(tmp_path):
     assert bitext.target_texts == ["Ja."] and "deu has 2 lines without a letter" in warnings[0]
 
 
-def test_a_bad_list_of_verses_is_named_with_its_line(tmp_path):
+def test_bad_vref_is_reported_with_its_line(tmp_path):
     found, (warning,) = read_bible(tmp_path, VERSES, VREF.replace("MAT 1:3", "Mat 1,3"))
     assert found == {} and warning.startswith(str(tmp_path / "bible/vref.txt:3: `Mat 1,3` is no verse"))
     assert read_bible(tmp_path, VERSES) == (dict(zip(IDS, VERSES)), []), "the mended list is not read"
@@ -483,7 +483,7 @@ def test_a_bad_list_of_verses_is_named_with_its_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_evaluation_sets_lie_in_a_folder_of_any_name(tmp_path, name):
+def test_evaluation_folder_with_any_name(tmp_path, name):
     data = tmp_path / name
     for neighbour in ("data v", "star", "what"):
         write(tmp_path / neighbour / "tatoeba/tatoeba.deu-eng.deu", "Nein.\n")
@@ -526,14 +526,14 @@ def rows(*rows: dict) -> str:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_folder_of_any_name_stands_in_for_a_dataset_on_the_hub(tmp_path, no_folder, name):
+def test_local_folder_replaces_a_hub_dataset(tmp_path, no_folder, name):
     home = publish(tmp_path / name, x=rows({"text": "Ja."}))
     publish(tmp_path / "star", x=rows({"text": "Nein."}))
     assert hub_configs(home) == ["x"] and hub_splits(home, "x") == {"test": [{"text": "Ja."}]}
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["README.md", "x.jsonl"]
 
 
-def test_a_configuration_of_tatoeba_that_cannot_be_read_costs_itself(tmp_path, monkeypatch, no_folder):
+def test_unreadable_tatoeba_config_is_dropped(tmp_path, monkeypatch, no_folder):
     "Broken JSON, a missing column; and a row without a text costs its pair."
     pair = {"sentence1": "Ja.", "sentence2": "Yes."}
     broken = rows(pair) + "{broken\n"
@@ -555,7 +555,7 @@ def test_a_configuration_of_tatoeba_that_cannot_be_read_costs_itself(tmp_path, m
         assert sum(part in warning for warning in warnings) == 1, (part, warnings)
 
 
-def test_a_configuration_of_sib200_that_cannot_be_read_costs_itself(tmp_path, monkeypatch, no_folder):
+def test_unreadable_sib200_config_is_dropped(tmp_path, monkeypatch, no_folder):
     row = {"index_id": 1, "category": "sports", "text": "Go"}
     sets = {
         "eng_Latn": rows(row),
@@ -578,7 +578,7 @@ def test_a_configuration_of_sib200_that_cannot_be_read_costs_itself(tmp_path, mo
 # Through the public command
 
 
-def test_what_is_left_out_reaches_whoever_evaluates(tmp_path, unbroken, outputs):
+def test_evaluation_reports_dropped_examples(tmp_path, unbroken, outputs):
     "Every warning about a flawed set comes back with its file and line, beside the scores of what was read."
     for split in ("train", "dev", "test"):
         table = b"\n".join([*ROWS, *ROWS[1:]]) + b"\n"
@@ -597,7 +597,7 @@ def test_what_is_left_out_reaches_whoever_evaluates(tmp_path, unbroken, outputs)
     assert set(table.task) == set(tasks) and set(table[table.task == "tatoeba"]["items"]) == {2}
 
 
-def test_what_is_wrong_with_the_source_language_is_told_where_it_stops_the_evaluation(tmp_path, unbroken, outputs):
+def test_error_in_the_source_language_stops_the_evaluation(tmp_path, unbroken, outputs):
     for language in ("eng_Latn", "fra_Latn"):
         for split in ("train", "dev", "test"):
             write(tmp_path / f"sib200/{language}/{split}.tsv", ROWS[0].decode() + "\n1\tsports\tOne\n")

@@ -79,7 +79,7 @@ def test_coverage_counts_by_hand(base, sources):
     assert found.counts_V.sum() == found.table["tokens"].sum() + 2 * found.table["lines"].sum(), "pieces were lost"
 
 
-def test_missing_characters_are_those_without_a_piece(base, sources):
+def test_missing_characters_have_no_token(base, sources):
     found = measure_coverage(sources, base)
     assert not found.missing["eng_Latn"]
     assert set(found.missing["rus_Cyrl"]) == set("".join(train_text(sources, "rus_Cyrl"))) - {" "}
@@ -104,7 +104,7 @@ def test_rare_characters_are_left_out_by_language(base, sources):
 # Extending
 
 
-def test_covered_text_is_cut_as_before(base, sources):
+def test_covered_text_is_tokenized_as_before(base, sources):
     fitted, before = fit_vocabulary(sources, base, count=150), CorpusTokenizer(base).fast
     after = fast_of(fitted.content)
     assert len(tokens_of(fitted.content)) > before.get_vocab_size(), "nothing was added"
@@ -122,7 +122,7 @@ def test_unseen_scripts_can_be_read(base, sources):
     assert longest > 2, "only characters were added"
 
 
-def test_new_pieces_have_a_missing_character_each(base, sources):
+def test_each_new_token_has_a_missing_character(base, sources):
     found = measure_coverage(sources, base)
     new, known = (
         choose_new_tokens(sources, base, found, 150),
@@ -141,12 +141,12 @@ def test_old_ids_stay(base, sources):
     assert {piece: longer.token_to_id(piece) for piece in before} == before
 
 
-def test_too_few_new_pieces_are_refused(base, sources):
+def test_too_few_new_tokens_is_an_error(base, sources):
     with pytest.raises(UserError, match="raise num_new_tokens"):
         fit_vocabulary(sources, base, count=5)
 
 
-def test_a_tokenizer_that_covers_all_gets_nothing(base, sources):
+def test_full_coverage_adds_no_tokens(base, sources):
     fitted = fit_vocabulary({"eng_Latn": sources["eng_Latn"]}, base, count=5)
     assert fitted.content == read_json(base / "tokenizer.json")
 
@@ -155,7 +155,7 @@ def test_a_tokenizer_that_covers_all_gets_nothing(base, sources):
 
 
 @pytest.mark.parametrize("kind", ["base", "wordpiece"])
-def test_pruned_pieces_map_back_exactly(kind, request, sources):
+def test_pruned_tokens_map_back_exactly(kind, request, sources):
     base = request.getfixturevalue(kind)
     latin, encoder = {"eng_Latn": sources["eng_Latn"]}, CorpusTokenizer(base)
     fitted = fit_vocabulary(latin, base, min_count=1)
@@ -175,7 +175,7 @@ def test_dropping_rare_pieces_makes_nothing_unknown(kind, least, request, source
     assert fitted.after.table["tokens"].sum() >= fitted.before.table["tokens"].sum()
 
 
-def test_text_of_kept_pieces_is_cut_alike_whatever_is_dropped(base):
+def test_pruning_does_not_change_text_of_kept_tokens(base):
     "The claim for any set of pieces, not only for those that a corpus leaves."
     content, encoder, random = (
         read_tokenizer_file(base, "Unigram"),
@@ -196,7 +196,7 @@ def test_text_of_kept_pieces_is_cut_alike_whatever_is_dropped(base):
             assert kept[shorter.encode(line).ids].tolist() == old, line
 
 
-def test_special_tokens_move_everywhere(base, sources, tmp_path):
+def test_special_token_ids_are_updated_everywhere(base, sources, tmp_path):
     fitted = fit_vocabulary(sources, base, count=150, min_count=3)
     save_tokenizer(fitted.content, base, tmp_path)
     before, after = [AutoTokenizer.from_pretrained(folder) for folder in (base, tmp_path)]
@@ -208,7 +208,7 @@ def test_special_tokens_move_everywhere(base, sources, tmp_path):
     assert json.loads(after.backend_tokenizer.to_str())["model"] == fitted.content["model"], "reading it changed it"
 
 
-def test_characters_that_only_occur_in_longer_pieces_are_kept():
+def test_characters_of_longer_tokens_are_kept():
     content = {
         "model": {"type": "Unigram", "vocab": [["<unk>", 0], ["a", -1], ["qu", -2], ["ab", -3]]},
         "added_tokens": [],
@@ -223,7 +223,7 @@ def test_characters_that_only_occur_in_longer_pieces_are_kept():
 # Kinds
 
 
-def test_kinds_that_cannot_are_named(tmp_path, sources, base):
+def test_unsupported_tokenizer_types_are_named(tmp_path, sources, base):
     bpe = Tokenizer(models.BPE())
     specials = ["<unk>", "<pad>", "<mask>"]
     trainer = trainers.BpeTrainer(vocab_size=100, special_tokens=specials, show_progress=False)

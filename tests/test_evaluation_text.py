@@ -42,7 +42,7 @@ def data(tmp_path) -> Path:
     return tmp_path
 
 
-def test_quotes_and_blanks_of_sib200(data):
+def test_quotes_and_spaces_in_sib200(data):
     "Doubled quotes are single again, outer blanks go, and the splits are joined."
     parts, warnings = evaluation_sentences("sib200", data)
     assert warnings == [] and [part.name for part in parts] == ["fra_Latn", "zho_Hans", "zho_Hant"]
@@ -51,7 +51,7 @@ def test_quotes_and_blanks_of_sib200(data):
     )
 
 
-def test_folders_of_one_code_stay_apart(data):
+def test_folders_of_one_code_stay_separate(data):
     parts, _ = evaluation_sentences("sib200", data)
     assert [(part.name, part.code) for part in parts[1:]] == [("zho_Hans", "zho_Hani"), ("zho_Hant", "zho_Hani")]
 
@@ -86,14 +86,14 @@ def test_languages_of_treebanks(data, name, expected):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_set_that_is_not_there_is_told(tmp_path, name):
+def test_missing_set_is_an_error(tmp_path, name):
     parts, warnings = evaluation_sentences(name, tmp_path)
     assert parts == [] and len(warnings) == 1
     assert LAYOUTS[name].shape in warnings[0] and LAYOUTS[name].home in warnings[0]
 
 
 @pytest.mark.parametrize("lost", ["sib200/fra_Latn/dev.tsv", "tatoeba/tatoeba.cmn-eng.eng"])
-def test_a_missing_file_is_named(data, lost):
+def test_missing_file_is_reported(data, lost):
     (data / lost).unlink()
     parts, warnings = evaluation_sentences(lost.partition("/")[0], data)
     assert warnings == [f"{data / lost} is missing"] and parts
@@ -111,7 +111,7 @@ def test_a_missing_file_is_named(data, lost):
         ("ner/UNER_Serbian-SET/qz_set-ud-dev.iob2", b"1\tBo\tO\t-\t-\n", "`qz` names no language"),
     ],
 )
-def test_what_cannot_be_read_is_told_and_the_rest_is_read(data, path, content, words):
+def test_unreadable_files_are_reported_and_the_rest_is_read(data, path, content, words):
     before, _ = evaluation_sentences(path.partition("/")[0], data)
     (data / path).write_bytes(content)
     parts, warnings = evaluation_sentences(path.partition("/")[0], data)
@@ -134,7 +134,7 @@ def test_names_and_folders(data, monkeypatch):
     assert len(read_evaluation_sets(["ud", "ner", "ud"])[0]) == 2
 
 
-def test_own_text(tmp_path):
+def test_text_folder(tmp_path):
     "A folder of xxx_Yyyy.txt files, cleaned like a corpus; what was dropped and what is no such file is told."
     write(tmp_path / "swe_Latn.txt", "Hej.\n\nHej.\nПривет\n")
     write(tmp_path / "notes.txt", "")
@@ -150,7 +150,7 @@ def test_own_text(tmp_path):
     ("name", "folders", "codes", "sentences"),
     [("sib200", 205, 203, 205_820), ("tatoeba", 224, 112, 177_754), ("ud", 15, 14, 18_502), ("ner", 12, 11, 30_894)],
 )
-def test_real_sets_are_read_whole(real, name, folders, codes, sentences):
+def test_real_sets_are_read_completely(real, name, folders, codes, sentences):
     "As many as their authors say, with no warning."
     parts, warnings = evaluation_sentences(name, real)
     assert warnings == []

@@ -49,7 +49,7 @@ def test_one_folder_is_what_find_sources_gives(home):
 
 
 @pytest.mark.parametrize("names", [*map("".join, permutations("abc"))])
-def test_what_one_corpus_holds_out_none_teaches(home, names):
+def test_text_held_out_by_one_corpus_is_not_trained_on(home, names):
     "Whatever the order of the corpora."
     sources, warnings = find_corpus(named(home, names), outputs=home)
     found = texts(sources)["ekk_Latn"]
@@ -58,7 +58,7 @@ def test_what_one_corpus_holds_out_none_teaches(home, names):
     assert {"kolm", "üks"} <= set(found["validation"]) and {"kaks", "neli"} <= set(found["train"])
 
 
-def test_macrolanguages_join_only_across_corpora(home):
+def test_macrolanguages_merge_only_across_corpora(home):
     "Serbo-Croatian stands beside Serbian in one corpus, so it is something else; Estonian joins its one standard."
     sources, _ = find_corpus(named(home, "bc"), outputs=home)
     assert list(sources) == ["ekk_Latn", "hbs_Latn", "srp_Latn"]
@@ -87,7 +87,7 @@ def test_wanted_languages(home):
         ("udhr+udhr", "names udhr twice"),
     ],
 )
-def test_a_wrong_name_is_answered_with_the_right_one(home, monkeypatch, corpus, message):
+def test_unknown_name_gets_a_suggestion(home, monkeypatch, corpus, message):
     monkeypatch.setattr("langsamp.corpora.registry.udhr_corpus", lambda: home / "nothing")
     (home / "nothing/text/train").mkdir(parents=True)
     (home / "nothing/text/train/eng_Latn.txt").write_text("all human beings\n")
@@ -114,7 +114,7 @@ def test_mediawiki_from_a_source_tree(home, monkeypatch):
     assert set(texts(sources)["eng_Latn"]["train"]) == {"one", "two", "Save the page"}
 
 
-def test_enough(home):
+def test_drop_small_languages(home):
     "Characters of clean training text; what is left out is named with its count."
     sources = merge_corpora([find_sources(home / name)[0] for name in "ab"])
     for least in range(12):
@@ -124,7 +124,7 @@ def test_enough(home):
         assert [line.split()[0] for line in warnings] == [code for code in sources if learnt[code] < least]
 
 
-def test_a_copy_holds_the_clean_lines(home):
+def test_write_corpus_writes_clean_lines(home):
     "Nothing is lost or left to clean, and two copies are equal byte for byte."
     sources, _ = find_corpus(named(home, "abc"), outputs=home)
     filter_reports = write_corpus(sources, home / "corpora/one", corpus="a+b+c")
@@ -138,7 +138,7 @@ def test_a_copy_holds_the_clean_lines(home):
         assert filter_report.lines == sum(filter_report.kept.values()) + sum(filter_report.dropped.values())
 
 
-def test_what_a_rule_refuses_is_counted(home):
+def test_lines_dropped_by_a_rule_are_counted(home):
     "With its reason and the text; the books still balance."
     sources, _ = find_corpus(named(home, "ab"), outputs=home)
     filter_reports = {
@@ -150,7 +150,7 @@ def test_what_a_rule_refuses_is_counted(home):
     assert "neli" not in texts(find_sources(home / "clean/text")[0])["ekk_Latn"]["train"]
 
 
-def test_an_interrupted_copy_leaves_the_old_one(home):
+def test_interrupted_write_leaves_the_old_corpus(home):
     sources, _ = find_corpus(str(home / "a"), outputs=home)
     write_corpus(sources, home / "clean")
     before = (home / "clean/manifest.json").read_bytes()
@@ -165,7 +165,7 @@ def test_an_interrupted_copy_leaves_the_old_one(home):
     assert (home / "clean/manifest.json").read_bytes() == before and find_damage(home / "clean") == ""
 
 
-def test_fewer_held_out_lines(tmp_path):
+def test_limit_held_out(tmp_path):
     "About as many characters as asked for, of every language-script, the same ones every time; training text stays."
     for split in ("train", "validation"):
         (tmp_path / split).mkdir()

@@ -123,7 +123,7 @@ def holed(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_line_twice_is_a_hole(holed, tmp_path):
+def test_duplicate_vocabulary_line_leaves_a_hole(holed, tmp_path):
     tokenizer = pretrained_tokenizer(str(holed), tmp_path)
     facts, lines = read_manifest(tokenizer), (holed / "vocab.txt").read_text().splitlines()
     assert facts["vocab_size"] == len(lines), "the number of tokens, not the highest id + 1"
@@ -132,7 +132,7 @@ def test_a_line_twice_is_a_hole(holed, tmp_path):
     assert 5 in facts["specials"], "masking may put a token where none is"
 
 
-def test_pruning_beside_a_hole_moves_no_row(holed, latin, tmp_path):
+def test_pruning_next_to_a_hole(holed, latin, tmp_path):
     tokenizer, sources = pretrained_tokenizer(str(holed), tmp_path), find_sources(latin)[0]
     fitted = fit_vocabulary(sources, tokenizer, min_count=1)
     save_tokenizer(fitted.content, tokenizer, tmp_path / "pruned")
@@ -148,7 +148,7 @@ def test_pruning_beside_a_hole_moves_no_row(holed, latin, tmp_path):
     assert all(torch.equal(whole[i], mlm.get_input_embeddings().weight[i]) for i in old.values())
 
 
-def test_a_start_and_a_run_of_a_tokenizer_with_a_hole(holed, latin, tmp_path):
+def test_pipeline_with_a_hole_in_the_ids(holed, latin, tmp_path):
     p = AdaptParams(name="a", backbone=str(holed), corpus=str(latin), languages=[], num_new_tokens=0, min_count=0)
     start = adapt_checkpoint(p, tmp_path)
     rows = [AutoModelForMaskedLM.from_pretrained(f).get_input_embeddings().weight for f in (holed, start)]
@@ -160,7 +160,7 @@ def test_a_start_and_a_run_of_a_tokenizer_with_a_hole(holed, latin, tmp_path):
     assert len(trained) == len(rows[0])
 
 
-def test_of_two_equal_pieces_the_later_one_counts():
+def test_last_of_duplicate_tokens_counts():
     "As in the library: the first has an id that nothing leads to."
     content = {"model": {"type": "Unigram", "vocab": [["<unk>", 0], ["a", -1], ["b", -2], ["a", -3]], "unk_id": 0}}
     content |= {"added_tokens": [], "post_processor": None}
@@ -199,7 +199,7 @@ def same_cuts(one: Path, other: Path, texts: list[str]) -> None:
 
 @pytest.mark.parametrize("min_count", [0, 1, 5])
 @pytest.mark.parametrize("num_new_tokens", [0, 150])
-def test_added_tokens_are_kept_and_cut_as_before(num_new_tokens, min_count, added, corpus, tmp_path):
+def test_added_tokens_are_kept(num_new_tokens, min_count, added, corpus, tmp_path):
     p = AdaptParams(
         "a", str(added), corpus=str(corpus), languages=[], num_new_tokens=num_new_tokens, min_count=min_count
     )
@@ -217,7 +217,7 @@ def test_added_tokens_are_kept_and_cut_as_before(num_new_tokens, min_count, adde
         assert all(torch.equal(old[full.get_vocab()[t]], new[tokenizer.get_vocab()[t]]) for t in shared), part
 
 
-def test_a_run_of_a_start_with_added_tokens_goes_back_to_the_full_vocabulary(added, corpus, tmp_path):
+def test_added_tokens_survive_the_export(added, corpus, tmp_path):
     "Pruned and extended, trained, exported, and taken back: text is cut alike everywhere."
     p = AdaptParams("a", str(added), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
     start = adapt_checkpoint(p, tmp_path)
@@ -235,7 +235,7 @@ def test_a_run_of_a_start_with_added_tokens_goes_back_to_the_full_vocabulary(add
     assert all(torch.equal(ours[i].float(), rows[back[token]].float()) for token, i in tokenizer.get_vocab().items())
 
 
-def test_what_another_tokenizer_added_gets_rows_and_stays_added(added, latin, tmp_path):
+def test_added_tokens_of_another_tokenizer(added, latin, tmp_path):
     "A tokenizer from elsewhere with an added token that the backbone does not know; and the way back."
     other = AutoTokenizer.from_pretrained(added)
     other.add_tokens(["def ghi"])
@@ -251,7 +251,7 @@ def test_what_another_tokenizer_added_gets_rows_and_stays_added(added, latin, tm
 # No unknown token
 
 
-def test_characters_without_a_token_are_left_out_counted_and_named(tmp_path):
+def test_unencodable_characters_are_dropped_and_reported(tmp_path):
     "In a corpus, for Unigram without `unk_id`, which fails on them, and for BPE, which is silent."
     tiny.write(tmp_path / "text/train/eng_Latn.txt", "ab Ωab\nΩb ☃\n" + AB)
     tiny.write(tmp_path / "text/validation/eng_Latn.txt", AB.replace(" ", " bb "))
@@ -270,7 +270,7 @@ def test_characters_without_a_token_are_left_out_counted_and_named(tmp_path):
         assert measured.missing["eng_Latn"] == {"Ω": 2, "☃": 1} and measured.table.loc["eng_Latn", "unknown"] == 3
 
 
-def test_unknown_only_to_the_model_is_known_to_us(latin, tmp_path):
+def test_unknown_token_known_only_to_the_model(latin, tmp_path):
     "Transformers was not told of the unknown token, the model has one."
     save(unigram("abc", 3), tmp_path / "t", without=("unk",))
     folder = pretrained_tokenizer(str(tmp_path / "t"), tmp_path)
@@ -300,7 +300,7 @@ def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
         assert [len(tags) for tags in model.predict([["ab", "", " ", "\u00ad"[:0], "cd"], [""], []])] == [5, 1, 0]
 
 
-def test_new_pieces_for_a_tokenizer_without_an_unknown_token(corpus, tmp_path):
+def test_new_tokens_without_an_unknown_token(corpus, tmp_path):
     "What it cannot encode is what it gets; the mean of nothing is no error."
     letters = "".join(tiny.ALPHABETS["eng_Latn"])
     save(unigram(letters, None), tmp_path / "b", without=("unk",), model=xlm_r(40))
@@ -311,14 +311,14 @@ def test_new_pieces_for_a_tokenizer_without_an_unknown_token(corpus, tmp_path):
     assert torch.isfinite(rows).all()
 
 
-def test_special_tokens_in_text_go_where_nothing_can_stand_for_them(tmp_path):
+def test_special_tokens_in_text_are_dropped_without_an_unknown_token(tmp_path):
     save(unigram("ab<mask>", None, ("<mask>",)), tmp_path / "t", without=("unk",))
     encoder = CorpusTokenizer(pretrained_tokenizer(str(tmp_path / "t"), tmp_path))
     smuggled, plain = encoder(["ab<mask>", "ab"])
     assert encoder.facts["mask"] not in smuggled and smuggled.tolist() == plain.tolist()
 
 
-def test_evaluation_names_what_cannot_be_encoded(tmp_path):
+def test_evaluation_reports_unencodable_characters(tmp_path):
     save(unigram("ab", None), tmp_path / "b", without=("unk",), model=xlm_r(40))
     encoder = open_encoder(str(tmp_path / "b"), tmp_path)
     tagged = LabelledTexts([["ab", "aΩ"]] * 4, [["X", "Y"]] * 4)
@@ -347,7 +347,7 @@ def in_sentences(sentences: list[list[str]], tokenizer) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("prefix", [False, True])
-def test_words_are_cut_as_in_the_running_sentence(prefix, tmp_path):
+def test_words_are_tokenized_as_in_their_sentence(prefix, tmp_path):
     "A blank is part of a token of byte-level BPE; the first word has none before it, unless the tokenizer adds one."
     fast = byte_level(["the cat and the hat, 'tis a cat 22 times"] * 9, 330)
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
@@ -365,7 +365,7 @@ def test_words_are_cut_as_in_the_running_sentence(prefix, tmp_path):
     assert token.startswith("Ġ"), f"{token}: the tag of `cat` is on a token that no sentence has"
 
 
-def test_words_in_later_windows_keep_their_blank(tmp_path):
+def test_words_in_later_windows_keep_their_space(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(save(byte_level(LATIN), tmp_path, without=("unk",)))
     words = " ".join(LATIN[:5]).split()
     windows = list(word_windows([words], tokenizer, 16))
@@ -374,7 +374,7 @@ def test_words_in_later_windows_keep_their_blank(tmp_path):
     assert together == tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
 
 
-def test_english_treebank_words_are_cut_as_in_their_sentences(real, tmp_path):
+def test_english_treebank_words_are_tokenized_as_in_their_sentences(real, tmp_path):
     sentences = [s.words for s in tagged_sentences(real / "ud/UD_English-PUD/en_pud-ud-test.conllu", 3)]
     text = [" ".join(words) for words in sentences]
     tokenizer = AutoTokenizer.from_pretrained(save(byte_level(text, 2000), tmp_path, without=("unk",)))
@@ -386,7 +386,7 @@ def test_english_treebank_words_are_cut_as_in_their_sentences(real, tmp_path):
 # Messages
 
 
-def test_a_vocabulary_without_room_for_the_characters_says_how_large_it_must_be(tmp_path):
+def test_error_gives_the_minimum_vocab_size(tmp_path):
     "Chinese: more characters than pieces. Both numbers are known before anything is trained."
     text = [chr(0x4E00 + n) for n in range(1200)]
     lines = ["".join(text[n : n + 12]) + "。" for n in range(0, 1200, 12)]
@@ -401,7 +401,7 @@ def test_a_vocabulary_without_room_for_the_characters_says_how_large_it_must_be(
         prepare(tiny.params_of(tmp_path / "text", vocab_size=needed - 1), tmp_path / "out")
 
 
-def test_new_pieces_of_words_with_many_known_characters():
+def test_new_tokens_of_words_with_many_known_characters():
     "The words bring more known characters than there are pieces to train."
     words = ["Ω" + "".join(chr(0x4E00 + 7 * n + k) for k in range(7)) for n in range(60)]
     assert "Ω" in dict(train_new_tokens(words, ["Ω"], 101))
@@ -420,7 +420,7 @@ def test_only_a_sentencepiece_file_beside_the_weights(file, tmp_path):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"a"', '{"version": "1.0"}', '{"added_tokens": 3}'])
-def test_a_broken_file_of_a_tokenizer_is_no_traceback(stock, tmp_path, name, text):
+def test_broken_tokenizer_file(stock, tmp_path, name, text):
     "Whatever the libraries raise: an encoder's tokenizer is whole, or refused by the name of its folder."
     shutil.copytree(stock, tmp_path / "broken")
     (tmp_path / "broken" / name).write_text(text)
@@ -430,7 +430,7 @@ def test_a_broken_file_of_a_tokenizer_is_no_traceback(stock, tmp_path, name, tex
         assert str(tmp_path / "broken") in str(error)
 
 
-def test_a_type_of_numbers_that_is_none_is_no_traceback(stock, tmp_path):
+def test_unknown_dtype_in_a_config(stock, tmp_path):
     "The tokenizer's loader reads the model's configuration too."
     config = read_json(shutil.copytree(stock, tmp_path / "odd") / "config.json")
     write_json(tmp_path / "odd" / "config.json", {**config, "dtype": "float99"})
@@ -438,13 +438,13 @@ def test_a_type_of_numbers_that_is_none_is_no_traceback(stock, tmp_path):
         load_tokenizer(str(tmp_path / "odd"))
 
 
-def test_a_folder_that_holds_no_model_at_all(tmp_path):
+def test_folder_without_a_model(tmp_path):
     "No .model file is made up for it, and no package asked for."
     with pytest.raises(UserError, match="no file with a vocabulary"):
         load_tokenizer(str(tmp_path))
 
 
-def test_no_tokenizer_beside_the_weights(tmp_path):
+def test_folder_without_a_tokenizer(tmp_path):
     "transformers gives a tokenizer of five special tokens, for which all text is unknown."
     xlm_r(40).save_pretrained(tmp_path / "x")
     for ask in (
@@ -458,7 +458,7 @@ def test_no_tokenizer_beside_the_weights(tmp_path):
 # No padding token
 
 
-def test_an_encoder_whose_tokenizer_has_no_padding_token(tmp_path):
+def test_encoder_without_a_padding_token(tmp_path):
     "Short rows are filled with what the attention mask hides."
     fast = unigram("abcd", 3)
     save(fast, tmp_path / "with", model=xlm_r(40))
@@ -471,7 +471,7 @@ def test_an_encoder_whose_tokenizer_has_no_padding_token(tmp_path):
         assert np.array_equal(one, other)
 
 
-def test_a_sentence_encoder_without_a_padding_token_can_be_used(tmp_path):
+def test_sentence_encoder_without_a_padding_token(tmp_path):
     "It fills up short sentences with what the model was made for."
     save(unigram("abcd", 3), tmp_path / "x", without=("pad",), model=xlm_r(40))
     encoder, texts = open_encoder(str(tmp_path / "x"), tmp_path), ["ab", "abcd abcd ab"]
@@ -483,7 +483,7 @@ def test_a_sentence_encoder_without_a_padding_token_can_be_used(tmp_path):
 # Starts without text
 
 
-def test_a_start_without_text_has_a_table_and_a_chart(added, tmp_path):
+def test_adaptation_without_text_has_a_table_and_a_chart(added, tmp_path):
     p = AdaptParams("paper", str(added), str(added), corpus="", num_new_tokens=0, min_count=0, new_token_init="random")
     table = adaptation_table(adapt_checkpoint(p, tmp_path))
     assert table.empty and "<unk> % after" in table.columns and isinstance(table, pd.DataFrame)

@@ -75,7 +75,7 @@ def kinds(evaluation: str, training: str, code: str = "eng_Latn", **options) -> 
         LONG.replace(",", "").replace(".", ""),
     ],
 )
-def test_spelling_hides_nothing(spelling):
+def test_spelling_variants_match(spelling):
     "Case, punctuation, blanks, soft hyphens and full-width letters make no new sentence."
     assert kinds(LONG, spelling) == ["equal"]
 
@@ -98,7 +98,7 @@ def test_any_length_in_any_script(code, words):
 
 
 @pytest.mark.parametrize(("kept", "found"), [(18, True), (17, True), (13, True), (12, False), (8, False), (7, False)])
-def test_share_of_grams(kept, found):
+def test_share_of_ngrams(kept, found):
     "Of 18 words, 11 grams: a line with the first 13 words has 6 of them, one with 12 words 5."
     words = sentence("eng_Latn", 18, 1).rstrip(".").split()
     line = " ".join(words[:kept] + sentence("eng_Latn", 18 - kept, 3).rstrip(".").split())
@@ -113,14 +113,14 @@ def test_share_is_of_one_line():
     assert len(find_matches(detector, "eng_Latn", [" ".join(words)])) == 1
 
 
-def test_a_gram_that_a_line_repeats_counts_once():
+def test_repeated_ngram_counts_once():
     words = sentence("eng_Latn", 20, 1).rstrip(".").split()
     line = " ".join((words[:9] + ["between"]) * 10)
     assert kinds(" ".join(words), line) == []
 
 
 @pytest.mark.parametrize(("ngram", "found"), [(4, True), (8, False)])
-def test_gram_length_is_a_choice(ngram, found):
+def test_ngram_length_is_a_parameter(ngram, found):
     "Every sixth word is another: grams of four survive, grams of eight do not."
     words = sentence("eng_Latn", 30, 1).rstrip(".").split()
     line = " ".join("other" if i % 6 == 5 else word for i, word in enumerate(words))
@@ -133,7 +133,7 @@ def test_same_words_in_another_order():
     assert kinds("see I", "I see") == [] and kinds("abc", "acb") == []
 
 
-def test_a_short_sentence_is_the_line_or_nothing():
+def test_short_sentences_need_an_exact_match():
     assert kinds("I see.", "I see!") == ["equal"]
     assert kinds("I see.", "I see the river.") == []
     assert kinds("Where is the ferry now?", "And where is the ferry now?") == ["contained"]
@@ -141,28 +141,28 @@ def test_a_short_sentence_is_the_line_or_nothing():
 
 
 @pytest.mark.parametrize("text", ["", "…", " - ", "\u200d"])
-def test_a_sentence_without_a_letter_is_in_nothing(text):
+def test_sentence_without_a_letter_never_matches(text):
     assert kinds(text, "A line.") == [] and kinds("A line.", text) == [] and kinds(text, text) == []
 
 
 # Languages
 
 
-def test_a_wrong_code_hides_a_long_sentence_no_more():
+def test_long_sentences_match_under_a_wrong_code():
     "It is found in another language's file, and the report says that it was elsewhere."
     detector = build_detector([part("eng_Latn", LONG), part("zho_Hans", sentence("cmn_Hani", 9, 1))])
     assert [hit.sentence for hit in find_matches(detector, "deu_Latn", [LONG])] == [0]
     assert [hit.sentence for hit in find_matches(detector, "jpn_Jpan", [sentence("cmn_Hani", 9, 1)])] == [1]
 
 
-def test_a_short_sentence_counts_in_its_own_language():
+def test_short_sentences_match_only_in_their_language():
     detector = build_detector([part("nob_Latn", "Jeg ser.")])
     assert find_matches(detector, "dan_Latn", ["Jeg ser."]) == []
     assert len(find_matches(detector, "nob_Latn", ["Jeg ser."])) == 1
 
 
 @pytest.mark.parametrize(("evaluation", "training"), [("ara_Arab", "arb_Arab"), ("zho_Hant", "cmn_Hani")])
-def test_a_macrolanguage_is_the_language_that_stands_for_it(evaluation, training):
+def test_macrolanguage_matches_its_representative(evaluation, training):
     text = {"Arab": "أنا هنا", "Hant": "我在這裡"}[evaluation[-4:]]
     assert len(find_matches(build_detector([part(evaluation, text)]), training, [text])) == 1
 
@@ -213,7 +213,7 @@ def test_only_elsewhere(tmp_path):
     assert (row["found"], row["elsewhere"], row["examples"][0]["where"]) == (1, 1, "train/deu_Latn.txt:1")
 
 
-def test_validation_alone_is_no_leak(tmp_path):
+def test_matches_in_validation_are_not_leaks(tmp_path):
     sources = corpus(tmp_path, eng_Latn=["A line."], validation_eng_Latn=[LONG])
     (row,) = audit_corpus(sources, build_detector([part("eng_Latn", LONG)]))["sets"]
     assert (row["found"], row["validation"], row["examples"]) == (0, 1, [])
@@ -229,7 +229,7 @@ def test_tables(planted):
     assert totals.loc["mine", "languages_unjudged"] == 1, "deu_Latn"
 
 
-def test_nothing_to_look_for(planted):
+def test_empty_evaluation_sets(planted):
     report = audit_corpus(planted, build_detector([]))
     assert report["sets"] == [] and overlap_table(report).empty and overlap_totals(report).empty
     assert report["corpus"]["eng_Latn"]["leaking_train"] == 0
@@ -247,7 +247,7 @@ def test_places_where_a_language_has_several_files(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"ngram": 1}, {"share": 0.0}, {"share": 1.1}])
-def test_impossible_choices(options):
+def test_invalid_parameters(options):
     with pytest.raises(UserError, match=r"give at least 2 words, and a share above 0 and up to 1"):
         build_detector(SETS, **options)
 
@@ -266,7 +266,7 @@ def rewrite(sources: dict[str, list[Source]], folder: Path, rule: Rule) -> dict[
     return find_sources(folder)[0]
 
 
-def test_what_is_dropped_is_what_was_found(planted, tmp_path):
+def test_exactly_the_matching_lines_are_dropped(planted, tmp_path):
     "After dropping, a second audit finds nothing in training text; validation is as it was, and so is all other text."
     detector = build_detector(SETS)
     before = audit_corpus(planted, detector)
@@ -280,7 +280,7 @@ def test_what_is_dropped_is_what_was_found(planted, tmp_path):
     assert [row["validation"] for row in after["sets"]] == [row["validation"] for row in before["sets"]]
 
 
-def test_one_line_is_judged_like_many():
+def test_batching_does_not_change_matches():
     "Every line of a random corpus gets the same verdict alone as among the others."
     evaluation = [sentence("eng_Latn", words, words) for words in range(1, 40)]
     lines = (
@@ -321,7 +321,7 @@ def test_written_corpus(planted, tmp_path):
     assert [row["found"] for row in again["sets"]] == [row["found"] for row in report["sets"]]
 
 
-def test_same_corpus_and_report_twice(planted, tmp_path):
+def test_rerun_gives_the_same_corpus_and_report(planted, tmp_path):
     detector = build_detector(SETS)
     for name in "ab":
         write_audited_corpus(planted, tmp_path / name, detector, audit_corpus(planted, detector))
@@ -347,7 +347,7 @@ def plain(evaluation: str, line: str, code: str) -> bool:
 
 
 @pytest.mark.parametrize("code", ["eng_Latn", "cmn_Hani", "tha_Thai"])
-def test_agrees_with_a_plain_judge(code):
+def test_agrees_with_a_naive_implementation(code):
     "On text of few different words, where everything overlaps a little, both convict the same pairs."
     draw, gap = random.Random(code), ngram_units(code.rpartition("_")[2])[0]
     unit = list("abc") if gap else list(LETTERS[code.rpartition("_")[2]][:2])
@@ -362,7 +362,7 @@ def test_agrees_with_a_plain_judge(code):
 # Promises
 
 
-def test_memory_is_that_of_the_evaluation_sets(tmp_path):
+def test_memory_depends_only_on_the_evaluation_sets(tmp_path):
     "Ten times the training text takes no more memory: nothing of it is kept but counts."
     detector, peaks = build_detector(SETS), []
     for times in (1, 10):
@@ -379,7 +379,7 @@ def test_memory_is_that_of_the_evaluation_sets(tmp_path):
 def test_same_report_in_another_process(planted, tmp_path):
     "Hashes do not depend on the process: Python's own would."
     code = (
-        "import json, sys; sys.path.insert(0, sys.argv[2]); from test_overlap import *;"
+        "import json, sys; sys.path.insert(0, sys.argv[2]); from test_decontamination import *;"
         "print(json.dumps(audit_corpus(find_sources(sys.argv[1])[0], build_detector(SETS))))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "corpus"), str(Path(__file__).parent)]

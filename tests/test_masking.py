@@ -36,14 +36,14 @@ def test_shares_of_masking():
         assert within(kind.sum(), asked.sum(), share)
 
 
-def test_every_place_is_masked_as_often():
+def test_every_position_is_masked_equally_often():
     "No place of a block is favoured, and no two blocks or epochs have the same mask."
     masks = [mask_sequence(np.full(64, 7), b, e, 1, PIECES)[1] == 7 for b in range(500) for e in range(4)]
     assert all(within(count, 2000, 0.15) for count in np.sum(masks, axis=0)[:60])
     assert len({mask.tobytes() for mask in masks}) > 1990
 
 
-def test_specials_are_never_masked_and_never_put_in():
+def test_special_tokens_are_never_masked_or_inserted():
     "Neither asked for, nor hidden, nor the random piece that replaces another."
     tokens = np.random.default_rng(0).integers(0, 500, 50_000)
     inputs, labels = mask_sequence(tokens, 0, 0, 42, PIECES)
@@ -107,7 +107,7 @@ def epochs_of(last, quotas, seed: int, epochs: int, batch_size: int = 7) -> list
 
 @pytest.mark.parametrize("counts", [[1], [7], [50, 0, 11], [64], [1, 2, 997]], ids=str)
 @pytest.mark.parametrize("batch_size", [4, 8, 96])
-def test_no_block_is_missing_or_repeated(counts, batch_size):
+def test_no_sequence_is_missing_or_repeated(counts, batch_size):
     "Over whole epochs, for random stops and another number of processes after each, every block comes once."
     random, epochs, size = np.random.default_rng([sum(counts), batch_size]), 3, sum(counts)
     steps = -(-epochs * size // batch_size)
@@ -128,7 +128,7 @@ def test_each_epoch_has_its_own_order():
     assert len(orders) == 400
 
 
-def test_without_quotas_the_order_is_that_of_shuffled():
+def test_order_without_quotas_is_a_permutation():
     "However the blocks are cut into shards, and whether the quotas are left out or equal to the blocks."
     for seed, last, counts, _ in some_corpora(30):
         size = int(last[-1])
@@ -150,7 +150,7 @@ def test_quotas_are_kept_in_every_epoch():
                 assert n == 0 or set(found) <= {quota // n, -(-quota // n)}, (seed, n, quota)
 
 
-def test_a_run_is_even():
+def test_draws_are_even_over_a_run():
     "After any number of epochs no block is more than one draw ahead of another of its shard."
     for seed, last, _, quotas in some_corpora(40):
         draws = np.array(epochs_of(last, quotas, seed, 9))[:, 1].reshape(9, -1)
@@ -171,7 +171,7 @@ def test_part_of_a_shard_changes():
         assert max(np.diff(sorted(part | {0, 999}))) < 100, "no long stretch is left out"
 
 
-def test_no_visit_is_repeated():
+def test_no_pass_is_repeated():
     "A block never comes twice with the same visit number, so it never comes twice with the same masks."
     for seed, last, _, quotas in some_corpora(40):
         draws = epochs_of(last, quotas, seed, 5)

@@ -56,7 +56,7 @@ def scraps(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*part*"))
 
 
-def test_what_a_killed_process_left_goes_with_the_next_folder(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     "Also where the next one has another name, as with a tokenizer of other text."
     for death in DEATHS:
         done = subprocess.run([sys.executable, "-c", KILLED.format(death), tmp_path])
@@ -67,7 +67,7 @@ def test_what_a_killed_process_left_goes_with_the_next_folder(tmp_path):
     assert scraps(tmp_path) == [] and find_damage(tmp_path / "two") == ""
 
 
-def test_what_somebody_still_writes_stays(tmp_path):
+def test_files_still_being_written_are_kept(tmp_path):
     with atomic_folder(tmp_path / "one") as part:
         (part / "half").write_text("a")
         with atomic_folder(tmp_path / "one") as other:
@@ -77,7 +77,7 @@ def test_what_somebody_still_writes_stays(tmp_path):
     assert (tmp_path / "one/half").read_text() == "a" and scraps(tmp_path) == []
 
 
-def test_a_run_that_needs_nothing_sweeps_too(outputs, corpus):
+def test_a_run_with_all_data_prepared_removes_leftovers(outputs, corpus):
     "Tokenizers, shards and corpora are swept where all text is prepared already."
     p = tiny.params_of(corpus)
     prepare(p, outputs)
@@ -118,13 +118,13 @@ def test_only_the_documented_layout_is_read(tmp_path, other):
         assert f"did you mean `{other.lower()}`" in warning
 
 
-def test_a_folder_of_nothing_but_foreign_folders_says_so(tmp_path):
+def test_corpus_with_only_unexpected_subfolders(tmp_path):
     folder_of(tmp_path, test__eng_Latn="one\n")
     with pytest.raises(UserError, match="named like(.|\n)*test: not read"):
         find_sources(tmp_path)
 
 
-def test_two_names_of_one_language_script_are_joined_and_said(tmp_path):
+def test_two_names_of_one_language_script_are_merged_with_a_notice(tmp_path):
     "As in a dataset; the note is no reason to stop."
     for half in ("", "train/"):
         tiny.write(tmp_path / f"{half}zho_Hans.txt", f"简体{half}\n")
@@ -136,7 +136,7 @@ def test_two_names_of_one_language_script_are_joined_and_said(tmp_path):
     assert open_corpus(str(tmp_path), stop=True)[0] == sources
 
 
-def test_a_name_twice_is_still_refused(tmp_path):
+def test_duplicate_name_is_an_error(tmp_path):
     "A file and its packed copy are one text, and which is the newer nobody knows."
     for name in ("eng_Latn.txt", "eng_Latn.txt.gz"):
         tiny.write(tmp_path / name, "one\n")
@@ -161,7 +161,7 @@ def noisy(corpus, tmp_path) -> Path:
 LOST = ["de_Latn.txt", "DEU_Latn.txt", "de-DE.txt", "deu_Latn.txt: not read"]
 
 
-def test_the_command_line_says_what_it_leaves_out(noisy, tmp_path, capfd):
+def test_command_line_reports_what_is_left_out(noisy, tmp_path, capfd):
     "At the start and in the result; and which languages no validation loss tells of."
     p = tiny.params_of(noisy, run_name="run", max_steps=2, warmup_steps=0, save_steps=2)
     assert main([str(tiny.write_params(tmp_path / "p.yaml", p)), str(tmp_path)]) == 0
@@ -176,7 +176,7 @@ def test_the_command_line_says_what_it_leaves_out(noisy, tmp_path, capfd):
     assert [part for part in LOST if part not in again] == []
 
 
-def test_tasks_and_stop_say_it_too(noisy, tmp_path, capsys):
+def test_shard_tasks_report_what_is_left_out(noisy, tmp_path, capsys):
     run_task(tiny.params_of(noisy), tmp_path, 0, 1)
     said = capsys.readouterr().out
     assert [part for part in LOST if part not in said] == []
@@ -185,7 +185,7 @@ def test_tasks_and_stop_say_it_too(noisy, tmp_path, capsys):
             stage(tiny.params_of(noisy, on_bad_line="stop"))
 
 
-def test_many_complaints_are_five_and_a_number(tmp_path, capsys):
+def test_many_warnings_are_shortened(tmp_path, capsys):
     folder_of(tmp_path, eng_Latn="one\n", **{f"x{n}": "one\n" for n in range(40)})
     assert len(open_corpus(str(tmp_path))[1]) == 40
     assert len(lines := capsys.readouterr().out.splitlines()) == 6 and "and 35 more" in lines[-1]
@@ -194,7 +194,7 @@ def test_many_complaints_are_five_and_a_number(tmp_path, capsys):
 # The policy is not cached
 
 
-def test_skipped_lines_stop_a_later_run(tmp_path):
+def test_skipped_lines_stop_a_later_strict_run(tmp_path):
     "`on_bad_line: stop` after `skip` on the same text, whoever wrote the shards."
     folder = tiny.write_corpus(tmp_path / "corpus")
     with open(folder / "train/eng_Latn.txt", "ab") as file:
@@ -209,7 +209,7 @@ def test_skipped_lines_stop_a_later_run(tmp_path):
     }
 
 
-def test_what_a_made_corpus_left_out_is_repeated_and_stops(tmp_path):
+def test_dropped_lines_of_a_written_corpus_are_reported_again(tmp_path):
     "Bad lines and foreign files of its sources; what a rule left out is no fault."
     folder = folder_of(tmp_path / "corpus", eng_Latn="one\none\nтри\nfour\n", rus_Cyrl="один\n", readme="")
     sources, warnings = find_sources(folder)
@@ -228,7 +228,7 @@ def test_what_a_made_corpus_left_out_is_repeated_and_stops(tmp_path):
         find_corpus("made", outputs=tmp_path)
 
 
-def test_a_full_temporary_folder_is_told():
+def test_full_temporary_folder():
     seen = Deduplicator(room=0)
     seen.table.execute("PRAGMA max_page_count = 3")
     with pytest.raises(UserError, match="set SQLITE_TMPDIR"):
@@ -253,7 +253,7 @@ ROWS = {  # What stands beside two good rows in lines of JSON -> the line and wh
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 @pytest.mark.parametrize("name", ROWS)
-def test_a_row_without_text_is_counted_and_skipped(tmp_path, monkeypatch, name, first):
+def test_row_without_text_is_counted_and_skipped(tmp_path, monkeypatch, name, first):
     "With its place, also where it is the first; under `stop` it ends the run, whoever copied the dataset before."
     monkeypatch.setenv("LANGSAMP_CACHE", str(tmp_path / "cache"))
     row, why = ROWS[name]
@@ -273,7 +273,7 @@ def test_a_row_without_text_is_counted_and_skipped(tmp_path, monkeypatch, name, 
         list(clean_lines(sources["wol_Latn"], FilterReport("wol_Latn"), stop=True))
 
 
-def test_bytes_that_are_no_utf_8_cost_their_row(tmp_path):
+def test_invalid_utf8_drops_only_its_row(tmp_path):
     rows = b'{"text": "un"}\n{"text": "caf\xe9"}\n{"text": "trois"}\n'
     tiny.write(tmp_path / "glot/fra_Latn/a.jsonl", "").write_bytes(rows)
     sources, warnings = hub_sources(str(tmp_path / "glot"), [], tmp_path / "home")
@@ -302,7 +302,7 @@ WITHDRAWN = {"iw": "heb", "in": "ind", "ji": "yid", "jw": "jav", "mo": "ron", "s
 
 
 @pytest.mark.parametrize("old", WITHDRAWN)
-def test_a_withdrawn_code_hints_at_its_language(old):
+def test_withdrawn_code_suggests_its_language(old):
     "They are still in old files; the name of a file and a code asked for are answered alike."
     with pytest.raises(UserError, match=f"did you mean `{WITHDRAWN[old]}_Latn`"):
         parse_code(f"{old}_Latn")
@@ -312,7 +312,7 @@ def test_a_withdrawn_code_hints_at_its_language(old):
         language_facts(old)
 
 
-def test_every_alias_leads_to_a_code():
+def test_every_alias_resolves_to_a_code():
     for kind in ("withdrawn", "retired", "macrolanguage"):
         for old, new in _aliases(kind).items():
             assert str(parse_code(f"{new}_Latn")) == f"{new}_Latn", f"{kind}: {old} leads nowhere"
@@ -338,7 +338,7 @@ def codes(count: int) -> list[str]:
     return [name for name in names if str(parse_code(name)) == name][:count]
 
 
-def test_open_files_do_not_grow_with_the_languages_that_are_written(corpus, tmp_path):
+def test_open_files_do_not_grow_with_written_languages(corpus, tmp_path):
     "Alphabet, corpus, audit and shards of 40 languages, and a dataset of 20, where twelve files more may be open."
     names = codes(40)
     folder = folder_of(tmp_path / "many", **{f"train__{c}": f"abc {c}\nabc def\n" for c in names})
@@ -362,7 +362,7 @@ def test_open_files_do_not_grow_with_the_languages_that_are_written(corpus, tmp_
 
 
 @pytest.mark.slow
-def test_the_notebooks_say_what_is_left_out(noisy, tmp_path):
+def test_notebooks_report_what_is_left_out(noisy, tmp_path):
     "Where a corpus is made of the folder, and in each run on that corpus; at the start and in the summary."
     asked = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": []}
     params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(asked))
@@ -392,7 +392,7 @@ EMPTY = {
 
 @pytest.mark.parametrize("packing", ["sentences", "stream"])
 @pytest.mark.parametrize("kind", EMPTY)
-def test_a_corpus_without_a_line_to_learn_from_says_why(tmp_path, outputs, stock, kind, packing):
+def test_corpus_without_training_lines(tmp_path, outputs, stock, kind, packing):
     "It was the model that was blamed: `XLMRobertaForMaskedLM does not run on input_ids and attention_mask alone`."
     files, said = EMPTY[kind]
     folder_of(tmp_path, **files)
@@ -406,7 +406,7 @@ def test_a_corpus_without_a_line_to_learn_from_says_why(tmp_path, outputs, stock
 
 
 @pytest.mark.parametrize("name", ["fra_Latn.TXT", "fr_Latn.txt", "FRA_Latn.txt"])
-def test_a_language_whose_file_is_not_read_names_that_file(tmp_path, name):
+def test_error_names_the_unreadable_file_of_a_wanted_language(tmp_path, name):
     "And no other language that happens to look alike."
     folder_of(tmp_path, ita_Latn="una frase\n")
     tiny.write(tmp_path / name, "une phrase\n")

@@ -79,7 +79,7 @@ def test_bad_line(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_policy_stop(tmp_path, name):
+def test_on_bad_line_stop(tmp_path, name):
     "Under `stop` the first bad line ends the run with the mend; blanks and duplicates never do."
     content, kept, dropped, where = CORPORA[name]
     file = source(tmp_path, content)
@@ -128,7 +128,7 @@ def test_broken_archive(tmp_path, suffix, how):
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
-def test_whole_archive(tmp_path, suffix):
+def test_compressed_files(tmp_path, suffix):
     "Each kind of compression gives the text back."
     assert (
         clean(source(tmp_path, PACKERS[suffix](LINES), f"eng_Latn.txt{suffix}"))[0] == LINES.decode().split("\n")[:-1]
@@ -150,7 +150,7 @@ def test_whole_archive(tmp_path, suffix):
         ("eng_Latn.txt.gz.part", "not named xxx_Yyyy.txt"),
     ],
 )
-def test_name_that_is_no_code(tmp_path, name, word):
+def test_file_name_without_a_code(tmp_path, name, word):
     "Such a file is named in a warning and left out; the others are used."
     (tmp_path / "rus_Cyrl.txt").write_text("один\n")
     (tmp_path / name).write_text("one\n")
@@ -225,7 +225,7 @@ def test_no_token_is_lost(corpus, tokenizer, tmp_path):
     assert {filter_report["lines"] for filter_report in report["filter_reports"]} == {68}
 
 
-def test_three_lines_are_a_block(tokenizer, tmp_path):
+def test_three_lines_are_one_sequence(tokenizer, tmp_path):
     "A file of three lines is not rounded away: it gives a padded block with all its tokens."
     shard = write_shard("eng_Latn", [source(tmp_path, b"abc def\nabc\ndef abc\n")], tokenizer, tmp_path)
     blocks = TokenDataset([shard], "train", 256, pad=1)
@@ -245,7 +245,7 @@ def test_specials_in_the_text_are_text(tokenizer, tmp_path):
     assert set(specials) <= {facts["unk"]}
 
 
-def test_every_reason_has_a_place(tokenizer, tmp_path):
+def test_every_dropped_line_has_a_location(tokenizer, tmp_path):
     "The table of dropped lines says for each reason where it occurred first."
     content = gzip.compress(b"one\n\none\n\xff\n\0\n" + "один\n".encode() + LINES)[:-3000]
     shard = write_shard("eng_Latn", [source(tmp_path, content, "eng_Latn.txt.gz")], tokenizer, tmp_path)
@@ -289,7 +289,7 @@ def test_random_bytes(tmp_path, seed):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\n" * 9, b"one\n", b"one two three\n" * 3])
-def test_run_on_next_to_nothing(tmp_path, capsys, content):
+def test_run_on_a_tiny_corpus(tmp_path, capsys, content):
     "A corpus too small to train on or to validate with is an error that says so, not a traceback."
     (tmp_path / "corpus").mkdir()
     source(tmp_path / "corpus", content)
