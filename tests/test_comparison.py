@@ -174,8 +174,8 @@ def test_seeds_against_scipy():
 # Tables
 
 
-RUNS = {"both-42": 0.70, "both-43": 0.72, "none-42": 0.68, "none-43": 0.69, "start:none-42": 0.3}
-ENCODERS = {"LangSAMP": ["both-42", "both-43"], "baseline": ["none-42", "none-43"], "untrained": ["start:none-42"]}
+RUNS = {"both-42": 0.70, "both-43": 0.72, "none-42": 0.68, "none-43": 0.69, "init:none-42": 0.3}
+ENCODERS = {"LangSAMP": ["both-42", "both-43"], "baseline": ["none-42", "none-43"], "untrained": ["init:none-42"]}
 
 
 def made_up(task: str, names: dict[str, str], mode: str = "raw", metric: str = "acc10", seeds: int = 1) -> pd.DataFrame:
@@ -227,7 +227,7 @@ def test_two_sets_of_one_language_count_once(sib):
     assert np.isclose(sib.runs.loc["zho_Hani", ("baseline", "none-42")], 100 * both.mean())
 
 
-@pytest.mark.parametrize("gone", ["none-43", "start:none-42"])
+@pytest.mark.parametrize("gone", ["none-43", "init:none-42"])
 def test_a_language_that_one_run_lacks_is_named_and_left_out_for_all(gone):
     rows = made_up("tatoeba", {"deu": "deu_Latn", "fra": "fra_Latn", "tha": "tha_Thai"})
     table = score_table(rows[~(rows.run.eq(gone) & rows["name"].eq("fra"))], ENCODERS, "tatoeba:raw:acc10")
@@ -244,7 +244,7 @@ def test_a_missing_seed_is_named():
 
 def test_an_encoder_that_was_never_asked_is_told_from_a_run_that_was_forgotten():
     rows = made_up("tatoeba", {"deu": "deu_Latn", "fra": "fra_Latn"})
-    table = score_table(rows[rows.run != "start:none-42"], ENCODERS, "tatoeba:raw:acc10")
+    table = score_table(rows[rows.run != "init:none-42"], ENCODERS, "tatoeba:raw:acc10")
     assert list(table.values) == ["LangSAMP", "baseline"] and "not evaluated: untrained" in table.notes
     with pytest.raises(UserError, match="of both-43: run nbs/04_evaluate"):
         score_table(rows[rows.run != "both-43"], ENCODERS, "tatoeba:raw:acc10")
@@ -403,7 +403,7 @@ def test_a_page_from_results_on_the_disk(evaluated, page):
     rows = pd.read_csv(evaluated / f"figures/{page}-differences.csv")
     row = rows[(rows.encoder == "LangSAMP") & (rows.group == "all")].set_index("score").loc["tatoeba:raw:acc10"]
     assert row.languages == 40 and row.low < row.difference < row.high
-    assert set(pd.read_csv(evaluated / f"figures/{page}.csv").runs) >= {"both-42, both-43", "start:none-42"}
+    assert set(pd.read_csv(evaluated / f"figures/{page}.csv").runs) >= {"both-42, both-43", "init:none-42"}
 
 
 def test_a_page_of_one_encoder_compares_nothing(evaluated):
