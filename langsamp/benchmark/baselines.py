@@ -212,7 +212,7 @@ def rival_options(
         seed=p.seed,
         save_strategy="no",
         logging_strategy="no",
-        report_to="baseline",
+        report_to="none",
         disable_tqdm=True,
     )
 
