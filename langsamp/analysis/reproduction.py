@@ -57,7 +57,7 @@ def run_names(
     p: ReproductionParams,  # Its name, variants and seeds
 ) -> dict[str, list[str]]:  # Variant -> runs, one a seed
     "How the runs of a reproduction are called."
-    return {variant: [f"{p.name}-{variant}-{seed}" for seed in _seeds(p)] for variant in p.variants}
+    return {v: [f"{p.name}-{v.replace('+', '-')}-{seed}" for seed in _seeds(p)] for v in p.variants}
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #142fef12
 def pretraining_jobs(p: ReproductionParams) -> Iterator[Job]:

@@ -100,7 +100,7 @@ def _draw_differences(axes: Any, deltas: pd.DataFrame, places: Mapping, looks: M
         spread = [(rows.difference - rows.low), (rows.high - rows.difference)]
         spread = [side.where(np.isfinite(side)) for side in spread]
         (colour, marker), ends = looks[label], np.isfinite(rows.high - rows.low)
-        axes.errorbar(rows.difference, height, xerr=spread, fmt="baseline", color=colour, lw=1.3)
+        axes.errorbar(rows.difference, height, xerr=spread, fmt="none", color=colour, lw=1.3)
         fill = [colour if end else "white" for end in ends]
         axes.scatter(rows.difference, height, c=fill, edgecolors=colour, marker=marker, s=26, zorder=3)
     axes.axvline(0, color="black", lw=1)

@@ -15,25 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
-
 from ..core.environment import escape_unencodable_output, ignore_overriding_variables
 from ..core.errors import UserError
 from ..core.files import content_hash, outputs_folder, read_json, write_json
-from ..core.manifests import atomic_folder, find_damage
-from ..languages.codes import parse_code
-from ..model.adapt_checkpoint import find_backbone, weight_sums
-from ..model.backbones import max_sequence_length
-from ..model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
 from ..params.base import plain_words, read_yaml
 from ..params.pretrain import ModelParams, PretrainParams
-from ..tokenization.train import load_tokenizer
-from .checkpoints import load_weights
-from .distributed import joined
-from .loop import train
-from .prepare import Corpus, data_of, keep_corpus, open_run, prepare
-from .run_dir import keep_params, keep_provenance, locked, same_origin, same_params
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #9765235d
 def asked(
@@ -57,6 +43,22 @@ if __name__ == "__main__" and "__file__" in globals():
         asked(sys.argv[1:])
     except UserError as error:
         sys.exit(_refused(error))
+
+# %% ../../nbs/library/training/07_pretrain.ipynb #60bd0bb0
+import torch
+from transformers import ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
+
+from ..core.manifests import atomic_folder, find_damage
+from ..languages.codes import parse_code
+from ..model.adapt_checkpoint import find_backbone, weight_sums
+from ..model.backbones import max_sequence_length
+from ..model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
+from ..tokenization.train import load_tokenizer
+from .checkpoints import load_weights
+from .distributed import joined
+from .loop import train
+from .prepare import Corpus, data_of, keep_corpus, open_run, prepare
+from .run_dir import keep_params, keep_provenance, locked, same_origin, same_params
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #5d085083
 def scratch_config(
