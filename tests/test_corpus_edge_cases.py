@@ -33,7 +33,7 @@ from langsamp.languages.codes import _aliases, language_facts, parse_code
 from langsamp.tokenization.train import corpus_characters, trained_tokenizer
 from langsamp.training.prepare import prepare
 from langsamp.training.pretrain import main, pretrain
-from langsamp.training.shard_tasks import run_task
+from langsamp.training.shard_tasks import run_shard_task
 
 # Scraps
 
@@ -177,10 +177,10 @@ def test_command_line_reports_what_is_left_out(noisy, tmp_path, capfd):
 
 
 def test_shard_tasks_report_what_is_left_out(noisy, tmp_path, capsys):
-    run_task(tiny.params_of(noisy), tmp_path, 0, 1)
+    run_shard_task(tiny.params_of(noisy), tmp_path, 0, 1)
     said = capsys.readouterr().out
     assert [part for part in LOST if part not in said] == []
-    for stage in (lambda p: run_task(p, tmp_path, 0, 1), lambda p: prepare(p, tmp_path)):
+    for stage in (lambda p: run_shard_task(p, tmp_path, 0, 1), lambda p: prepare(p, tmp_path)):
         with pytest.raises(UserError, match="set on_bad_line to skip"):
             stage(tiny.params_of(noisy, on_bad_line="stop"))
 
@@ -200,7 +200,7 @@ def test_skipped_lines_stop_a_later_strict_run(tmp_path):
     with open(folder / "train/eng_Latn.txt", "ab") as file:
         file.write(b"caf\xe9\n\nna\xefve\n")
     prepare(tiny.params_of(folder), tmp_path)
-    for again in (lambda p: prepare(p, tmp_path), lambda p: run_task(p, tmp_path, 0, 1)):
+    for again in (lambda p: prepare(p, tmp_path), lambda p: run_shard_task(p, tmp_path, 0, 1)):
         with pytest.raises(UserError, match=r"eng_Latn.txt:61: not UTF-8 \(2 such lines\); mend the line, or set"):
             again(tiny.params_of(folder, on_bad_line="stop"))
     assert prepare(tiny.params_of(folder), tmp_path).report["filter_reports"][0]["dropped"] == {

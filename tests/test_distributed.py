@@ -19,7 +19,7 @@ from langsamp.core.manifests import find_damage
 from langsamp.data.masking import sequences_by_shard
 from langsamp.model.langsamp import from_backbone
 from langsamp.params.pretrain import TrainingParams
-from langsamp.training.distributed import apply_fsdp, layers_of
+from langsamp.training.distributed import apply_fsdp, encoder_layers
 from langsamp.training.loop import Trainer, save, train_step, validate
 
 CLUSTER = tiny.ROOT / "params/cluster"
@@ -198,4 +198,4 @@ def test_layers_are_found_in_any_family(stem):
     config = AutoConfig.for_model(stem, **SIZES, vocab_size=50, pad_token_id=1)
     with torch.device("meta"):
         mlm = AutoModelForMaskedLM.from_config(config)
-    assert len(layers_of(mlm)) == SIZES["num_hidden_layers"]
+    assert len(encoder_layers(mlm)) == SIZES["num_hidden_layers"]

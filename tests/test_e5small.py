@@ -33,7 +33,7 @@ from langsamp.model.e5_small import (
     dequantise,
     e5_small,
     encoder_weights,
-    read_packed,
+    read_packed_encoder,
     write_checkpoint,
     xlmr_tokenizer,
 )
@@ -77,7 +77,7 @@ def made_up(path: Path, sizes: Sizes = SIZES) -> dict[str, np.ndarray]:
 def test_every_tensor_arrives(tmp_path):
     "A checkpoint from a packed file loads whole; values are the file's to half a step of four bits, rows are pieces."
     tensors = made_up(tmp_path / "model.bin")
-    packed = read_packed(tmp_path / "model.bin")
+    packed = read_packed_encoder(tmp_path / "model.bin")
     assert packed.pieces == PIECES and packed.sizes == SIZES
     before = torch.get_rng_state()
     write_checkpoint(packed, tmp_path)
@@ -106,7 +106,7 @@ def test_cut_anywhere_is_refused(tmp_path):
     for length in [0, 1, 4, *range(100, len(whole), 997), len(whole) - 1]:
         (tmp_path / "cut.bin").write_bytes(whole[:length])
         with pytest.raises(UserError, match="cut.bin is damaged"):
-            encoder_weights(read_packed(tmp_path / "cut.bin"))
+            encoder_weights(read_packed_encoder(tmp_path / "cut.bin"))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -114,13 +114,15 @@ def test_flipped_bytes_never_end_in_a_traceback(tmp_path):
     "A byte of the header or the directory that is wrong: a UserError, or the same tensors by name and shape."
     made_up(tmp_path / "model.bin")
     whole = (tmp_path / "model.bin").read_bytes()
-    packed = read_packed(tmp_path / "model.bin")
+    packed = read_packed_encoder(tmp_path / "model.bin")
     shapes = {name: x.shape for name, x in encoder_weights(packed).items()}
     refused, front = 0, min(entry.offset for entry in packed.entries.values())
     for at in range(0, front, 3):
         (tmp_path / "flip.bin").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
-            assert {n: x.shape for n, x in encoder_weights(read_packed(tmp_path / "flip.bin")).items()} == shapes, at
+            assert {
+                n: x.shape for n, x in encoder_weights(read_packed_encoder(tmp_path / "flip.bin")).items()
+            } == shapes, at
         except UserError as error:
             refused += 1
             assert "flip.bin" in str(error)
@@ -133,12 +135,12 @@ def test_flipped_bytes_never_end_in_a_traceback(tmp_path):
         ({"layers": 3}, "37 tensors, 3 blocks of BERT have 53"),
         ({"heads": 5}, "5 heads, which do not divide a width of 32"),
         ({"vocabulary": 9}, "10 pieces but 9 embeddings"),
-        ({"hidden": 64}, "tensor `emb.word` is Entry"),
+        ({"hidden": 64}, "tensor `emb.word` is TensorEntry"),
     ],
 )
 def test_sizes_that_do_not_fit(tmp_path, change, message):
     made_up(tmp_path / "model.bin")
-    packed = read_packed(tmp_path / "model.bin")
+    packed = read_packed_encoder(tmp_path / "model.bin")
     with pytest.raises(UserError, match=message):
         encoder_weights(packed._replace(sizes=SIZES._replace(**change)))
 

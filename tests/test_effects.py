@@ -213,7 +213,7 @@ def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
     held_out = [line for line in lines if "validation_loss" in line]
     steps = [line for line in lines if "loss" in line]
     with safe_open(run / "model/model.safetensors", "np") as file:
-        vectors = [f"{kind}_vectors.weight" in file.keys() for kind in ("language", "script")]
+        vectors = [f"{kind}_embeddings.weight" in file.keys() for kind in ("language", "script")]
     return {
         "folder": run.name,
         "lines": [

@@ -559,7 +559,7 @@ def test_a_cache_of_hugging_face_that_is_closed(tmp_path, monkeypatch):
     for kind in (transformers.AutoConfig, transformers.AutoTokenizer):
         monkeypatch.setattr(kind, "from_pretrained", closed(tmp_path / "hf"))
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", closed(tmp_path / "hf", errno.EROFS))
-    fetches = [(adapt_checkpoint.weight_sums, "a/b"), (backbones.load_backbone, "a/b")]
+    fetches = [(adapt_checkpoint.weight_checksums, "a/b"), (backbones.load_backbone, "a/b")]
     fetches += [(train.pretrained_tokenizer, "a/b", tmp_path), (encoders.open_encoder, "a/b", tmp_path)]
     for fetch, *arguments in fetches:
         told = refusal(fetch, *arguments)

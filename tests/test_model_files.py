@@ -32,8 +32,8 @@ from langsamp.model.backbones import load_backbone
 from langsamp.params.pretrain import AdaptParams, PretrainParams
 from langsamp.tokenization.train import pretrained_tokenizer, trained_tokenizer
 from langsamp.training.loop import Trainer, validate
-from langsamp.training.prepare import data_of, open_run, prepare
-from langsamp.training.pretrain import main, pretrain, starting_model
+from langsamp.training.prepare import open_run, prepare, training_data
+from langsamp.training.pretrain import initial_model, main, pretrain
 
 LOST = "roberta.encoder.layer.1.output.dense.weight"
 
@@ -323,7 +323,7 @@ def test_prepared_text_that_was_deleted_is_made_again(copy):
     with pytest.raises(UserError, match="manifest.json is missing.*give the command of this run again"):
         open_encoder("init:done", run.parent)
     with pytest.raises(UserError, match="manifest.json is missing.*the run's own command .* prepares its text again"):
-        data_of(*open_run(run))
+        training_data(*open_run(run))
     assert pretrain(p, run.parent)["step"] == 2
     assert open_encoder("init:done", run.parent).identity == identity
 
@@ -341,7 +341,7 @@ def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_pa
             open_encoder("mine", tmp_path)
         run = tiny.params_of(corpus, backbone="mine", max_steps=1, warmup_steps=0, save_steps=1)
         with pytest.raises(UserError, match="manifest.json|sha256"):
-            starting_model(run, prepare(replace(run, backbone=""), tmp_path), tmp_path)
+            initial_model(run, prepare(replace(run, backbone=""), tmp_path), tmp_path)
         capsys.readouterr()
         adapt_checkpoint(p, tmp_path)
         assert "made again, because" in capsys.readouterr().out
@@ -429,13 +429,13 @@ def test_the_result_is_that_of_what_is_exported(corpus, outputs, rate):
     assert result["last_loss"] == losses[best + 2] > losses[best] and result["best_loss"] == losses[best]
     assert pretrain(p, outputs) == result == read_json(outputs / p.run_name / "result.json")
     model = open_model(outputs / p.run_name)[0]
-    found = validate(Trainer(model, data_of(p, prepare(p, outputs)), p))
+    found = validate(Trainer(model, training_data(p, prepare(p, outputs)), p))
     assert found["validation_loss"] == pytest.approx(losses[best], rel=1e-6)
 
 
 def test_a_start_that_nothing_improved_is_exported_as_it_was(corpus, outputs):
     p, result, _ = stopped(corpus, outputs, "spoilt", learning_rate=1.0)
-    begun = starting_model(p, prepare(p, outputs), outputs)
+    begun = initial_model(p, prepare(p, outputs), outputs)
     assert result["exported_step"] == 0 and tiny.furthest(begun, open_model(outputs / "spoilt")[0]) == 0
     shutil.rmtree(outputs / "spoilt/backbone")
     pretrain(p, outputs)

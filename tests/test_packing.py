@@ -18,13 +18,13 @@ from langsamp.core.manifests import write_manifest
 from langsamp.data.masking import make_batch
 from langsamp.data.packing import PackedSequences, packing_path
 from langsamp.languages.codes import parse_code
-from langsamp.model.packed_attention import check_blocked
+from langsamp.model.packed_attention import check_packed_attention
 from langsamp.params.pretrain import PlanParams
-from langsamp.training.loop import Trainer, batch_loss, inputs_of
+from langsamp.training.loop import Trainer, attention_kwargs, batch_loss
 from langsamp.training.plan import plan
-from langsamp.training.prepare import data_of, open_run, prepare, repetition
-from langsamp.training.pretrain import pretrain, starting_model
-from langsamp.training.shard_tasks import run_task
+from langsamp.training.prepare import open_run, prepare, repetition_table, training_data
+from langsamp.training.pretrain import initial_model, pretrain
+from langsamp.training.shard_tasks import run_shard_task
 
 WAYS = ("sentences", "stream")
 both = pytest.mark.parametrize("packing", WAYS)
@@ -77,7 +77,7 @@ def test_the_run_report_describes_its_packing(runs, packing):
     "Sequences, how full they are, how far a token sees and how many sentences were cut, as counted by hand."
     report = read_json(runs[packing] / "corpus.json")["sequences"]
     p, corpus = open_run(runs[packing])
-    data = data_of(p, corpus)
+    data = training_data(p, corpus)
     assert report["packing"] == packing and report["train"]["sequences"] == len(data.train)
     tokens_BL, _ = data.train[np.arange(len(data.train))]
     assert report["train"]["filled"] == pytest.approx((tokens_BL != corpus.facts["pad"]).mean(), abs=1e-4)
@@ -97,7 +97,7 @@ def test_every_reader_of_a_run_uses_its_packing(runs, packing):
     validated = tiny.metrics_of(runs[packing])[0]["by_language_script"]
     unigrams = unigram_table(runs[packing]).query("variant == 'own'").set_index("code")
     assert {code: masked for code, (_, masked) in validated.items()} == unigrams.masked.astype(int).to_dict()
-    drawn = repetition(p, corpus)["trained tokens"].sum()
+    drawn = repetition_table(p, corpus)["trained tokens"].sum()
     spent = sum(line.get("tokens", 0) for line in tiny.metrics_of(runs[packing]))
     assert drawn == pytest.approx(spent, rel=0.1)
 
@@ -147,10 +147,10 @@ def test_no_token_attends_to_another_sentence(corpus, outputs):
     for packing in WAYS:
         p = tiny.params_of(corpus, packing=packing, dropout=0.0)
         prepared = prepare(p, outputs)
-        model = starting_model(p, prepared, outputs)
+        model = initial_model(p, prepared, outputs)
         for weight in model.parameters():
             torch.nn.init.normal_(weight, std=0.3)  # So that attention and positions matter
-        found[packing] = borders_hold(model, data_of(p, prepared), packing)
+        found[packing] = borders_hold(model, training_data(p, prepared), packing)
     assert found["sentences"] < 1e-4 < 1e-2 < found["stream"], found
 
 
@@ -162,10 +162,10 @@ def test_a_model_with_a_window_keeps_it():
     options = {"local_attention": 8, "pad_token_id": 1, "max_position_embeddings": 128, "global_attn_every_n_layers": 2}
     torch.manual_seed(0)
     modernbert = AutoModelForMaskedLM.from_config(ModernBertConfig(**SMALL, **options))
-    check_blocked(modernbert, 64)
+    check_packed_attention(modernbert, 64)
     modernbert.config.layer_types = ["full_attention", "full_attention"]  # What a lost window would be
     with pytest.raises(UserError, match="set packing to stream"):
-        check_blocked(modernbert, 64)
+        check_packed_attention(modernbert, 64)
 
 
 def test_unsupported_model_is_an_error_before_training(corpus, outputs, tmp_path):
@@ -185,14 +185,14 @@ def test_attention_follows_the_kind_of_sequences(corpus, outputs):
     for packing, dimensions in (("sentences", 4), ("stream", 2)):
         p = tiny.params_of(corpus, packing=packing)
         prepared = prepare(p, outputs)
-        model, data = starting_model(p, prepared, outputs), data_of(p, prepared)
+        model, data = initial_model(p, prepared, outputs), training_data(p, prepared)
         assert (
             isinstance(data.train, PackedSequences)
             == isinstance(data.validation, PackedSequences)
             == (packing == "sentences")
         )
         t = Trainer(model, data, p)
-        told = inputs_of(model, data.train, t.accelerator)(torch.tensor([[1, 1, 2, 2]]))
+        told = attention_kwargs(model, data.train, t.accelerator)(torch.tensor([[1, 1, 2, 2]]))
         assert told["attention_mask"].dim() == dimensions
 
 
@@ -208,7 +208,7 @@ def test_changed_text_is_packed_again(corpus, tmp_path):
     ends = np.fromfile(shard / "train.ends", "<u8")
     np.delete(ends, len(ends) // 2).tofile(shard / "train.ends")  # As if two lines were one
     write_manifest(shard)
-    data_of(p, prepared)
+    training_data(p, prepared)
     assert (packing_path(shard, size) / "train.starts").read_bytes() != before
 
 
@@ -216,7 +216,7 @@ def test_array_tasks_pack_their_shards(corpus, tmp_path):
     "What the array wrote is found by the run, packings too."
     p = tiny.params_of(corpus)
     for task in range(2):
-        run_task(p, tmp_path, task, of=2)
+        run_shard_task(p, tmp_path, task, of=2)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data/packed").rglob("*")}
     prepare(p, tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "data/packed").rglob("*")} and before

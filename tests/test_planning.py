@@ -16,16 +16,16 @@ from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 from langsamp.params.base import read_yaml
 from langsamp.params.pretrain import PlanParams, PretrainParams
 from langsamp.training.loop import Data
-from langsamp.training.plan import counted, flops_a_token, parameter_groups, plan, plan_table
-from langsamp.training.prepare import Corpus, data_of, prepare
-from langsamp.training.pretrain import pretrain, starting_model
+from langsamp.training.plan import computed_costs, flops_per_token, parameter_groups, plan, plan_table
+from langsamp.training.prepare import Corpus, prepare, training_data
+from langsamp.training.pretrain import initial_model, pretrain
 
 SMOKE = tiny.ROOT / "params/smoke.yaml"
 
 
-def parts_of(p: PretrainParams, outputs: Path) -> tuple[LangSAMPForMaskedLM, Data, Corpus]:
+def old_tokens_of(p: PretrainParams, outputs: Path) -> tuple[LangSAMPForMaskedLM, Data, Corpus]:
     corpus = prepare(p, outputs)
-    return starting_model(p, corpus, outputs), data_of(p, corpus), corpus
+    return initial_model(p, corpus, outputs), training_data(p, corpus), corpus
 
 
 def disk(folder: Path) -> int:
@@ -38,8 +38,8 @@ def disk(folder: Path) -> int:
 def test_the_smoke_run_by_hand(outputs):
     "Two blocks of width 64: four square matrices, a feed-forward of four times the width, biases and norms."
     p = PretrainParams.of(read_yaml(SMOKE))
-    model, data, corpus = parts_of(p, outputs)
-    cost = counted(p, model, data, corpus)
+    model, data, corpus = old_tokens_of(p, outputs)
+    cost = computed_costs(p, model, data, corpus)
     width, norm = 64, 2 * 64
     block = 4 * (width * width + width) + 2 * 4 * width * width + 4 * width + width + 2 * norm
     assert cost["parameters: encoder"] == 2 * block + (64 + 2) * width + width + norm
@@ -67,10 +67,10 @@ def test_epochs_under_temperature_sampling(outputs, tmp_path):
     corpus = tiny.write_corpus(tmp_path)
     (corpus / "train/hin_Deva.txt").write_text("\n".join(tiny.sentences("hin_Deva", 2)) + "\n")
     p = tiny.params_of(corpus, sampling="temperature", alpha=0.0, max_steps=30, global_batch_size=8)
-    model, data, prepared = parts_of(p, outputs)
+    model, data, prepared = old_tokens_of(p, outputs)
     drawn = int(data.quotas.sum())
     assert max(data.quotas) - min(data.quotas) <= 1 and drawn == len(data.train), "equal shares of an epoch as long"
-    assert counted(p, model, data, prepared)["epochs"] == 30 * 8 / drawn
+    assert computed_costs(p, model, data, prepared)["epochs"] == 30 * 8 / drawn
 
 
 def test_flops_by_hand():
@@ -82,7 +82,7 @@ def test_flops_by_hand():
         model = from_backbone(config, ["eng"], ["Latn"])
     encoder = parameter_groups(model)["encoder"]
     expected = 6 * encoder + 12 * 3 * 64 * 128 + 6 * 0.15 * (1000 * 64 + 64 * 64)
-    assert flops_a_token(model, 128) == pytest.approx(expected)
+    assert flops_per_token(model, 128) == pytest.approx(expected)
 
 
 def test_the_papers_parameters():
@@ -103,7 +103,7 @@ def test_disk_is_what_a_run_takes(corpus, tmp_path):
     p = tiny.params_of(
         corpus, run_name="two", num_layers=2, hidden_size=64, vocab_size=300, steps=2, save_steps=1, warmup_steps=1
     )
-    cost = counted(p, *parts_of(p, tmp_path))
+    cost = computed_costs(p, *old_tokens_of(p, tmp_path))
     pretrain(p, tmp_path)
     steps = list((tmp_path / "two/checkpoints").glob("step-*"))
     assert len(steps) == 2

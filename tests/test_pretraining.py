@@ -19,7 +19,7 @@ from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_table
 from langsamp.params.pretrain import AdaptParams, PretrainParams
 from langsamp.tokenization.train import trained_tokenizer
 from langsamp.training.prepare import prepare
-from langsamp.training.pretrain import pretrain, starting_model
+from langsamp.training.pretrain import initial_model, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_start_reads_what_the_stock_encoder_cannot(start):
 def test_step_0_is_the_start_in_every_arm(params, start, outputs, variant):
     p = params("unused", variant=variant)
     theirs = AutoModelForMaskedLM.from_pretrained(start).state_dict()
-    ours = stock_part(starting_model(p, prepare(p, outputs), outputs))
+    ours = stock_part(initial_model(p, prepare(p, outputs), outputs))
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not ours[name].equal(theirs[name])] == []
 
@@ -92,7 +92,7 @@ def test_the_dropout_of_the_run_reaches_a_given_backbone(params, stock, outputs)
     assert AutoModelForMaskedLM.from_pretrained(stock).config.hidden_dropout_prob == 0.1
     for dropout in (0.0, 0.37):
         p = params("unused", backbone=str(stock), dropout=dropout)
-        model = starting_model(p, prepare(p, outputs), outputs).train()
+        model = initial_model(p, prepare(p, outputs), outputs).train()
         found = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
         assert found == {dropout}
         call = {

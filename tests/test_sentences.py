@@ -169,7 +169,7 @@ def test_a_hint_adds_two_vectors_and_nothing_else(silent, model, tokenizer):
     "Each does something by itself; with both at zero, a hint says nothing."
     model = copy.deepcopy(model)
     for name in silent:
-        torch.nn.init.zeros_(getattr(model, f"{name}_vectors").weight)
+        torch.nn.init.zeros_(getattr(model, f"{name}_embeddings").weight)
     plain, told = [mask_log_probabilities(TWO, model, tokenizer, code) for code in ("", "eng_Latn")]
     other = mask_log_probabilities(TWO, model, tokenizer, "rus_Cyrl")
     if len(silent) == 2:

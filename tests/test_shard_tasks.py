@@ -13,8 +13,8 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import sha256
 from langsamp.corpora.registry import find_corpus
 from langsamp.corpora.text import Source
-from langsamp.training.prepare import prepare, tokenizer_of
-from langsamp.training.shard_tasks import datatrove_step, main, tasks
+from langsamp.training.prepare import find_tokenizer, prepare
+from langsamp.training.shard_tasks import assign_languages, datatrove_step, main
 
 CODES = {"eng_Latn": 16_000, "rus_Cyrl": 12_000, "hin_Deva": 4000, "deu_Latn": 500}
 
@@ -68,7 +68,7 @@ def test_every_language_has_one_task(tmp_path, of):
     for code, size in sizes.items():
         (tmp_path / code).write_bytes(b"x" * size)
         sources[code] = [Source(code, tmp_path / code)]
-    shares = tasks(sources, of)
+    shares = assign_languages(sources, of)
     assert len(shares) == of and sorted(sum(shares, [])) == sorted(sizes)
     loads = [sum(sizes[code] for code in share) for share in shares]
     assert max(loads) <= sum(sizes.values()) / of + max(sizes.values())
@@ -97,7 +97,7 @@ def test_tasks_killed_at_random(array, tmp_path, turn):
     "Four tasks, two at a time, each killed and started again until it ends: byte for byte an undisturbed pass."
     p, params, whole = array
     random, waiting, kills = np.random.default_rng(), list(range(4)), 0
-    tokenizer_of(p, find_corpus(p.corpus, p.languages, tmp_path)[0], tmp_path)
+    find_tokenizer(p, find_corpus(p.corpus, p.languages, tmp_path)[0], tmp_path)
     while waiting:
         pair = [(number, task(params, tmp_path, number, 4)) for number in waiting[:2]]
         time.sleep(random.uniform(1.5, 6))

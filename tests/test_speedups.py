@@ -76,7 +76,7 @@ def trained_model(family: str) -> LangSAMPForMaskedLM:
 @test_encoders.every
 def test_encoders_of_berts_shape_spare_their_last_block(family):
     "And no others: they are computed whole."
-    assert bool(trained_model(family).last_block) == (family in SPARING)
+    assert bool(trained_model(family).last_layer_path) == (family in SPARING)
 
 
 @pytest.mark.parametrize("seen", ["all", "no padding", "own sentence"])
@@ -84,7 +84,7 @@ def test_encoders_of_berts_shape_spare_their_last_block(family):
 def test_a_last_block_for_masked_tokens_only_gives_the_loss_and_gradients_of_the_whole(family, seen):
     "To 1e-5 in every weight."
     model = trained_model(family)
-    path, tokens = model.last_block, torch.randint(5, 256, (4, 16), generator=torch.Generator().manual_seed(0))
+    path, tokens = model.last_layer_path, torch.randint(5, 256, (4, 16), generator=torch.Generator().manual_seed(0))
     labels = torch.where(torch.arange(64).view(4, 16) % 7 == 3, tokens, -100)
     labels[1] = -100  # A row of which nothing is asked
     told = {"attention_mask": torch.ones_like(tokens)}
@@ -96,10 +96,10 @@ def test_a_last_block_for_masked_tokens_only_gives_the_loss_and_gradients_of_the
         )
     ids = {"language_ids": torch.tensor([0, 1, 1, 0]), "script_ids": torch.tensor([1, 0, 0, 1])}
     found = {}
-    for model.last_block in ("", path):
+    for model.last_layer_path in ("", path):
         with FlopCounterMode(display=False) as counted:
             loss = model(tokens, labels=labels, **told, **ids).loss
-        found[bool(model.last_block)] = loss.item(), gradients(model, loss), counted.get_total_flops()
+        found[bool(model.last_layer_path)] = loss.item(), gradients(model, loss), counted.get_total_flops()
     assert found[True][2] < found[False][2]
     assert abs(found[True][0] - found[False][0]) < 1e-5
     assert furthest(found[True][1], found[False][1]) < 1e-5
@@ -174,7 +174,7 @@ def test_the_number_of_rows_at_a_time_changes_nothing(monkeypatch, bias):
     plain = F.cross_entropy(linear(x_KH), labels_K, reduction="sum") / 33
     assert abs(loss - plain.item()) < 1e-5 and furthest(grads, gradients(linear, plain)) < 1e-5
     for at_once in (1, 700 * 7):
-        monkeypatch.setattr(linear_loss, "NUMBERS_AT_ONCE", at_once)
+        monkeypatch.setattr(linear_loss, "LOGITS_AT_ONCE", at_once)
         other, others = found()
         assert abs(loss - other) < 1e-5 and furthest(others, grads) < 1e-5
 

@@ -21,8 +21,8 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256
 from langsamp.core.manifests import find_damage
 from langsamp.corpora.text import Source, find_sources
-from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_table, find_backbone, weight_sums
-from langsamp.model.resize_embeddings import adapted, restored
+from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_table, find_backbone, weight_checksums
+from langsamp.model.resize_embeddings import adapt_vocabulary, restore_vocabulary
 from langsamp.params.pretrain import AdaptParams
 from langsamp.tokenization.adapt import fit_vocabulary
 from langsamp.tokenization.edit import old_ids, save_tokenizer, tokens_of
@@ -95,7 +95,7 @@ def outputs_of(mlm: PreTrainedModel, ids: list[int]) -> tuple[torch.Tensor, torc
 @pytest.mark.parametrize("name", CONFIGS)
 def test_kept_pieces_compute_the_same_bits(name, new_token_init, base, fitted):
     mlm = model_of(name, base)
-    small, stood = adapted(mlm, base, fitted, new_token_init), mapping_of(fitted, base)
+    small, stood = adapt_vocabulary(mlm, base, fitted, new_token_init), mapping_of(fitted, base)
     old, new = [AutoTokenizer.from_pretrained(folder) for folder in (base, fitted)]
     checked = 0
     for line in LATIN[:50]:
@@ -112,7 +112,7 @@ def test_kept_pieces_compute_the_same_bits(name, new_token_init, base, fitted):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rows_and_ties_survive_the_disk(name, base, fitted, tmp_path):
     mlm = model_of(name, base)
-    small, stood = adapted(mlm, base, fitted), mapping_of(fitted, base)
+    small, stood = adapt_vocabulary(mlm, base, fitted), mapping_of(fitted, base)
     small.save_pretrained(tmp_path)
     loaded, report = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and loaded.config.vocab_size == len(stood)
@@ -138,7 +138,7 @@ def test_mean_rows_by_hand(base, tmp_path):
     assert len(parts) >= 2 and old.unk_token_id not in parts
     for name in CONFIGS:
         mlm = model_of(name, base)
-        bigger = adapted(mlm, base, tmp_path)
+        bigger = adapt_vocabulary(mlm, base, tmp_path)
         for part in ("get_input_embeddings", "get_output_embeddings"):
             before, after = [getattr(m, part)() for m in (mlm, bigger)]
             assert torch.allclose(after.weight[-1], before.weight[parts].mean(0)), f"{name}: {part}"
@@ -148,14 +148,14 @@ def test_mean_rows_by_hand(base, tmp_path):
 
 def test_no_two_new_rows_are_one(base, fitted):
     "Cyrillic is `<unk>` to the old tokenizer; equal rows would make its pieces one."
-    small, new = adapted(model_of("xlm-roberta", base), base, fitted), mapping_of(fitted, base) < 0
+    small, new = adapt_vocabulary(model_of("xlm-roberta", base), base, fitted), mapping_of(fitted, base) < 0
     rows = small.get_input_embeddings().weight[new]
     assert len(rows) > 50 and torch.pdist(rows).min() > 1e-4
 
 
 def test_pieces_that_share_letters_are_nearer(base, fitted):
     small, pieces = (
-        adapted(model_of("xlm-roberta", base), base, fitted),
+        adapt_vocabulary(model_of("xlm-roberta", base), base, fitted),
         tokens_of(read_json(fitted / "tokenizer.json")),
     )
     rows = small.get_input_embeddings().weight.detach()
@@ -171,14 +171,14 @@ def test_pieces_that_share_letters_are_nearer(base, fitted):
 def test_the_seed_decides(new_token_init, base, fitted):
     mlm = model_of("xlm-roberta", base)
     before = torch.random.get_rng_state()
-    a, b, c = [adapted(mlm, base, fitted, new_token_init, seed) for seed in (1, 1, 2)]
+    a, b, c = [adapt_vocabulary(mlm, base, fitted, new_token_init, seed) for seed in (1, 1, 2)]
     assert torch.equal(before, torch.random.get_rng_state()), "the global generator was used"
     assert tiny.furthest(a, b) == 0 < tiny.furthest(a, c)
     assert tiny.furthest(mlm, model_of("xlm-roberta", base)) == 0, "the given model was changed"
 
 
 def test_random_rows_are_the_reference_s(base, fitted):
-    small, new = adapted(model_of("xlm-roberta", base), base, fitted, "random"), mapping_of(fitted, base) < 0
+    small, new = adapt_vocabulary(model_of("xlm-roberta", base), base, fitted, "random"), mapping_of(fitted, base) < 0
     assert 0.018 < small.get_input_embeddings().weight[new].std() < 0.022
     assert not small.get_output_embeddings().bias[new].any()
 
@@ -186,7 +186,7 @@ def test_random_rows_are_the_reference_s(base, fitted):
 def test_a_model_with_too_few_rows_is_refused(base, fitted):
     config = XLMRobertaConfig(**SIZES, vocab_size=50)
     with pytest.raises(UserError, match="has 50 rows"):
-        adapted(AutoModelForMaskedLM.from_config(config), base, fitted)
+        adapt_vocabulary(AutoModelForMaskedLM.from_config(config), base, fitted)
 
 
 # Starts
@@ -269,7 +269,7 @@ def test_another_tokenizer_brings_its_pieces(params, tmp_path, backbone, fitted,
 @pytest.mark.parametrize("name", ["", "nothing/there"])
 def test_no_backbone(name, tmp_path):
     with pytest.raises(UserError, match="give e5-small"):
-        weight_sums(str(tmp_path / "empty") if not name else name)
+        weight_checksums(str(tmp_path / "empty") if not name else name)
 
 
 def test_an_encoder_alone_is_refused(tmp_path, base):
@@ -296,7 +296,7 @@ def test_restored_rows_are_exact(start, params, backbone, base, tmp_path):
         for parameter in trained.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     full = AutoModelForMaskedLM.from_pretrained(backbone)
-    restored(trained, start, full, base, tmp_path)
+    restore_vocabulary(trained, start, full, base, tmp_path)
     whole, stood = AutoModelForMaskedLM.from_pretrained(tmp_path), mapping_of(start, base)
     rows, ours, theirs = [m.get_input_embeddings().weight for m in (whole, trained, full)]
     dropped = sorted(set(range(len(theirs))) - set(stood.tolist()))

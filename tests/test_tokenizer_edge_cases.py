@@ -35,7 +35,7 @@ from langsamp.evaluation.finetune import FineTuning, fine_tune
 from langsamp.evaluation.linear_probe import encode_words, train_probe, word_windows
 from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_chart, adaptation_table
 from langsamp.model.langsamp import from_backbone
-from langsamp.model.resize_embeddings import adapted, restored
+from langsamp.model.resize_embeddings import adapt_vocabulary, restore_vocabulary
 from langsamp.params.base import read_yaml
 from langsamp.params.pretrain import AdaptParams, PlanParams, PretrainParams
 from langsamp.tokenization.adapt import fit_vocabulary, measure_coverage, train_new_tokens
@@ -137,13 +137,15 @@ def test_pruning_next_to_a_hole(holed, latin, tmp_path):
     fitted = fit_vocabulary(sources, tokenizer, min_count=1)
     save_tokenizer(fitted.content, tokenizer, tmp_path / "pruned")
     mlm = AutoModelForMaskedLM.from_pretrained(holed)
-    small = adapted(mlm, tokenizer, tmp_path / "pruned").get_input_embeddings().weight
+    small = adapt_vocabulary(mlm, tokenizer, tmp_path / "pruned").get_input_embeddings().weight
     old, new = token_ids(read_tokenizer_file(tokenizer)), token_ids(fitted.content)
     assert len(new) == len(small) < len(old) and "zz" not in new
     assert all(torch.equal(small[i], mlm.get_input_embeddings().weight[old[piece]]) for piece, i in new.items())
     before, after = [AutoTokenizer.from_pretrained(folder) for folder in (holed, tmp_path / "pruned")]
     assert all(before.tokenize(line) == after.tokenize(line) for line in LATIN)
-    restored(adapted(mlm, tokenizer, tmp_path / "pruned"), tmp_path / "pruned", mlm, tokenizer, tmp_path / "whole")
+    restore_vocabulary(
+        adapt_vocabulary(mlm, tokenizer, tmp_path / "pruned"), tmp_path / "pruned", mlm, tokenizer, tmp_path / "whole"
+    )
     whole = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole").get_input_embeddings().weight
     assert all(torch.equal(whole[i], mlm.get_input_embeddings().weight[i]) for i in old.values())
 
@@ -226,7 +228,7 @@ def test_added_tokens_survive_the_export(added, corpus, tmp_path):
     same_cuts(start, tmp_path / "run/backbone", [*TEXTS, *tiny.sentences("rus_Cyrl", 9)])
     trained = AutoModelForMaskedLM.from_pretrained(start).bfloat16()
     full = AutoModelForMaskedLM.from_pretrained(added)
-    restored(trained, start, full, pretrained_tokenizer(str(added), tmp_path / "home"), tmp_path / "whole")
+    restore_vocabulary(trained, start, full, pretrained_tokenizer(str(added), tmp_path / "home"), tmp_path / "whole")
     same_cuts(added, tmp_path / "whole", TEXTS[:-1])
     same_cuts(start, tmp_path / "whole", tiny.sentences("rus_Cyrl", 9))
     tokenizer, whole = [AutoTokenizer.from_pretrained(f) for f in (start, tmp_path / "whole")]
@@ -244,7 +246,9 @@ def test_added_tokens_of_another_tokenizer(added, latin, tmp_path):
     start = adapt_checkpoint(p, tmp_path)
     same_cuts(tmp_path / "other", start, [*TEXTS, "def ghi abc"])
     models_of = [AutoModelForMaskedLM.from_pretrained(folder) for folder in (start, added)]
-    restored(models_of[0], start, models_of[1], pretrained_tokenizer(str(added), tmp_path / "h"), tmp_path / "whole")
+    restore_vocabulary(
+        models_of[0], start, models_of[1], pretrained_tokenizer(str(added), tmp_path / "h"), tmp_path / "whole"
+    )
     same_cuts(tmp_path / "other", tmp_path / "whole", [*TEXTS, "def ghi abc"])
 
 

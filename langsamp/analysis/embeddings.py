@@ -25,9 +25,9 @@ from ..core.manifests import verify
 from ..data.masking import sequences_of_step
 from ..data.unigrams import token_counts
 from ..languages.codes import language_facts, parse_code
-from ..training.prepare import data_of, open_run
-from ..training.pretrain import AGAIN, exported_step, start_of, starting_model
-from ..training.run_dir import same_origin
+from ..training.prepare import open_run, training_data
+from ..training.pretrain import HOW_TO_REMAKE, exported_step, initial_model, initial_weights_hash
+from ..training.run_dir import check_same_data
 
 # %% ../../nbs/library/analysis/07_embeddings.ipynb #5e265a28
 def code_facts(
@@ -68,7 +68,7 @@ def drawn_blocks(
 ) -> pd.Series:  # Blocks by code
     "How many blocks of each language-script the weights of a run were trained on."
     p, corpus = open_run(run)
-    data, total = data_of(p, corpus), exported_step(p, read_json(run / "result.json")) * p.global_batch_size
+    data, total = training_data(p, corpus), exported_step(p, read_json(run / "result.json")) * p.global_batch_size
     counts_S = np.zeros(len(data.train.codes), np.int64)
     for number in range(-(-total // chunk)):
         _, sequences_B = sequences_of_step(number, chunk, data.train.shard_ends, p.seed, data.quotas)
@@ -116,12 +116,12 @@ def read_embeddings(
 ) -> Vectors:  # In variant `language` the script's are zero
     "The trained vectors, from `model/`; nothing else of the model is read."
     facts = _facts_of(run)
-    verify(run / "model", AGAIN)
+    verify(run / "model", HOW_TO_REMAKE)
     config = read_json(run / "model/config.json")
     rows = {"language": config["languages"], "script": config["scripts"]}
     with safe_open(run / "model/model.safetensors", "np") as file:
-        there = [kind for kind in rows if f"{kind}_vectors.weight" in file.keys()]
-        tables = {kind: file.get_tensor(f"{kind}_vectors.weight") for kind in there}
+        there = [kind for kind in rows if f"{kind}_embeddings.weight" in file.keys()]
+        tables = {kind: file.get_tensor(f"{kind}_embeddings.weight") for kind in there}
     return _gather(facts, rows, tables)
 
 # %% ../../nbs/library/analysis/07_embeddings.ipynb #dbe82d34
@@ -130,10 +130,10 @@ def initial_embeddings(
 ) -> Vectors:  # Of the same language-scripts
     "The vectors that step 0 of a run began with."
     p, corpus = open_run(run)
-    same_origin(run, corpus.identity, start_of(p, run.parent))
-    model = starting_model(p, corpus, run.parent)
+    check_same_data(run, corpus.identity, initial_weights_hash(p, run.parent))
+    model = initial_model(p, corpus, run.parent)
     rows = {"language": model.config.languages, "script": model.config.scripts}
-    there = {kind: table for kind in rows if (table := getattr(model, f"{kind}_vectors")) is not None}
+    there = {kind: table for kind in rows if (table := getattr(model, f"{kind}_embeddings")) is not None}
     return _gather(_facts_of(run), rows, {kind: table.weight.detach().numpy() for kind, table in there.items()})
 
 # %% ../../nbs/library/analysis/07_embeddings.ipynb #cdd18762
@@ -177,7 +177,7 @@ def unigram_roots(
     codes: Sequence[str],  # Which language-scripts, all with training text
 ) -> csr_array:  # [P, V]
     "The square root of each piece's frequency, a row a language-script."
-    data = data_of(*open_run(run))
+    data = training_data(*open_run(run))
     rows = {}
     for shard, code in enumerate(data.train.codes):
         if code in set(codes):

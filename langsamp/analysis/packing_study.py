@@ -23,7 +23,7 @@ from ..data.unigrams import mean_loss, unigram_losses
 from ..encoding.fill_mask import open_model
 from ..params.pretrain import PretrainParams
 from ..training.loop import Trainer, validate
-from ..training.prepare import Corpus, data_of, open_run
+from ..training.prepare import Corpus, open_run, training_data
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #a0981f48
 def held_out_loss(
@@ -32,7 +32,7 @@ def held_out_loss(
 ) -> float:  # Nats a masked token
     "The loss of a run's model on its held-out text, cut as `packing` says."
     p, corpus = open_run(run)
-    data = data_of(replace(p, packing=packing), corpus)
+    data = training_data(replace(p, packing=packing), corpus)
     return validate(Trainer(open_model(run)[0], data, p))["validation_loss"]
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #87146bb1
@@ -41,7 +41,7 @@ def unigram_floor(
     corpus: Corpus,  # Its text
 ) -> float:  # Nats a masked token
     "What a frequency list for each language-script scores on single sentences."
-    data = data_of(replace(p, packing="sentences"), corpus)
+    data = training_data(replace(p, packing="sentences"), corpus)
     return mean_loss(unigram_losses(data.train, data.validation, data.pieces), "own")
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #713376a3

@@ -24,8 +24,8 @@ from ..corpora.udhr import parallel_paragraphs, udhr_corpus
 from ..data.unigrams import unigram_losses
 from ..encoding.open_encoder import Encoder, open_encoder
 from ..evaluation.retrieval import bootstrap_mean, parallel_retrieval
-from ..training.prepare import data_of, open_run
-from ..training.pretrain import exported_by
+from ..training.prepare import open_run, training_data
+from ..training.pretrain import exported_step_of
 from ..training.run_dir import read_metrics
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #de76ff2f
@@ -131,7 +131,7 @@ def validation_losses(
         for code, (loss, masked) in line.get("by_language_script", {}).items()
     ]
     table = pd.DataFrame(rows, columns=["run", "variant", "step", "code", "script", "loss", "masked"])
-    chosen = {run.name: exported_by(run, table.step[table.run == run.name].max()) for run in runs}
+    chosen = {run.name: exported_step_of(run, table.step[table.run == run.name].max()) for run in runs}
     return table.assign(exported=table.step == table.run.map(chosen))
 
 # %% ../../nbs/library/analysis/02_plots.ipynb #eebe8002
@@ -156,7 +156,7 @@ def _names(losses: pd.DataFrame) -> dict[str, tuple[str, str]]:
 def unigram_table(run: Path) -> pd.DataFrame:
     "The two context-free models on the run's own masked tokens, in the form of `validation_losses`."
     p, corpus = open_run(run)
-    data = data_of(p, corpus)
+    data = training_data(p, corpus)
     wide = unigram_losses(data.train, data.validation, data.pieces).rename_axis("code").reset_index()
     long = wide.melt(["code", "masked"], ["global", "own"], var_name="variant", value_name="loss")
     return long.assign(script=long.code.str.rpartition("_")[2])

@@ -29,7 +29,7 @@ from ..params.base import read_yaml
 from ..params.evaluate import ReproductionParams
 from ..params.pretrain import PretrainParams
 from ..training.pretrain import pretrain
-from ..training.run_dir import same_params
+from ..training.run_dir import check_same_params
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #507d5899
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _check_runs(p: ReproductionParams, outputs: Path) -> None:
     "Refuse runs that were made with other parameters, naming these."
     for job in pretraining_jobs(p):
         wanted = PretrainParams.of(job.parameters)
-        same_params(outputs / wanted.run_name, asdict(wanted))
+        check_same_params(outputs / wanted.run_name, asdict(wanted))
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #1315d6b8
 def _finished(job: Job, outputs: Path) -> bool:

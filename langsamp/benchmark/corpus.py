@@ -210,10 +210,10 @@ def _langsamp_batches(folder: str, rows: int = 256, size: int = 512, steps: int 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #c31ae647
 def _langsamp_start(outputs: str, params: dict[str, Any]) -> dict[str, float]:
     "From the parameters to the first batch."
-    from langsamp.training.prepare import data_of, prepare
+    from langsamp.training.prepare import prepare, training_data
 
     p = PretrainParams.of(params)
-    data = data_of(p, prepare(p, Path(outputs)))
+    data = training_data(p, prepare(p, Path(outputs)))
     passes_B, sequences_B = sequences_of_step(0, p.global_batch_size, data.train.shard_ends, p.seed, data.quotas)
     make_batch(data.train, sequences_B, passes_B, p.seed, data.pieces)
     return {"tokens": int(data.train.tokens.sum())}

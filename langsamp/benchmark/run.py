@@ -33,7 +33,7 @@ from langsamp.params.benchmark import (
     TrainingSpeedParams,
 )
 from ..tokenization.train import pretrained_tokenizer
-from ..training.run_dir import keep_params, keep_provenance, locked, same_origin, same_params
+from ..training.run_dir import add_provenance, check_same_data, check_same_params, lock_run, write_params
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #b28c6ef1
 def some_files(
@@ -89,11 +89,11 @@ def benchmark(
     folder = outputs / "benchmarks" / p.name
     sources, _ = open_corpus(p.corpus, p.languages, outputs)
     text = content_hash({code: source_hash(files) for code, files in sources.items()})
-    with locked(folder):
-        same_params(folder, asdict(p))
-        same_origin(folder, text)
-        keep_params(folder, asdict(p))
-        keep_provenance(folder, text, seed=42)
+    with lock_run(folder):
+        check_same_params(folder, asdict(p))
+        check_same_data(folder, text)
+        write_params(folder, asdict(p))
+        add_provenance(folder, text, seed=42)
         scratch = outputs / "data" / "benchmarks" / f"{p.name}-{content_hash(asdict(p), text)}"
         scratch.mkdir(parents=True, exist_ok=True)
         for number, (what, part, job) in enumerate(_jobs(p, outputs, scratch)):

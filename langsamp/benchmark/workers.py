@@ -31,9 +31,9 @@ from ..model.langsamp import LangSAMPForMaskedLM
 from ..params.base import plain_words
 from ..params.pretrain import ModelParams, PretrainParams
 from ..training.loop import Trainer, train_step
-from ..training.plan import flops_a_token
-from ..training.prepare import Corpus, data_of, prepare
-from ..training.pretrain import scratch_config, starting_model
+from ..training.plan import flops_per_token
+from ..training.prepare import Corpus, prepare, training_data
+from ..training.pretrain import initial_model, scratch_config
 
 # %% ../../nbs/library/benchmark/03_workers.ipynb #57f63fc7
 def told(
@@ -60,7 +60,7 @@ def useful_flops(
     "What training on one token needs, on the average of this text."
     lengths = np.array([len(line) for shard in corpus.shards for line in lines_of(shard)]).clip(max=max_seq_length)
     ordinary = 1 - 2 * len(lengths) / lengths.sum()  # All but `<s>` and `</s>` can be masked
-    return flops_a_token(model, (lengths**2).sum() / lengths.sum(), 0.15 * ordinary)
+    return flops_per_token(model, (lengths**2).sum() / lengths.sum(), 0.15 * ordinary)
 
 # %% ../../nbs/library/benchmark/03_workers.ipynb #b018a433
 def _held_out(corpus: Corpus, count: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -129,8 +129,8 @@ def with_languages(
 # %% ../../nbs/library/benchmark/03_workers.ipynb #a9a0759f
 def _ours(p: PretrainParams, corpus: Corpus, languages: int, sentences: int) -> None:
     "Our own loop, a step at a time."
-    model = with_languages(starting_model(p, corpus), languages)
-    t = Trainer(model.train(), data_of(p, corpus), p)
+    model = with_languages(initial_model(p, corpus), languages)
+    t = Trainer(model.train(), training_data(p, corpus), p)
     facts = {"parameters": _count(model), "flops": useful_flops(model, corpus, p.max_seq_length)}
     turns = Turns(facts, loss=lambda: sentence_loss(t.plain, corpus, p.max_seq_length, sentences))
     for step in range(p.max_steps):

@@ -23,7 +23,7 @@ from ..model.files import load_model, refuse_missing
 from ..model.langsamp import VARIANTS, LangSAMPForMaskedLM, language_script_ids
 from ..tokenization.coverage import tokenize_texts
 from ..tokenization.train import load_tokenizer
-from ..training.pretrain import AGAIN
+from ..training.pretrain import HOW_TO_REMAKE
 
 # %% ../../nbs/library/encoding/03_fill_mask.ipynb #53a7c83a
 def open_model(
@@ -31,7 +31,7 @@ def open_model(
 ) -> tuple[LangSAMPForMaskedLM, Any]:  # In evaluation mode, and its tokenizer
     "The model that a run exported as `model/`, whole."
     place = Path(run) / "model"
-    model, missing = load_model(AutoModelForMaskedLM, place, again=AGAIN)
+    model, missing = load_model(AutoModelForMaskedLM, place, again=HOW_TO_REMAKE)
     refuse_missing(place, missing)
     return model, load_tokenizer(str(place))
 

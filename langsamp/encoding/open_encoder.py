@@ -21,11 +21,11 @@ from ..core.files import content_hash
 from ..core.manifests import verify
 from .encoder import encode
 from ..model.adapt_checkpoint import find_backbone
-from ..model.files import check_rows, load_encoder
+from ..model.files import check_vocab_size, load_encoder
 from ..tokenization.train import load_tokenizer
 from ..training.prepare import open_run
-from ..training.pretrain import AGAIN, start_of, starting_model
-from ..training.run_dir import same_origin
+from ..training.pretrain import HOW_TO_REMAKE, initial_model, initial_weights_hash
+from ..training.run_dir import check_same_data
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #aaa9315e
 def encoder_identity(
@@ -70,15 +70,15 @@ def _backbone_of(folder: Path) -> tuple[str, Any, Any]:
     if not (folder / "result.json").exists():
         raise UserError(f"{folder} is no finished run: run papermill nbs/03_pretrain.ipynb to its end")
     variant, place = open_run(folder)[0].variant, folder / "backbone"
-    return variant, load_encoder(place, AGAIN), load_tokenizer(str(place))
+    return variant, load_encoder(place, HOW_TO_REMAKE), load_tokenizer(str(place))
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #52f7b07f
 def _start_of(folder: Path) -> tuple[str, Any, Any]:
     "`start` or `untrained`, with encoder and tokenizer, of what a run began from."
     p, corpus = open_run(folder)
-    same_origin(folder, corpus.identity, start_of(p, folder.parent))
-    verify(corpus.tokenizer, AGAIN)
-    model = starting_model(p, corpus, folder.parent).mlm.base_model
+    check_same_data(folder, corpus.identity, initial_weights_hash(p, folder.parent))
+    verify(corpus.tokenizer, HOW_TO_REMAKE)
+    model = initial_model(p, corpus, folder.parent).mlm.base_model
     tokenizer = load_tokenizer(str(corpus.tokenizer), model_max_length=p.max_seq_length)
     return ("start" if p.backbone else "untrained"), model, tokenizer
 
@@ -107,6 +107,6 @@ def open_encoder(
         variant, model, tokenizer = _backbone_of(outputs / name)
     else:
         variant, model, tokenizer = _other(name, outputs)
-    check_rows(name, model, tokenizer)
+    check_vocab_size(name, model, tokenizer)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return Encoder(name, variant, model.eval().to(device), tokenizer, encoder_identity(model, tokenizer))

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from ..core.errors import UserError
-from .files import check_config, load_model, opening, refuse_missing
+from .files import check_config, library_errors, load_model, refuse_missing
 
 # %% ../../nbs/library/model/01_backbones.ipynb #f46a5ea3
 class _Between(nn.Module):
@@ -170,7 +170,7 @@ def _config_of(
         config = copy.deepcopy(start)
     else:
         check_config(start)
-        with opening(start, "masked language model"):
+        with library_errors(start, "masked language model"):
             config = AutoConfig.from_pretrained(start, trust_remote_code=False)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(f"transformers knows no masked-language-model head for `{config.model_type}` models")
