@@ -24,7 +24,7 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import cache_folder
 from langsamp.corpora.udhr import udhr_corpus
 from langsamp.encoding.encoder import encode
-from langsamp.evaluation.retrieval import ranks
+from langsamp.evaluation.retrieval import translation_ranks
 from langsamp.model.e5_small import (
     TOKENIZER,
     WEIGHTS,
@@ -261,7 +261,7 @@ def test_finds_translations(loaded):
         rows = table[table.document == document]
         assert len(rows) == 50
         vectors[document] = encode([f"query: {text}" for text in rows.text], loaded[0].base_model, loaded[1])
-        top1[document] = (ranks(vectors[document], vectors["eng"]) == 1).mean()
+        top1[document] = (translation_ranks(vectors[document], vectors["eng"]) == 1).mean()
     assert top1["rus"] >= 0.98 and top1["fra"] >= 0.96 and top1["swh"] >= 0.86 and top1["haw"] < 0.2, top1
 
 

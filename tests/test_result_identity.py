@@ -366,7 +366,7 @@ FAMILIES = ["a", "b", "c"]
         lambda x: statistics.comparison(*[pd.Series(y, FAMILIES) for y in (x, [0.0] * 3, FAMILIES)]),
         lambda x: statistics.comparison(*[pd.Series(y, FAMILIES) for y in ([0.0] * 3, x, FAMILIES)]),
         lambda x: retrieval.bootstrap_mean(x),
-        lambda x: retrieval.scores(x),
+        lambda x: retrieval.retrieval_scores(x),
         lambda x: retrieval.bidirectional_ranks(x[:, None], np.ones((3, 1))),
         lambda x: retrieval.translation_ranks(np.ones((3, 1)), x[:, None], "csls"),
         lambda x: retrieval.retrieval_rows(np.ones((3, 1)), x[:, None]),
