@@ -267,7 +267,7 @@ def test_imported_sees_every_form():
 
 def committed() -> list[Path]:
     "Every text file of the checkout that is not built."
-    folders = "nbs langsamp params scripts tests .ci outputs/udhr-reference outputs/udhr-reproduction".split()
+    folders = "nbs langsamp params scripts tests .ci .github outputs/udhr-reference outputs/udhr-reproduction".split()
     folders += ["outputs/packing-reference", "outputs/benchmarks-reference"]
     folders += ["outputs/benchmarks-base-reference", "outputs/benchmarks-packing-reference"]
     inside = [p for folder in folders for p in (ROOT / folder).rglob("*")]
@@ -280,12 +280,49 @@ def test_no_trace_of_one_machine(path):
     assert [line for line in path.read_text().splitlines() if re.search(LOCAL, line)] == []
 
 
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+
+
+def make_targets(text: str) -> set[str]:
+    "The targets of `make` that a text names."
+    return set(re.findall(r"\bmake ([a-z-]+)", text))
+
+
+def missing_paths(text: str) -> list[str]:
+    "Paths that a text names and that do not exist, except the reader's own params file."
+    named = set(re.findall(r"\b(?:nbs|params|scripts|tests|langsamp)/[\w./-]+\w", text)) - {"params/mine.yaml"}
+    return [path for path in sorted(named) if not (ROOT / path).exists()]
+
+
 def test_readme_commands_exist():
     text = (ROOT / "README.md").read_text()
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
-    assert (used := set(re.findall(r"\bmake ([a-z-]+)", text))) >= {"run", "test"} and used <= set(targets)
-    named = set(re.findall(r"\b(?:nbs|params|scripts)/[\w./-]+\w", text)) - {"params/mine.yaml"}  # The reader's own
-    assert [p for p in named if not (ROOT / p).exists()] == []
+    assert {"run", "test"} <= make_targets(text) <= TARGETS
+    assert missing_paths(text) == []
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", ".github/pull_request_template.md"])
+def test_contributing_commands_exist(name):
+    "Targets and paths that contributors read of."
+    text = (ROOT / name).read_text()
+    assert {"test", "export"} <= make_targets(text) <= TARGETS
+    assert missing_paths(text) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=short)
+def test_workflow_calls_targets_that_exist(path, settings):
+    "It parses, and sets up the oldest Python that is supported."
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    called = [make_targets(step["run"]) for step in steps if "run" in step]
+    assert called and all(targets and targets <= TARGETS for targets in called)
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    (python,) = [step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")]
+    assert python == settings["min_python"]
+
+
+def test_there_are_workflows_for_tests_and_docs():
+    called = {path.stem: make_targets(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
+    assert called == {"test": {"test"}, "docs": {"docs"}}
 
 
 def test_smoke_is_what_the_notebook_and_the_library_default_to():
