@@ -290,7 +290,7 @@ def make_targets(text: str) -> set[str]:
 
 def missing_paths(text: str) -> list[str]:
     "Paths that a text names and that do not exist, except the reader's own params file."
-    named = set(re.findall(r"\b(?:nbs|params|scripts|tests|langsamp)/[\w./-]+\w", text)) - {"params/mine.yaml"}
+    named = set(re.findall(r"(?<![\w/])(?:nbs|params|scripts|tests|langsamp)/[\w./-]+\w", text)) - {"params/mine.yaml"}
     return [path for path in sorted(named) if not (ROOT / path).exists()]
 
 
