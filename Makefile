@@ -1,4 +1,4 @@
-# `make run` and `make test` are all a fresh computer needs; both set up .venv first.
+# On a new computer, `make run` or `make test` is enough: both set up .venv first.
 SHELL  := bash
 PYTHON ?= python3
 ENV    := source .venv/bin/activate &&
@@ -13,7 +13,7 @@ run: .venv/ok  ## pretrain LangSAMP and its baseline, compare them (about 15 min
 	$(ENV) $(PM) nbs/03_pretrain.ipynb outputs/udhr-baseline/pretrain.ipynb -f params/udhr-baseline.yaml
 	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/pretraining.ipynb -f params/figures/pretraining.yaml
 
-small: .venv/ok  ## the small preset: corpus, start, LangSAMP, baseline and scratch (hours on 2 cores)
+small: .venv/ok  ## the small preset: corpus, adapted checkpoint, LangSAMP, baseline, and random weights (hours on 2 cores)
 	mkdir -p outputs/corpora outputs/starts outputs/figures $(addprefix outputs/,$(SMALL))
 	$(ENV) $(PM) nbs/01_corpus.ipynb outputs/corpora/small.ipynb -f params/corpora/small.yaml
 	$(ENV) $(PM) nbs/02_start.ipynb outputs/starts/small.ipynb -f params/starts/small.yaml
@@ -24,13 +24,13 @@ reproduce: .venv/ok  ## four variants with three seeds: pretrained, evaluated, e
 	mkdir -p outputs/reproductions
 	$(ENV) $(PM) nbs/05_reproduce.ipynb outputs/reproductions/$(PRESET).ipynb -f params/reproductions/$(PRESET).yaml
 
-test: .venv/ok  ## every check: export, clean, lint, types, docs, tests
+test: .venv/ok  ## every check: export, clean notebooks, lint, types, docs, tests
 	@$(ENV) bash scripts/check.sh
 
 test-slow: .venv/ok  ## the tests that take minutes
 	$(ENV) HF_HUB_OFFLINE=1 python -m pytest -q -m slow
 
-export: .venv/ok  ## after an edit: notebooks to library, cleaned and formatted
+export: .venv/ok  ## after an edit: export notebooks to the library, clean and format them
 	$(ENV) ruff format nbs tests scripts setup.py && nbdev_export && nbdev_clean
 
 docs: .venv/ok  ## the docs site, in _docs/
@@ -39,11 +39,11 @@ docs: .venv/ok  ## the docs site, in _docs/
 lab: .venv/ok  ## open JupyterLab
 	$(ENV) jupyter lab
 
-clean:  ## delete what was built; outputs/ and .venv stay
+clean:  ## delete build products, except outputs/ and .venv
 	rm -rf _docs _proc build *.egg-info .pytest_cache .ruff_cache
 	find nbs langsamp tests scripts -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
-help:  ## this list
+help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 .venv/ok: settings.ini setup.py constraints.txt scripts/setup.sh

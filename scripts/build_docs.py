@@ -1,8 +1,8 @@
-"""Render the docs site into _docs/, offline: nbdev filters the notebooks, smalldocs makes the pages.
+"""Build the docs site in _docs/, offline: nbdev filters the notebooks, smalldocs renders the pages.
 
     python scripts/build_docs.py
 
-Executed copies under outputs/ are shown too, as "Executed notebooks". Nothing is run, and no page loads
+Executed copies of notebooks under outputs/ are added to the sidebar. Nothing is run, and no page loads
 anything from another site.
 """
 
@@ -20,7 +20,7 @@ import fastcore.docments
 import yaml
 from latex2mathml.converter import convert
 from nbdev.config import get_config
-from nbdev.processors import FilterDefaults
+from nbdev.processors import FilterDeproblems
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from nbdev.serve_drv import main as filter_notebook
@@ -29,13 +29,13 @@ from smalldocs.site import build
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = r"(?<![^/\s])\d+[a-z0-9]*_"  # `00_` of `library/00_core.ipynb`: nbdev's page names go without
 LINK = r"(?<=\]\()[^)\s:]+\.ipynb"
-ELSEWHERE = r'<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)="(?:https?:)?//[^>]*>(?:</script>)?'
-MATHS = r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>'
+EXTERNAL = r'<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)="(?:https?:)?//[^>]*>(?:</script>)?'
+FORMULA = r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>'
 DISPLAY = {"inline": "inline", "display": "block"}
 
 
 def signature(symbol: Any, eval_str: bool) -> inspect.Signature:
-    "The signature; of a Hugging Face configuration, whose inherited fields cannot be evaluated, only its own fields."
+    "Return the signature. Of a Hugging Face configuration, whose inherited fields cannot be evaluated, only its own fields."
     try:
         return inspect.signature(symbol, eval_str=eval_str)
     except NameError:
@@ -46,7 +46,7 @@ def signature(symbol: Any, eval_str: bool) -> inspect.Signature:
 
 
 def add_results(proc: Path) -> list[dict[str, str]]:
-    "Filter papermill's copies into `proc`, each beside its source, as its links expect; return sidebar entries."
+    "Filter papermill's copies into `proc`, each beside its source so that links work; return sidebar entries."
     entries = []
     for path in sorted(ROOT.glob("outputs/*/*.ipynb"), key=lambda p: (p.parent.name != "figures", p)):
         notebook = json.loads(path.read_text())
@@ -60,13 +60,13 @@ def add_results(proc: Path) -> list[dict[str, str]]:
         first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
         first["source"] = re.sub(r"\A# (.*)", rf"# \1: {label}", "".join(first["source"]))
         (proc / page).write_text(json.dumps(notebook))
-        filter_notebook((proc / page, proc / page, FilterDefaults))
+        filter_notebook((proc / page, proc / page, FilterDeproblems))
         entries.append({"href": str(page)})
     return entries
 
 
 def write_sidebar(proc: Path, results: list[dict[str, str]]) -> None:
-    "Put the results at the end of the sidebar, and page names in place of file names."
+    "Add executed notebooks at the end of the sidebar, and replace file names by page names."
     sidebar = yaml.safe_load((proc / "sidebar.yml").read_text())
     if results:
         sidebar["website"]["sidebar"]["contents"].append({"section": "Executed notebooks", "contents": results})
@@ -74,7 +74,7 @@ def write_sidebar(proc: Path, results: list[dict[str, str]]) -> None:
 
 
 def join_streams(outputs: list[dict]) -> list[dict]:
-    "One output for what a cell printed piece by piece."
+    "Join consecutive outputs of one stream to a single output."
     joined: list[dict] = []
     for output in outputs:
         if joined and output.get("name") and output["name"] == joined[-1].get("name"):
@@ -85,7 +85,7 @@ def join_streams(outputs: list[dict]) -> list[dict]:
 
 
 def name_pages(proc: Path) -> None:
-    "Give each notebook the name that nbdev's links use, in links from other notebooks too."
+    "Rename each notebook to the name in nbdev's links, and change links between notebooks accordingly."
     for path in sorted(proc.rglob("*.ipynb")):
         notebook = json.loads(path.read_text())
         for cell in notebook["cells"]:
@@ -97,23 +97,23 @@ def name_pages(proc: Path) -> None:
         path.with_name(re.sub(NUMBER, "", path.name.lower())).write_text(json.dumps(notebook))
 
 
-def mend(page: Path, site: Path, address: str) -> None:
-    "Make a page stand alone: MathML for maths, relative links to our own pages, nothing fetched from elsewhere."
-    text = re.sub(ELSEWHERE, lambda m: "" if "katex" in m[0] else m[0], page.read_text(encoding="utf-8"))
-    text = re.sub(MATHS, lambda m: convert(html.unescape(m[2]), display=DISPLAY[m[1]]), text, flags=re.S)
+def make_standalone(page: Path, site: Path, address: str) -> None:
+    "Make a page independent of other sites: MathML for formulas, relative links to own pages, no external resources."
+    text = re.sub(EXTERNAL, lambda m: "" if "katex" in m[0] else m[0], page.read_text(encoding="utf-8"))
+    text = re.sub(FORMULA, lambda m: convert(html.unescape(m[2]), display=DISPLAY[m[1]]), text, flags=re.S)
     up = "../" * (len(page.relative_to(site).parts) - 1)
     page.write_text(text.replace(f'href="{address}/', f'href="{up}'), encoding="utf-8")
 
 
-def outside(site: Path) -> list[str]:
-    "What the pages and style sheets of `site` would fetch from another computer."
-    pages = {path: re.findall(ELSEWHERE, path.read_text()) for path in site.rglob("*.html")}
+def external_requests(site: Path) -> list[str]:
+    "List what the pages and style sheets of `site` would load from other sites."
+    pages = {path: re.findall(EXTERNAL, path.read_text()) for path in site.rglob("*.html")}
     sheets = {path: re.findall(r"url\([\"']?(?:https?:)?//[^)]*\)", path.read_text()) for path in site.rglob("*.css")}
-    return [f"{path.relative_to(site)} asks for {what}" for path, whats in (pages | sheets).items() for what in whats]
+    return [f"{path.relative_to(site)} loads {what}" for path, whats in (pages | sheets).items() for what in whats]
 
 
 def main() -> int:
-    "Build the site; 1 when it has a broken link, or would fetch something from another computer."
+    "Build the site; return 1 if it has a broken link or would load something from another site."
     os.chdir(ROOT)
     refresh_quarto_yml()
     fastcore.docments.signature = signature
@@ -124,16 +124,16 @@ def main() -> int:
     built = build(proc, quiet=True)
     site, config = proc / "_docs", get_config()
     for page in site.rglob("*.html"):
-        mend(page, site, config.doc_host + config.doc_baseurl)
+        make_standalone(page, site, config.doc_host + config.doc_baseurl)
     for sheet in site.rglob("*.css"):
         sheet.write_text(re.sub(r"@import url\(https?:[^)]*\);?", "", sheet.read_text()))
-    faults = [*built.warnings, *outside(site)]
+    problems = [*built.warnings, *external_requests(site)]
     shutil.rmtree(ROOT / "_docs", ignore_errors=True)
     site.rename(ROOT / "_docs")
     shutil.rmtree(proc)
     print(f"docs: {len(list((ROOT / '_docs').rglob('*.html')))} pages, open _docs/index.html")
-    print(*(f"docs: {fault}" for fault in faults), sep="\n", end="\n" if faults else "", file=sys.stderr)
-    return 1 if faults else 0
+    print(*(f"docs: {problem}" for problem in problems), sep="\n", end="\n" if problems else "", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

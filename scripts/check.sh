@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check, in the order from cheap to dear. Uncommitted work is checked too; nothing in the checkout changes.
+# Every check, fastest first. Uncommitted work is checked too; nothing in the checkout changes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD
@@ -19,11 +19,11 @@ same langsamp "langsamp/ (<) is not what nbs/ exports (>): edit the notebook, th
 
 step "2/6 the notebooks are clean"
 (cd "$copy" && nbdev_clean)
-same nbs "notebooks are not clean (< as they are, > cleaned): make export"
+same nbs "notebooks are not clean (< current, > cleaned): make export"
 
 step "3/6 lint and format"
 ruff check --quiet --output-format concise nbs tests scripts setup.py
-ruff format --check --quiet nbs tests scripts setup.py || { echo "check: make export formats them" >&2; exit 1; }
+ruff format --check --quiet nbs tests scripts setup.py || { echo "check: make export fixes the format" >&2; exit 1; }
 
 step "4/6 types"
 ty check --output-format concise

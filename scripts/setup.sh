@@ -21,6 +21,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USE_PEP517=1  # seqeval has no wheel,
 python -m pip install --quiet -c constraints.txt -e '.[dev]'
 python -m pip check
 python -m ipykernel install --sys-prefix --name python3 > /dev/null
-# Kernels talk over the local loop; without this line each of them warns of it in every log.
+# Kernels use the loopback interface; without this line each of them logs a warning about it.
 mkdir -p .venv/etc/ipython
 echo 'c.IPKernelApp.log_level = 40' > .venv/etc/ipython/ipython_kernel_config.py

@@ -1,4 +1,4 @@
-"The docs builder's mending of pages; scripts/check.sh builds the whole site."
+"How the docs builder changes pages; scripts/check.sh builds the whole site."
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ def stream(text: str, name: str = "stdout") -> dict:
     return {"output_type": "stream", "name": name, "text": [text]}
 
 
-def test_printed_pieces_become_one_output():
+def test_consecutive_outputs_are_joined():
     joined = build_docs.join_streams([stream("step 1\n"), stream("ste"), stream("p 2\n"), stream("oh\n", "stderr")])
     assert [(o["name"], "".join(o["text"])) for o in joined] == [("stdout", "step 1\nstep 2\n"), ("stderr", "oh\n")]
 
@@ -25,17 +25,20 @@ def page(tmp_path) -> Path:
     return path
 
 
-def test_page_stands_alone(page, tmp_path):
+def test_page_is_standalone(page, tmp_path):
     katex = '<link rel="stylesheet" href="https://cdn.jsdelivr.net/npm/katex/katex.min.css">'
     maths = r'<span class="math inline">\(a &lt; b\)</span>'
     page.write_text(f'{katex}{maths}<a href="https://site/base/library/codes.html#x">x</a>')
-    build_docs.mend(page, tmp_path, "https://site/base")
+    build_docs.make_standalone(page, tmp_path, "https://site/base")
     text = page.read_text()
     assert "katex" not in text and "<math" in text and 'href="../library/codes.html#x"' in text
-    assert build_docs.outside(tmp_path) == []
+    assert build_docs.external_requests(tmp_path) == []
 
 
-def test_what_a_page_would_fetch_is_named(page, tmp_path):
+def test_external_requests_are_listed(page, tmp_path):
     page.write_text('<img src="https://site/a.png"><a href="https://site">a link is no request</a>')
     (tmp_path / "a.css").write_text("@import url(//fonts/a);")
-    assert [fault.partition(" ")[0] for fault in build_docs.outside(tmp_path)] == ["library/core.html", "a.css"]
+    assert [problem.partition(" ")[0] for problem in build_docs.external_requests(tmp_path)] == [
+        "library/core.html",
+        "a.css",
+    ]

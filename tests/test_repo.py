@@ -1,4 +1,4 @@
-"The checkout's own rules: versions, parameter files, notebooks, the order of modules, what must not be committed."
+"Rules for the repository: versions, params files, notebooks, the order of modules, what must not be committed."
 
 import ast
 import json
@@ -135,7 +135,7 @@ def test_fits():
 
 
 def stage_of(path: Path) -> tuple[str, type]:
-    "The notebook that a parameter file is for, and what its values are read as."
+    "The notebook of a params file, and the class that checks its values."
     stem = path.stem.partition("-")[0]
     return STAGES[path.parent.name] if path.parent.name in STAGES else (f"figures/{stem}.ipynb", FIGURES[stem])
 
@@ -154,7 +154,7 @@ def test_parameter_file(path):
 
 @pytest.mark.parametrize("path", PARAMS, ids=short)
 def test_parameter_file_is_without_conflicts(path):
-    "What a stage would refuse at once; and a corpus, a start or a run has the name of its file."
+    "The stage accepts it, and a corpus, an adapted checkpoint or a run has the name of its file."
     made = stage_of(path)[1].of(read_yaml(path))
     name = {"params": "run_name", "figures": "", "evaluations": ""}.get(path.parent.name, "name")
     assert not name or getattr(made, name) == path.stem
@@ -184,7 +184,7 @@ def test_runner_has_one_typed_parameters_cell(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=short)
-def test_notebook_is_short_celled_and_light(path):
+def test_notebook_has_short_cells_and_small_images(path):
     code = [cell for cell in cells(path) if "parameters" not in cell["metadata"].get("tags", [])]  # Those are a list
     code = [cell for cell in code if not imports_only("".join(cell["source"]))]
     lines = [len("".join(cell["source"]).splitlines()) for cell in code]
@@ -194,7 +194,7 @@ def test_notebook_is_short_celled_and_light(path):
 
 
 def imports_only(text: str) -> bool:
-    "Whether a cell does nothing but import: another list."
+    "Whether a cell only imports."
     return not text.startswith(("%", "!")) and all(
         isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(text).body
     )
@@ -232,7 +232,7 @@ def test_each_module_has_its_notebook():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=short)
-def test_module_imports_only_to_its_left(path):
+def test_module_imports_only_earlier_modules(path):
     name = f"{path.parent.name}.{path.stem}"
     assert imported(path.read_text(), path.parent.name) <= set(ORDER[: ORDER.index(name)])
 
@@ -253,7 +253,7 @@ def imported(text: str, package: str) -> set[str]:
     return found
 
 
-def test_imported_sees_every_form():
+def test_imported_finds_every_form():
     text = (
         "from ..core.files import a\nfrom . import udhr\nfrom ..data import masking\nimport langsamp.languages.codes\n"
     )
@@ -262,11 +262,11 @@ def test_imported_sees_every_form():
     assert imported(text, "corpora") == set(wanted)
 
 
-# What a stranger reads
+# What newcomers read
 
 
 def committed() -> list[Path]:
-    "Every text file of the checkout that is not built."
+    "Every text file of the repository that is not generated."
     folders = "nbs langsamp params scripts tests .ci .github outputs/udhr-reference outputs/udhr-reproduction".split()
     folders += ["outputs/packing-reference", "outputs/benchmarks-reference"]
     folders += ["outputs/benchmarks-base-reference", "outputs/benchmarks-packing-reference"]
@@ -333,7 +333,7 @@ def test_smoke_is_what_the_notebook_and_the_library_default_to():
     assert from_notebook(PretrainParams, names) == PretrainParams() == PretrainParams.of(written)
 
 
-def test_the_baseline_differs_from_langsamp_in_its_arm_only():
+def test_baseline_differs_in_its_variant_only():
     ours, baseline = [yaml.safe_load((ROOT / f"params/udhr{end}.yaml").read_text()) for end in ("", "-baseline")]
     assert {name for name in ours if ours[name] != baseline[name]} == {
         "run_name",

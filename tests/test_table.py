@@ -1,4 +1,4 @@
-"The table of promises names tests that exist, and leaves none of the battery's out."
+"The table of guarantees names tests that exist, and all tests of the battery."
 
 import ast
 
@@ -16,7 +16,7 @@ def names_in(name: str) -> set[str]:
 
 
 def test_every_promise_has_its_tests():
-    "From R1 to R18, and each named test is there."
+    "From R1 to R18, and each named test exists."
     assert set(PROMISES) >= {f"R{number}" for number in range(1, 19)}
     named = {test for promise in PROMISES.values() for test in promise["tests"]}
     files = {test.partition("::")[0][5:-3] for test in named}
@@ -25,12 +25,12 @@ def test_every_promise_has_its_tests():
 
 
 def test_no_test_of_the_battery_is_forgotten():
-    "Whoever adds one says what it is for."
+    "Each test of the battery belongs to a guarantee."
     named = {test for promise in PROMISES.values() for test in promise["tests"]}
     assert set.union(*map(names_in, BATTERY)) - named - OTHERS == set()
 
 
-OTHERS = {  # A run belongs to its parameters and its text: not of the battery
+OTHERS = {  # Checks of a run's identity, not of the battery
     "test_resume.py::test_changed_parameters_are_refused",
     "test_resume.py::test_changed_text_is_refused",
 }
