@@ -115,6 +115,17 @@ def scratch_folder(
         with temporary_path(next(name for name in names if not name.exists()), Path.mkdir) as part:
             yield part
 
+# %% ../../nbs/library/core/02_manifests.ipynb #5eed0004
+def _put_in_place(part: Path, path: Path) -> None:
+    "Rename a complete folder to `path`. One with the same content stays; any other is replaced, even if it reappears."
+    for attempt in range(10):
+        if read_manifest(path) == read_manifest(part) and not find_damage(path):
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError if attempt < 9 else ()):  # Another process may have written it in between
+            part.rename(path)
+            return flush_to_disk(path.parent)
+
 # %% ../../nbs/library/core/02_manifests.ipynb #6bad6344
 @contextmanager
 def atomic_folder(
@@ -128,10 +139,7 @@ def atomic_folder(
     with scratch_folder(path, needed) as part:
         yield part
         write_manifest(part, **facts)
-        if read_manifest(path) != read_manifest(part) or find_damage(path):
-            shutil.rmtree(path, ignore_errors=True)
-            part.rename(path)
-            flush_to_disk(path.parent)
+        _put_in_place(part, path)
 
 # %% ../../nbs/library/core/02_manifests.ipynb #b3a853b3
 def is_intact(
