@@ -11,11 +11,11 @@ import tiny
 from scipy import stats
 
 from langsamp.analysis import statistics as c
-from langsamp.analysis.table_plots import beside_paper, paper_results, sortable, table_figure
+from langsamp.analysis.table_plots import paper_comparison, paper_results, score_figure, sortable_table
 from langsamp.analysis.tables import (
-    differences,
+    group_differences,
     group_means,
-    groups,
+    language_groups,
     per_language,
     score_table,
     seed_differences,
@@ -25,10 +25,11 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import write_json
 from langsamp.encoding.open_encoder import open_encoder
 from langsamp.evaluation.results import open_results, protocol_version, record_request, results_folder
+from langsamp.languages.codes import family_of
 from langsamp.languages.paper_lists import paper_groups
 from langsamp.training.pretrain import pretrain
 
-REAL = np.array([c.family_of(code) for code in paper_groups("sib200")])  # Half of them in two families
+REAL = np.array([family_of(code) for code in paper_groups("sib200")])  # Half of them in two families
 TASKS = ("tatoeba", "sib200", "bible")
 
 
@@ -56,7 +57,7 @@ def test_families_are_as_unequal_as_the_paper_has_them():
 
 def test_flips_find_something_in_one_of_twenty_empty_worlds(worlds):
     "Within the 99.8 % interval of a binomial at 5 %."
-    alarms = sum(c.flip_test(x, REAL, 600)[2] <= 0.05 for x in worlds)
+    alarms = sum(c.sign_flip_test(x, REAL, 600)[2] <= 0.05 for x in worlds)
     least, most = stats.binom.ppf([0.001, 0.999], len(worlds), 0.05)
     assert least <= alarms <= most, f"{alarms} of {len(worlds)}"
 
@@ -71,11 +72,11 @@ def test_languages_are_no_separate_witnesses():
 
 
 def test_the_interval_holds_the_truth_and_what_is_detectable_is_detected(worlds):
-    found = [c.flip_test(x, REAL, 600) for x in worlds]
+    found = [c.sign_flip_test(x, REAL, 600) for x in worlds]
     held = np.mean([low <= 0 <= high for low, high, _ in found])
     assert 0.92 < held < 0.98
-    effect = np.median([c.detectable(low, high) for low, high, _ in found])
-    power = np.mean([c.flip_test(x + effect, REAL, 600)[2] <= 0.05 for x in worlds])
+    effect = np.median([c.detectable_difference(low, high) for low, high, _ in found])
+    power = np.mean([c.sign_flip_test(x + effect, REAL, 600)[2] <= 0.05 for x in worlds])
     assert 0.7 < power < 0.9, power
 
 
@@ -87,7 +88,7 @@ def test_p_and_interval_tell_the_same(families):
     random = np.random.default_rng(families)
     for _ in range(40):
         labels = random.integers(0, families, 60).astype(str)
-        low, high, p = c.flip_test(noise(random, labels, 0.3) + random.normal(0, 0.4), labels, 700)
+        low, high, p = c.sign_flip_test(noise(random, labels, 0.3) + random.normal(0, 0.4), labels, 700)
         assert (p <= 0.05) == (not low <= 0 <= high), (low, high, p)
 
 
@@ -98,7 +99,7 @@ def test_few_families_are_tried_in_every_way():
         labels = random.permutation(np.arange(20) % 7)
         delta = random.normal(0.3, 1, 20)
         flips = [abs((delta * np.array(signs)[labels]).sum()) for signs in itertools.product([1, -1], repeat=7)]
-        assert c.flip_test(delta, labels.astype(str))[2] == np.mean(np.array(flips) >= abs(delta.sum()) - 1e-9)
+        assert c.sign_flip_test(delta, labels.astype(str))[2] == np.mean(np.array(flips) >= abs(delta.sum()) - 1e-9)
 
 
 def pair_of(seed: int = 0, gain: float = 1.0) -> tuple[pd.Series, pd.Series, pd.Series]:
@@ -110,15 +111,15 @@ def pair_of(seed: int = 0, gain: float = 1.0) -> tuple[pd.Series, pd.Series, pd.
 
 def test_first_and_second_are_mirror_images():
     first, second, families = pair_of()
-    one, other = c.comparison(first, second, families), c.comparison(second, first, families)
+    one, other = c.paired_comparison(first, second, families), c.paired_comparison(second, first, families)
     assert np.isclose(one["difference"], -other["difference"]) and np.isclose(one["low"], -other["high"])
     assert np.isclose(one["p"], other["p"]) and (one["won"], one["lost"]) == (other["lost"], other["won"])
 
 
 def test_order_of_languages_and_scale_do_not_matter():
     first, second, families = pair_of()
-    one = c.comparison(first, second, families)
-    other = c.comparison(100 * first.sample(frac=1, random_state=1), 100 * second, families)
+    one = c.paired_comparison(first, second, families)
+    other = c.paired_comparison(100 * first.sample(frac=1, random_state=1), 100 * second, families)
     for name in ("difference", "low", "high", "bootstrap_low", "detectable"):
         assert np.isclose(100 * one[name], other[name]), name
     for name in ("p", "bootstrap_p", "sign_p", "effect"):
@@ -127,12 +128,16 @@ def test_order_of_languages_and_scale_do_not_matter():
 
 def test_the_same_seed_draws_the_same():
     pair = pair_of(gain=0.2)
-    assert c.comparison(*pair, 2000, 5) == c.comparison(*pair, 2000, 5) != c.comparison(*pair, 2000, 6)
+    assert (
+        c.paired_comparison(*pair, 2000, 5)
+        == c.paired_comparison(*pair, 2000, 5)
+        != c.paired_comparison(*pair, 2000, 6)
+    )
 
 
 def test_an_encoder_does_not_differ_from_itself():
     _, base, families = pair_of()
-    found = c.comparison(base, base.copy(), families)
+    found = c.paired_comparison(base, base.copy(), families)
     for name in ("difference", "low", "high", "bootstrap_low", "bootstrap_high", "effect", "detectable", "won", "lost"):
         assert found[name] == 0, name
     assert found["p"] == found["bootstrap_p"] == found["sign_p"] == 1 and not pd.Series(found).isna().any()
@@ -142,15 +147,15 @@ def test_no_combination_gives_a_gap():
     "One language, one family, constant differences."
     for labels in (["a"], ["a", "a"], ["a", "b"], list("abcdefgh")):
         index = [str(i) for i in range(len(labels))]
-        found = c.comparison(pd.Series(2.0, index), pd.Series(1.0, index), pd.Series(labels, index))
+        found = c.paired_comparison(pd.Series(2.0, index), pd.Series(1.0, index), pd.Series(labels, index))
         assert not pd.Series(found).isna().any() and found["difference"] == 1
 
 
 def test_ten_thousand_draws_for_six_tasks_take_seconds():
-    families = np.array([c.family_of(code) for code in paper_groups("bible")])
+    families = np.array([family_of(code) for code in paper_groups("bible")])
     delta, before = noise(np.random.default_rng(0), families, 0.2), time.process_time()
     for _ in range(6 * 5):
-        c.flip_test(delta, families), c.family_bootstrap(delta, families)
+        c.sign_flip_test(delta, families), c.family_bootstrap(delta, families)
     assert time.process_time() - before < 15
 
 
@@ -174,15 +179,9 @@ def test_seeds_against_scipy():
 # Tables
 
 
-RUNS = {
-    "language-script-42": 0.70,
-    "language-script-43": 0.72,
-    "baseline-42": 0.68,
-    "baseline-43": 0.69,
-    "init:baseline-42": 0.3,
-}
+RUNS = {"langsamp-42": 0.70, "langsamp-43": 0.72, "baseline-42": 0.68, "baseline-43": 0.69, "init:baseline-42": 0.3}
 ENCODERS = {
-    "LangSAMP": ["language-script-42", "language-script-43"],
+    "LangSAMP": ["langsamp-42", "langsamp-43"],
     "baseline": ["baseline-42", "baseline-43"],
     "untrained": ["init:baseline-42"],
 }
@@ -215,7 +214,7 @@ def sib():
 
 
 def test_all_is_the_papers_list_and_not_what_was_found(sib):
-    sizes = {name: len(index) for (kind, name), index in groups(sib).items() if kind == "main"}
+    sizes = {name: len(index) for (kind, name), index in language_groups(sib).items() if kind == "main"}
     assert (sizes["all"], sizes["all found"], sizes["head"] + sizes["tail"]) == (30, 31, 30)
     listed = sib.facts.index[sib.facts.listed]
     means = group_means([sib]).set_index(["group", "encoder"]).value
@@ -247,17 +246,17 @@ def test_a_language_that_one_run_lacks_is_named_and_left_out_for_all(gone):
 
 def test_a_missing_seed_is_named():
     rows = made_up("sib200", SIB, "frozen", "f1_macro", seeds=3)
-    short = rows[~(rows.run.eq("language-script-43") & rows["name"].eq("ace_Latn") & rows.seed.eq(2))]
+    short = rows[~(rows.run.eq("langsamp-43") & rows["name"].eq("ace_Latn") & rows.seed.eq(2))]
     table = score_table(short, ENCODERS, "sib200:frozen:f1_macro")
-    assert "left out, missing in both-43: ace_Latn" in table.notes and "ace_Latn" not in table.values.index
+    assert "left out, missing in langsamp-43: ace_Latn" in table.notes and "ace_Latn" not in table.values.index
 
 
 def test_an_encoder_that_was_never_asked_is_told_from_a_run_that_was_forgotten():
     rows = made_up("tatoeba", {"deu": "deu_Latn", "fra": "fra_Latn"})
     table = score_table(rows[rows.run != "init:baseline-42"], ENCODERS, "tatoeba:raw:acc10")
     assert list(table.values) == ["LangSAMP", "baseline"] and "not evaluated: untrained" in table.notes
-    with pytest.raises(UserError, match="of both-43: run nbs/04_evaluate"):
-        score_table(rows[rows.run != "language-script-43"], ENCODERS, "tatoeba:raw:acc10")
+    with pytest.raises(UserError, match="of langsamp-43: run nbs/04_evaluate"):
+        score_table(rows[rows.run != "langsamp-43"], ENCODERS, "tatoeba:raw:acc10")
 
 
 def test_two_ways_of_asking_are_not_averaged():
@@ -279,15 +278,15 @@ def test_without_a_list_tokens_decide_and_the_table_says_so(tmp_path):
     write_json(tmp_path / "baseline-42/corpus.json", {"filter_reports": filter_reports})
     tokens = training_tokens(ENCODERS, tmp_path)
     table = score_table(made_up("udhr", names), ENCODERS, "udhr:raw:acc10", tokens=tokens)
-    found = {name: sorted(index) for (kind, name), index in groups(table).items() if kind == "main"}
+    found = {name: sorted(index) for (kind, name), index in language_groups(table).items() if kind == "main"}
     assert found["head"] == ["deu_Latn", "fra_Latn"] and found["not trained on"] == ["kor_Hang", "tha_Thai"]
-    assert "at least 500 training tokens in none-42" in table.notes[0]
+    assert "at least 500 training tokens in baseline-42" in table.notes[0]
 
 
 def test_equal_encoders_give_a_table_of_nothing(sib):
     twin = {"LangSAMP": ["baseline-42", "baseline-43"], "baseline": ["baseline-42", "baseline-43"]}
     table = score_table(made_up("sib200", SIB, "frozen", "f1_macro", seeds=3), twin, "sib200:frozen:f1_macro")
-    found, seeds = differences([table], "baseline", 500), seed_differences([table], "baseline")
+    found, seeds = group_differences([table], "baseline", 500), seed_differences([table], "baseline")
     assert (found.difference == 0).all() and (found[["p", "holm_p", "bootstrap_p", "sign_p"]] == 1).all(axis=None)
     assert not found.isna().any(axis=None) and seeds[["difference", "low", "high"]].eq(0).all(axis=None)
 
@@ -300,30 +299,28 @@ def both(sib):
 
 
 def test_differences_of_a_group_are_over_that_group(both):
-    found = differences(both, "baseline", 500).set_index(["score", "encoder", "kind", "group"])
-    for (kind, name), index in groups(both[0]).items():
+    found = group_differences(both, "baseline", 500).set_index(["score", "encoder", "kind", "group"])
+    for (kind, name), index in language_groups(both[0]).items():
         delta = (both[0].values.LangSAMP - both[0].values.baseline)[index]
         row = found.loc[("sib200:frozen:f1_macro", "LangSAMP", kind, name)]
         assert np.isclose(row.difference, delta.mean()) and row.languages == len(index), (kind, name)
 
 
 def test_holm_goes_over_scores(both):
-    found = differences(both, "baseline", 500)
+    found = group_differences(both, "baseline", 500)
     rows = found[(found.group == "all") & (found.encoder == "LangSAMP")]
     assert len(rows) == 2 and np.allclose(rows.holm_p, c.holm(rows.p))
 
 
 def test_seed_pairs_are_paired_in_order(both):
     row = seed_differences(both, "baseline").iloc[0]
-    by_run = both[0].runs.loc[groups(both[0])["main", "all"]].mean()
-    pairs = [
-        by_run["LangSAMP", f"language-script-{seed}"] - by_run["baseline", f"baseline-{seed}"] for seed in (42, 43)
-    ]
-    assert (row.pairs, row.least, row.most) == (2, min(pairs), max(pairs))
+    by_run = both[0].runs.loc[language_groups(both[0])["main", "all"]].mean()
+    pairs = [by_run["LangSAMP", f"langsamp-{seed}"] - by_run["baseline", f"baseline-{seed}"] for seed in (42, 43)]
+    assert (row.pairs, row["min"], row["max"]) == (2, min(pairs), max(pairs))
 
 
 def test_the_picture_shows_floors_chance_and_differences(both):
-    figure = table_figure(group_means(both), differences(both, "baseline", 500))
+    figure = score_figure(group_means(both), group_differences(both, "baseline", 500))
     left, right = figure.axes
     assert {"untrained", "chance"} <= set(left.get_legend_handles_labels()[1])
     assert "minus baseline" in right.get_xlabel() and len(left.get_yticklabels()) == 6 + 5
@@ -332,19 +329,19 @@ def test_the_picture_shows_floors_chance_and_differences(both):
 
 
 def test_no_base_no_differences(both):
-    found = differences(both, "", 500)
-    assert found.empty and len(table_figure(group_means(both), found).axes) == 1
+    found = group_differences(both, "", 500)
+    assert found.empty and len(score_figure(group_means(both), found).axes) == 1
 
 
 def test_beside_the_paper_stands_what_was_asked_alike_and_how(both):
-    found = beside_paper(group_means(both), differences(both, "baseline", 500))
+    found = paper_comparison(group_means(both), group_differences(both, "baseline", 500))
     ours = found.dropna(subset="ours").set_index(["task", "encoder"])
     assert len(ours) == 4 and ours["mode"].to_dict()["sib200", "baseline"] == "frozen"
     assert ours.paper["tatoeba", "LangSAMP"] == 71.1 and len(found) == len(paper_results().query("table != 'ablation'"))
 
 
 def test_a_page_shows_every_language(both):
-    page = sortable(per_language(both)).data
+    page = sortable_table(per_language(both)).data
     assert all(code in page for table in both for code in table.values.index)
 
 
@@ -379,13 +376,10 @@ def evaluated(tmp_path_factory, corpus):
     "An outputs folder with made-up results of every run."
     outputs = tmp_path_factory.mktemp("outputs")
     short = {"max_steps": 1, "warmup_steps": 0, "save_steps": 1}
-    for variant, seed in itertools.product(("language+script", "baseline"), (42, 43)):
-        pretrain(
-            tiny.params_of(
-                corpus, run_name=f"{variant.replace('+', '-')}-{seed}", variant=variant, **short | {"seed": seed}
-            ),
-            outputs,
-        )
+    for (label, variant), seed in itertools.product(
+        {"langsamp": "language+script", "baseline": "baseline"}.items(), (42, 43)
+    ):
+        pretrain(tiny.params_of(corpus, run_name=f"{label}-{seed}", variant=variant, **short | {"seed": seed}), outputs)
     codes = list(paper_groups("tatoeba"))[:40]
     parts = {
         ("tatoeba", "retrieval"): made_up("tatoeba", {code[:3]: code for code in codes}),
@@ -413,18 +407,15 @@ def test_a_page_from_results_on_the_disk(evaluated, page):
     assert found >= {f"{page}.{end}" for end in ("png", "svg", "csv", "json")}
     assert found >= {f"{page}-{part}.csv" for part in ("differences", "seeds", "languages", "paper")}
     assert json.loads((evaluated / f"figures/{page}.json").read_text())["runs"].keys() == {
-        "language-script-42", "language-script-43", "baseline-42", "baseline-43",
+        "langsamp-42", "langsamp-43", "baseline-42", "baseline-43",
     }  # fmt: skip
     rows = pd.read_csv(evaluated / f"figures/{page}-differences.csv")
     row = rows[(rows.encoder == "LangSAMP") & (rows.group == "all")].set_index("score").loc["tatoeba:raw:acc10"]
     assert row.languages == 40 and row.low < row.difference < row.high
-    assert set(pd.read_csv(evaluated / f"figures/{page}.csv").runs) >= {
-        "language-script-42, both-43",
-        "init:baseline-42",
-    }
+    assert set(pd.read_csv(evaluated / f"figures/{page}.csv").runs) >= {"langsamp-42, langsamp-43", "init:baseline-42"}
 
 
 def test_a_page_of_one_encoder_compares_nothing(evaluated):
-    options = "{encoders: {LangSAMP: [both-42]}, scores: ['tatoeba:raw:acc10'], name: one}"
+    options = "{encoders: {LangSAMP: [langsamp-42]}, scores: ['tatoeba:raw:acc10'], name: one}"
     tiny.papermill("nbs/figures/main_results.ipynb", evaluated / "one.ipynb", evaluated, "-y", options)
     assert (evaluated / "figures/one.png").exists()

@@ -571,11 +571,11 @@ STAGES["figures/embedding_map"] = Stage(
     figure_effects(
         runs=[
             Effect([["both-7"]], "agreement.csv"),
-            Effect([["both-8", "both-7"]], "runs, sums.csv, tables.csv, kinship.csv, agreement.csv"),
+            Effect([["both-8", "both-7"]], "runs, sums.csv, tables.csv, family.csv, agreement.csv"),
         ],
-        n_neighbors=Effect([1], "kinship.csv"),
-        n_resamples=Effect([30], "kinship.csv, agreement.csv"),
-        seed=Effect([1], "kinship.csv, agreement.csv"),
+        n_neighbors=Effect([1], "family.csv"),
+        n_resamples=Effect([30], "family.csv, agreement.csv"),
+        seed=Effect([1], "family.csv, agreement.csv"),
     ),
     outputs="runs",
 )
@@ -964,7 +964,9 @@ def bench(places):
         patch.setenv("LANGSAMP_DATA", str(places["sets"]))
         patch.setattr(sampling.glot500_lines, "__defaults__", (0.3, 30, 10))  # Ten lines are enough, not 30,000
         patch.setattr(Figure, "savefig", lambda self, path, **more: Path(path).touch())
-        patch.setattr(embeddings.drawn_blocks, "__defaults__", (1024,))  # At a time, which would be slow with 262,144
+        patch.setattr(
+            embeddings.trained_sequences, "__defaults__", (1024,)
+        )  # At a time, which would be slow with 262,144
         patch.setattr(neutrality_plots, "parallel_paragraphs", few_paragraphs)
         made = Bench(places, patch)
         made.spy(loop, "batch_loss", lambda t, model, batch, items=None: (len(batch.inputs_BL), items is not None))

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, T5Config
 
-from langsamp.analysis.embeddings import drawn_blocks, read_embeddings
+from langsamp.analysis.embeddings import read_embeddings, trained_sequences
 from langsamp.analysis.plots import script_losses, validation_losses
-from langsamp.analysis.resources import last_losses
+from langsamp.analysis.resources import exported_losses
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256, write_json
 from langsamp.core.manifests import find_damage, write_manifest
@@ -440,7 +440,7 @@ def test_a_start_that_nothing_improved_is_exported_as_it_was(corpus, outputs):
     shutil.rmtree(outputs / "spoilt/backbone")
     pretrain(p, outputs)
     assert find_damage(outputs / "spoilt/backbone") == ""
-    assert drawn_blocks(outputs / "spoilt").sum() == 0, "its vectors saw no text"
+    assert trained_sequences(outputs / "spoilt").sum() == 0, "its vectors saw no text"
 
 
 def test_without_patience_the_last_model_is_exported(finished):
@@ -456,7 +456,7 @@ def test_figures_show_what_is_exported(corpus, outputs):
     losses = validation_losses(outputs / "shown")
     assert set(losses.step[losses.exported]) == {result["exported_step"]} and losses.step.max() == result["step"]
     own = losses[losses.step == 0].assign(variant="own")
-    for table in (script_losses(losses, own)[1], last_losses({"LangSAMP": [outputs / "shown"]})):
+    for table in (script_losses(losses, own)[1], exported_losses({"LangSAMP": [outputs / "shown"]})):
         shown = table[table.run == "shown"]
         mean = (shown.loss * shown.masked).sum() / shown.masked.sum()
         assert mean == pytest.approx(result["validation_loss"], abs=1e-5)

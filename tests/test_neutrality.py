@@ -8,22 +8,27 @@ import pytest
 import tiny
 
 from langsamp.analysis.neutrality import (
-    Families,
+    FamilyResamples,
     centroid_cosines,
     cka,
-    families,
-    identified,
+    family_resamples,
     isoscore,
     language_share,
     margins,
     mean_and_interval,
-    measure,
-    nothing,
+    neutrality_measures,
+    null_values,
     pair_cosines,
+    probe_accuracy,
     retrieval,
-    ways,
+    transforms,
 )
-from langsamp.analysis.neutrality_plots import full_table, neutrality_differences, parallel_text, with_floors
+from langsamp.analysis.neutrality_plots import (
+    complete_text,
+    neutrality_differences,
+    parallel_text,
+    with_untrained_baselines,
+)
 from langsamp.core.errors import UserError
 from langsamp.encoding.open_encoder import open_encoder
 
@@ -42,7 +47,7 @@ def mean(values: np.ndarray) -> float:
 
 
 def means(x: np.ndarray) -> dict[str, float]:
-    return {name: mean(values) for name, values in measure(x, CODES).items()}
+    return {name: mean(values) for name, values in neutrality_measures(x, CODES).items()}
 
 
 def parts(random) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,8 +71,13 @@ def test_an_offset_of_each_languages_own(random):
     near, far = means(meaning + 0.3 * noise), means(meaning + 0.3 * noise + 3 * offset)
     assert far["centroid cosine, raw"] < near["centroid cosine, raw"] - 0.3
     assert far["margin, raw"] < 0.5 * near["margin, raw"] and far["margin, centred"] < 0.5 * near["margin, centred"]
-    assert far["margin, levelled"] == pytest.approx(near["margin, levelled"]) and far["margin, levelled"] > 0.8
-    assert far["retrieval, raw"] < far["retrieval, levelled"] == pytest.approx(near["retrieval, levelled"])
+    assert (
+        far["margin, language-centred"] == pytest.approx(near["margin, language-centred"])
+        and far["margin, language-centred"] > 0.8
+    )
+    assert (
+        far["retrieval, raw"] < far["retrieval, language-centred"] == pytest.approx(near["retrieval, language-centred"])
+    )
     assert far["CKA"] == pytest.approx(near["CKA"])
     assert far["language share"] > 0.8 > 0.1 > near["language share"]
     assert far["language probe, raw"] > 0.9 > 0.3 > near["language probe, raw"]
@@ -86,10 +96,18 @@ def test_an_offset_that_all_share_is_no_neutrality(random):
 
 
 def test_noise_has_no_meaning(random):
-    found, expected = means(parts(random)[2]), nothing(CODES, K)
-    for name in ("CKA", *(f"margin, {way}" for way in ("raw", "centred", "stripped", "levelled"))):
+    found, expected = means(parts(random)[2]), null_values(CODES, K)
+    for name in (
+        "CKA",
+        *(f"margin, {transform}" for transform in ("raw", "centred", "top PCs removed", "language-centred")),
+    ):
         assert found[name] == pytest.approx(0, abs=0.02), name
-    for name in ("retrieval, raw", "retrieval, levelled", "language probe, raw", "language probe, levelled"):
+    for name in (
+        "retrieval, raw",
+        "retrieval, language-centred",
+        "language probe, raw",
+        "language probe, language-centred",
+    ):
         assert found[name] == pytest.approx(expected[name], abs=0.05), name
     assert found["language share"] == pytest.approx(1 / K, abs=0.02)
 
@@ -98,14 +116,14 @@ def test_centred_centroids_say_little(random):
     "They add up to zero, so the sum of all their products is 0 and their mean cosine is near -1/(L-1) if lengths are."
     _, offset, _ = parts(random)
     for scale in (0.1, 10):
-        found = mean(centroid_cosines(ways(scale * offset + np.zeros((1, K, 1)))["centred"]))
+        found = mean(centroid_cosines(transforms(scale * offset + np.zeros((1, K, 1)))["centred"]))
         assert found == pytest.approx(-1 / (L - 1), abs=0.03)
 
 
 def test_stripping_takes_the_strongest_direction(random):
     meaning, offset, noise = parts(random)
     strong = 30 * random.normal(size=(L, K, 1)) * np.eye(H)[3]
-    left = ways(noise + strong)["stripped"]
+    left = transforms(noise + strong)["top PCs removed"]
     assert np.abs(left[..., 3]).max() < 1 and np.abs(left[..., 4]).max() > 1
 
 
@@ -152,7 +170,7 @@ def test_the_probe_is_not_tested_on_what_it_learnt(random):
     "A mark on each single sentence helps nobody who is asked about others."
     x = np.zeros((L, K, L * K))
     x.reshape(L * K, L * K)[:] = 100 * np.eye(L * K)
-    assert mean(identified(x, CODES, False)) < 3 / L
+    assert mean(probe_accuracy(x, CODES, False)) < 3 / L
 
 
 def test_shuffled_labels_are_at_chance(random):
@@ -160,7 +178,7 @@ def test_shuffled_labels_are_at_chance(random):
     _, offset, noise = parts(random)
     x = noise + 3 * offset
     shuffled = np.stack([x[random.permutation(L), sentence] for sentence in range(K)], 1)
-    assert mean(identified(x, CODES, False)) > 0.9 > 3 / L > mean(identified(shuffled, CODES, False))
+    assert mean(probe_accuracy(x, CODES, False)) > 0.9 > 3 / L > mean(probe_accuracy(shuffled, CODES, False))
     assert mean(language_share(shuffled)) < 2 / K < mean(language_share(x))
 
 
@@ -171,9 +189,9 @@ def test_relatives_move_together():
     "An interval over families is wider than one over languages where relatives are alike."
     values = np.repeat(np.random.default_rng(0).normal(size=20), 10)
     weights = np.random.default_rng(1).multinomial
-    apart = Families(np.eye(200), weights(200, [1 / 200] * 200, 2000).astype(float))
-    kin = Families(np.kron(np.eye(20), np.ones(10)), weights(20, [1 / 20] * 20, 2000).astype(float))
-    widths = [float(np.diff(mean_and_interval(f, f.sums(values))[1:])[0]) for f in (apart, kin)]
+    apart = FamilyResamples(np.eye(200), weights(200, [1 / 200] * 200, 2000).astype(float))
+    resamples = FamilyResamples(np.kron(np.eye(20), np.ones(10)), weights(20, [1 / 20] * 20, 2000).astype(float))
+    widths = [float(np.diff(mean_and_interval(f, f.sums(values))[1:])[0]) for f in (apart, resamples)]
     assert widths[1] > 2.5 * widths[0]
 
 
@@ -181,7 +199,7 @@ def test_pairs_are_drawn_as_pairs():
     "A mean over pairs wanders twice as far as the mean of the languages' own means drawn as if independent."
     own = np.random.default_rng(0).normal(size=50)
     pairs = np.add.outer(own, own) / 2 * (1 - np.eye(50))
-    alone = Families(np.eye(50), np.random.default_rng(1).multinomial(50, [1 / 50] * 50, 4000).astype(float))
+    alone = FamilyResamples(np.eye(50), np.random.default_rng(1).multinomial(50, [1 / 50] * 50, 4000).astype(float))
     of_pairs, of_rows = [mean_and_interval(alone, alone.sums(v)) for v in (pairs, pairs.sum(1) / 49)]
     assert of_pairs[0] == pytest.approx(of_rows[0])
     assert np.diff(of_pairs[1:])[0] == pytest.approx(2 * np.diff(of_rows[1:])[0], rel=0.1)
@@ -189,13 +207,13 @@ def test_pairs_are_drawn_as_pairs():
 
 def test_families_are_glottologs_and_draws_repeat():
     codes = ["eng_Latn", "deu_Latn", "rus_Cyrl", "tha_Thai", "eus_Latn", "yue_Hani", "cmn_Hani"]
-    kin = families(codes, n_resamples=100, seed=3)
-    assert sorted(kin.member_FL.sum(1)) == [1, 1, 2, 3] and (kin.member_FL.sum(0) == 1).all()
-    assert (kin.member_FL[:, 0] == kin.member_FL[:, 2]).all(), "English and Russian are relatives"
-    assert (kin.weights_DF == families(codes, n_resamples=100, seed=3).weights_DF).all()
-    assert (kin.weights_DF != families(codes, n_resamples=100, seed=4).weights_DF).any()
+    resamples = family_resamples(codes, n_resamples=100, seed=3)
+    assert sorted(resamples.member_FL.sum(1)) == [1, 1, 2, 3] and (resamples.member_FL.sum(0) == 1).all()
+    assert (resamples.member_FL[:, 0] == resamples.member_FL[:, 2]).all(), "English and Russian are relatives"
+    assert (resamples.weights_DF == family_resamples(codes, n_resamples=100, seed=3).weights_DF).all()
+    assert (resamples.weights_DF != family_resamples(codes, n_resamples=100, seed=4).weights_DF).any()
     values = np.arange(49.0).reshape(7, 7)
-    assert mean_and_interval(kin, kin.sums(values))[0] == pytest.approx(mean(values))
+    assert mean_and_interval(resamples, resamples.sums(values))[0] == pytest.approx(mean(values))
 
 
 # Encoders and text
@@ -205,9 +223,9 @@ def test_the_text_is_a_full_table():
     parallel = {code: {str(key): f"{code} {key}" for key in range(8)} for code in ("eng_Latn", "wol_Latn", "rus_Cyrl")}
     parallel["wol_Latn"] |= {"8": "one more"}
     with pytest.raises(UserError, match="1 language-scripts share 9 sentences"):
-        full_table(parallel)
+        complete_text(parallel)
     del parallel["wol_Latn"]["8"], parallel["rus_Cyrl"]["2"]
-    found = full_table(parallel)
+    found = complete_text(parallel)
     assert (found.codes, found.dropped) == (["eng_Latn", "wol_Latn"], ["rus_Cyrl"])
     assert found.texts[1][2] == "wol_Latn 2"
 
@@ -235,9 +253,12 @@ def test_sib200_is_thinned_and_stays_parallel(tmp_path, monkeypatch):
 
 def test_each_start_is_shown_once(smoke):
     "The start is found from the run, once, and not again where it was asked for."
-    labels = [label for label, _ in with_floors({"a": ["smoke"], "b": ["smoke"]}, smoke)]
+    labels = [label for label, _ in with_untrained_baselines({"a": ["smoke"], "b": ["smoke"]}, smoke)]
     assert labels == ["a", "b", "untrained"]
-    assert [label for label, _ in with_floors({"a": ["smoke"], "floor": ["init:smoke"]}, smoke)] == ["a", "floor"]
+    assert [label for label, _ in with_untrained_baselines({"a": ["smoke"], "floor": ["init:smoke"]}, smoke)] == [
+        "a",
+        "floor",
+    ]
     assert open_encoder("init:smoke", smoke).variant == "untrained"
 
 
@@ -252,8 +273,8 @@ def a_table(**values: list[float]) -> pd.DataFrame:
 
 
 def test_differences_of_labels_and_seeds():
-    kin = Families(np.eye(3), np.random.default_rng(0).multinomial(3, [1 / 3] * 3, 200).astype(float))
-    found = neutrality_differences(a_table(ours=[0.5, 0.7], base=[0.1, 0.5], floor=[0.2]), "base", kin)
+    resamples = FamilyResamples(np.eye(3), np.random.default_rng(0).multinomial(3, [1 / 3] * 3, 200).astype(float))
+    found = neutrality_differences(a_table(ours=[0.5, 0.7], base=[0.1, 0.5], floor=[0.2]), "base", resamples)
     assert found.label.tolist() == ["ours", "floor"]
     assert found.difference.tolist() == pytest.approx([0.3, -0.1]) == found.low.tolist() == found.high.tolist()
     assert found.seeds.tolist() == [(0.4, 0.2), (0.1, -0.3)]

@@ -287,7 +287,7 @@ def test_incomparable_runs_have_no_common_figure(runs, other, named):
     for draw in (
         lambda: plots.validation_losses(runs / "one", runs / other),
         lambda: plots.run_retrieval([runs / "one", runs / other]),
-        lambda: resources.last_losses({"a": [runs / "one"], "b": [runs / other]}),
+        lambda: resources.exported_losses({"a": [runs / "one"], "b": [runs / other]}),
     ):
         with pytest.raises(UserError, match=f"different text.*one: .*{named}.*{other}: .*{named}"):
             draw()
@@ -356,15 +356,15 @@ FAMILIES = ["a", "b", "c"]
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda x: statistics.flip_test(x, FAMILIES),
+        lambda x: statistics.sign_flip_test(x, FAMILIES),
         lambda x: statistics.family_bootstrap(x, FAMILIES),
         lambda x: statistics.sign_test(x),
         lambda x: statistics.effect_size(x),
-        lambda x: statistics.detectable(x[1], 1.0),
+        lambda x: statistics.detectable_difference(x[1], 1.0),
         lambda x: statistics.holm(x),
         lambda x: statistics.across_seeds(x, x),
-        lambda x: statistics.comparison(*[pd.Series(y, FAMILIES) for y in (x, [0.0] * 3, FAMILIES)]),
-        lambda x: statistics.comparison(*[pd.Series(y, FAMILIES) for y in ([0.0] * 3, x, FAMILIES)]),
+        lambda x: statistics.paired_comparison(*[pd.Series(y, FAMILIES) for y in (x, [0.0] * 3, FAMILIES)]),
+        lambda x: statistics.paired_comparison(*[pd.Series(y, FAMILIES) for y in ([0.0] * 3, x, FAMILIES)]),
         lambda x: retrieval.bootstrap_mean(x),
         lambda x: retrieval.retrieval_scores(x),
         lambda x: retrieval.bidirectional_ranks(x[:, None], np.ones((3, 1))),
@@ -396,7 +396,7 @@ def test_a_number_that_is_none_is_an_error(ask):
         neutrality.margins,
         neutrality.cka,
         neutrality.retrieval,
-        lambda x: neutrality.identified(x, ["a", "b", "c"], True),
+        lambda x: neutrality.probe_accuracy(x, ["a", "b", "c"], True),
         lambda x: neutrality.measure(x, ["eng_Latn", "rus_Cyrl", "deu_Latn"]),
     ],
 )
@@ -422,8 +422,8 @@ def test_neutrality_of_too_little_is_an_error():
     for ask in (
         lambda: neutrality.cka(few),
         lambda: neutrality.pair_cosines(few[:, :1]),
-        lambda: neutrality.identified(few, ["a", "b"], False),
-        lambda: neutrality.identified(np.ones((2, 8, 4)), ["a", "a"], False),
+        lambda: neutrality.probe_accuracy(few, ["a", "b"], False),
+        lambda: neutrality.probe_accuracy(np.ones((2, 8, 4)), ["a", "a"], False),
         lambda: neutrality.isoscore(few[:, :, :1]),
         lambda: neutrality.nothing(["eng_Latn"], 9),
         lambda: neutrality.families([]),
@@ -472,7 +472,7 @@ def test_rounding_wins_nothing():
     base = pd.Series(np.random.default_rng(0).uniform(10, 90, 60), index)
     dust = base * (1 + 1e-15) + 1e-14
     assert (dust != base).any()
-    found = statistics.comparison(dust, base, pd.Series(index, index), n_resamples=500)
+    found = statistics.paired_comparison(dust, base, pd.Series(index, index), n_resamples=500)
     assert (found["difference"], found["p"], found["won"], found["lost"], found["effect"]) == (0, 1, 0, 0, 0)
 
 
@@ -509,7 +509,7 @@ def half(path: Path) -> None:
         ("provenance.json", "half", lambda run: open_encoder(f"init:{run.name}", run.parent)),
         ("provenance.json", "half", lambda run: save(run)),
         ("provenance.json", "gone", lambda run: save(run)),
-        ("result.json", "half", lambda run: embeddings.drawn_blocks(run)),
+        ("result.json", "half", lambda run: embeddings.trained_sequences(run)),
         ("result.json", "half", lambda run: pretrain(open_run(run)[0], run.parent)),
         ("model/config.json", "half", lambda run: embeddings.read_embeddings(run)),
         ("model/config.json", "gone", lambda run: embeddings.read_embeddings(run)),
@@ -569,7 +569,7 @@ def test_a_figure_without_prepared_text_says_how_to_make_it(harmed, corpus):
     assert open_encoder("one", harmed).variant == "language+script"
     for ask in (
         lambda: plots.unigram_table(harmed / "one"),
-        lambda: embeddings.drawn_blocks(harmed / "one"),
+        lambda: embeddings.trained_sequences(harmed / "one"),
         lambda: open_encoder("init:one", harmed),
         lambda: plots.run_retrieval([harmed / "one"]),
     ):

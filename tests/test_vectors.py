@@ -12,20 +12,28 @@ import torch
 from scipy.stats import spearmanr
 from transformers import XLMRobertaConfig
 
-from langsamp.analysis.embedding_plots import heat_map, sum_map
+from langsamp.analysis.embedding_plots import similarity_heatmap, sum_map
 from langsamp.analysis.embeddings import (
-    Vectors,
+    LearnedEmbeddings,
+    centred_cosines,
     code_facts,
     components,
-    cosines,
-    drawn_blocks,
-    fix_gauge,
+    fix_offset,
     initial_embeddings,
-    principal,
+    principal_components,
     read_embeddings,
+    trained_sequences,
 )
-from langsamp.analysis.resources import last_losses, level_differences, levels_of
-from langsamp.analysis.typology import agreement, asked, kinship, likenesses, mantel, neighbour_accuracy, relations
+from langsamp.analysis.resources import exported_losses, level_differences, resource_levels
+from langsamp.analysis.typology import (
+    family_tests,
+    language_relations,
+    mantel,
+    neighbour_accuracy,
+    one_script_per_language,
+    run_agreement,
+    similarity_matrices,
+)
 from langsamp.core.errors import UserError
 from langsamp.model.langsamp import from_backbone, language_script_ids
 from langsamp.training.pretrain import pretrain
@@ -33,12 +41,12 @@ from langsamp.training.pretrain import pretrain
 CODES = "aze_Cyrl aze_Latn deu_Latn eng_Latn hin_Deva npi_Deva rus_Cyrl tha_Thai".split()
 
 
-def made_up(codes: list[str], seed: int = 0, width: int = 6) -> Vectors:
+def made_up(codes: list[str], seed: int = 0, width: int = 6) -> LearnedEmbeddings:
     "Random tables, looked up."
-    random, facts = np.random.default_rng(seed), code_facts(codes).assign(tokens=1, blocks=1)
+    random, facts = np.random.default_rng(seed), code_facts(codes).assign(tokens=1, sequences=1)
     tables = [{name: random.normal(size=width) for name in sorted(set(facts[kind]))} for kind in ("language", "script")]
     rows = [np.stack([table[x] for x in facts[kind]]) for kind, table in zip(("language", "script"), tables)]
-    return Vectors(facts, *rows, [])
+    return LearnedEmbeddings(facts, *rows, [])
 
 
 def random_codes(seed: int) -> list[str]:
@@ -55,14 +63,16 @@ def random_codes(seed: int) -> list[str]:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_gauge_shift_in_any_component_leaves_the_vectors_as_they_are(seed):
     codes = random_codes(seed)
-    vectors, numbers = made_up(codes, seed), components(codes)
+    embeddings, numbers = made_up(codes, seed), components(codes)
     shift_PH = np.random.default_rng(seed).normal(0, 10, (len(codes), 6))[numbers]
-    shifted = replace(vectors, language_PH=vectors.language_PH + shift_PH, script_PH=vectors.script_PH - shift_PH)
-    assert not np.allclose(shifted.language_PH, vectors.language_PH)
+    shifted = replace(
+        embeddings, language_PH=embeddings.language_PH + shift_PH, script_PH=embeddings.script_PH - shift_PH
+    )
+    assert not np.allclose(shifted.language_PH, embeddings.language_PH)
     for name in ("language_PH", "script_PH", "sums_PH"):
-        there, here = getattr(fix_gauge(shifted), name), getattr(fix_gauge(vectors), name)
+        there, here = getattr(fix_offset(shifted), name), getattr(fix_offset(embeddings), name)
         assert np.abs(there - here).max() < 1e-6, name
-    assert np.abs(fix_gauge(vectors).sums_PH - vectors.sums_PH).max() < 1e-12
+    assert np.abs(fix_offset(embeddings).sums_PH - embeddings.sums_PH).max() < 1e-12
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -80,7 +90,7 @@ def test_a_component_is_all_that_pairs_hold_together(seed):
 
 
 def test_fixing_keeps_languages_in_several_scripts_together_and_centres_each_component():
-    fixed = fix_gauge(made_up(CODES))
+    fixed = fix_offset(made_up(CODES))
     assert np.allclose(fixed.language_PH[0], fixed.language_PH[1]), "Azerbaijani has one vector, in Cyrillic and Latin"
     assert components(CODES).tolist() == [0, 0, 0, 0, 1, 1, 0, 2]
     once = fixed.language_PH[[1, 2, 3, 6]]
@@ -89,9 +99,9 @@ def test_fixing_keeps_languages_in_several_scripts_together_and_centres_each_com
 
 
 def test_a_shift_that_is_no_gauge_shift_is_seen():
-    vectors = made_up(CODES)
-    other = replace(vectors, language_PH=vectors.language_PH + np.arange(len(CODES))[:, None])
-    assert not np.allclose(fix_gauge(other).language_PH, fix_gauge(vectors).language_PH)
+    embeddings = made_up(CODES)
+    other = replace(embeddings, language_PH=embeddings.language_PH + np.arange(len(CODES))[:, None])
+    assert not np.allclose(fix_offset(other).language_PH, fix_offset(embeddings).language_PH)
 
 
 def test_the_loss_cannot_see_the_gauge():
@@ -138,12 +148,12 @@ def short(corpus, tmp_path_factory) -> Path:
     return outputs
 
 
-def test_rows_are_left_out_exactly_when_training_did_not_move_them(short):
-    drawn = drawn_blocks(short / "short")
+def test_rows_are_untrained_exactly_when_training_did_not_move_them(short):
+    drawn = trained_sequences(short / "short")
     idle = drawn.index[drawn == 0]
     assert drawn.sum() == 4 and len(idle) == 1, "the seed of this fixture leaves one language-script undrawn"
     trained, start = read_embeddings(short / "short"), initial_embeddings(short / "short")
-    assert trained.left_out == idle[0].split("_") == start.left_out
+    assert trained.excluded == idle[0].split("_") == start.excluded
     assert list(trained.facts.index) == list(drawn.index[drawn > 0]) == list(start.facts.index)
     for name in ("language_PH", "script_PH"):
         assert (getattr(trained, name) != getattr(start, name)).any(axis=1).all(), name
@@ -155,16 +165,16 @@ def test_an_arm_without_script_vectors_has_none_and_one_without_languages_is_ref
         and read_embeddings(short / "language").language_PH.any()
     )
     assert not initial_embeddings(short / "language").script_PH.any()
-    with pytest.raises(UserError, match="run none is of variant `none` and has no language vectors"):
+    with pytest.raises(UserError, match="run baseline is of variant `baseline` and has no language embeddings"):
         read_embeddings(short / "baseline")
     with pytest.raises(UserError, match="no finished run at .*nothing"):
         read_embeddings(short / "nothing")
 
 
 def test_all_matrices_are_of_the_same_languages_and_the_start_is_not_the_end(unbroken):
-    facts, matrices = likenesses(unbroken)
+    facts, matrices = similarity_matrices(unbroken)
     assert {len(matrix) for matrix in matrices.values()} == {len(facts)} == {3}
-    assert not np.allclose(matrices["trained"], matrices["start"])
+    assert not np.allclose(matrices["trained"], matrices["initial"])
     assert all(np.allclose(np.diag(matrix), 1) for matrix in matrices.values())
 
 
@@ -174,29 +184,29 @@ def test_all_matrices_are_of_the_same_languages_and_the_start_is_not_the_end(unb
 def test_cosines_see_neither_an_offset_nor_a_turn_nor_a_scale():
     random = np.random.default_rng(0)
     points, turn = random.normal(size=(12, 5)), np.linalg.qr(random.normal(size=(5, 5)))[0]
-    assert np.allclose(cosines(points), cosines(3 * points @ turn + 9))
-    assert not np.allclose(cosines(points), cosines(points * [9, 1, 1, 1, 1]))
+    assert np.allclose(centred_cosines(points), centred_cosines(3 * points @ turn + 9))
+    assert not np.allclose(centred_cosines(points), centred_cosines(points * [9, 1, 1, 1, 1]))
 
 
 def test_a_map_is_the_same_for_any_order_and_turn():
     random = np.random.default_rng(1)
     points = random.normal(size=(30, 5)) * [9, 5, 1, 1, 1]
     order, turn = random.permutation(30), np.linalg.qr(random.normal(size=(5, 5)))[0]
-    places, share = principal(points)
-    assert np.allclose(principal(points[order] @ turn)[0], places[order])
-    assert np.allclose(principal(-points)[0], places)
+    places, share = principal_components(points)
+    assert np.allclose(principal_components(points[order] @ turn)[0], places[order])
+    assert np.allclose(principal_components(-points)[0], places)
     assert np.isclose(share.sum(), (places**2).sum() / ((points - points.mean(0)) ** 2).sum())
 
 
 def test_pictures_draw_what_the_tables_say():
-    vectors = made_up(CODES)
-    _, table = sum_map(vectors)
-    assert np.allclose(table[["component_1", "component_2"]], principal(vectors.sums_PH)[0])
-    _, table = heat_map(vectors, ["eng_Latn", "tha_Thai"])
-    expected = cosines(vectors.sums_PH)[3, 7]
+    embeddings = made_up(CODES)
+    _, table = sum_map(embeddings)
+    assert np.allclose(table[["component_1", "component_2"]], principal_components(embeddings.sums_PH)[0])
+    _, table = similarity_heatmap(embeddings, ["eng_Latn", "tha_Thai"])
+    expected = centred_cosines(embeddings.sums_PH)[3, 7]
     assert table.set_index("code").loc["eng_Latn", "tha_Thai"] == expected, "all languages are centred, not the two"
     with pytest.raises(UserError, match=r"no trained vectors of eng_Latin; did you mean `eng_Latn`\?; the run has 8"):
-        heat_map(vectors, ["eng_Latin"])
+        similarity_heatmap(embeddings, ["eng_Latin"])
 
 
 # Neighbours
@@ -204,15 +214,15 @@ def test_pictures_draw_what_the_tables_say():
 
 def test_a_language_in_two_scripts_is_asked_once_and_in_the_script_of_more_text():
     facts = code_facts(CODES).assign(tokens=[1, 2, 3, 3, 3, 3, 3, 3])
-    assert asked(facts) == CODES[1:]
-    assert asked(facts.assign(tokens=[2, 1, 3, 3, 3, 3, 3, 3])) == CODES[:1] + CODES[2:]
+    assert one_script_per_language(facts) == CODES[1:]
+    assert one_script_per_language(facts.assign(tokens=[2, 1, 3, 3, 3, 3, 3, 3])) == CODES[:1] + CODES[2:]
 
 
 def test_a_lone_language_cannot_be_right_and_is_not_counted():
     points = np.array([[0.0, 1], [0.1, 1], [1, 0], [1, 0.1], [-5, -5]])
-    found = neighbour_accuracy(cosines(points), list("aabbc"), n_neighbors=1, n_resamples=20)
+    found = neighbour_accuracy(centred_cosines(points), list("aabbc"), n_neighbors=1, n_resamples=20)
     assert found["value"] == 1 and found["items"] == 4
-    assert neighbour_accuracy(cosines(points), list("abcde"), n_resamples=5)["items"] == 0
+    assert neighbour_accuracy(centred_cosines(points), list("abcde"), n_resamples=5)["items"] == 0
 
 
 def share_of_small_p(test, trials: int = 60) -> float:
@@ -222,7 +232,7 @@ def share_of_small_p(test, trials: int = 60) -> float:
 
 def test_p_of_neighbours_is_small_by_chance_alone_in_one_of_ten():
     def p(random: np.random.Generator) -> float:
-        likeness = cosines(random.normal(size=(40, 6)))
+        likeness = centred_cosines(random.normal(size=(40, 6)))
         return neighbour_accuracy(likeness, random.choice(list("abcd"), 40), n_neighbors=3, n_resamples=49, seed=1)["p"]
 
     assert share_of_small_p(p) < 0.22
@@ -234,9 +244,9 @@ def test_kinship_that_is_script_alone_is_found_by_the_free_test_and_not_by_the_s
     def p(random: np.random.Generator, strict: bool) -> float:
         scripts = random.integers(4, size=80)
         families = np.where(random.random(80) < 0.8, scripts, random.integers(4, size=80))
-        vectors = random.normal(size=(80, 16)) + random.normal(size=(4, 16))[scripts]
+        embeddings = random.normal(size=(80, 16)) + random.normal(size=(4, 16))[scripts]
         strata = scripts if strict else None
-        return neighbour_accuracy(cosines(vectors), families, strata=strata, n_resamples=49, seed=1)["p"]
+        return neighbour_accuracy(centred_cosines(embeddings), families, strata=strata, n_resamples=49, seed=1)["p"]
 
     assert share_of_small_p(lambda random: p(random, strict=False), 20) == 1
     assert share_of_small_p(lambda random: p(random, strict=True)) < 0.22
@@ -251,7 +261,7 @@ def upper(matrix: np.ndarray) -> np.ndarray:
 
 def test_mantel_is_the_rank_correlation_and_its_partial_form_the_textbook_one():
     random = np.random.default_rng(0)
-    one, two, three = (cosines(random.normal(size=(25, 4))) for _ in range(3))
+    one, two, three = (centred_cosines(random.normal(size=(25, 4))) for _ in range(3))
     one, two = one + three, two + three
     xy, xz, yz = (spearmanr(upper(a), upper(b))[0] for a, b in [(one, two), (one, three), (two, three)])
     assert np.isclose(mantel(one, two, n_resamples=1)["value"], xy)
@@ -262,7 +272,7 @@ def test_mantel_is_the_rank_correlation_and_its_partial_form_the_textbook_one():
 
 def test_p_of_mantel_is_small_by_chance_alone_in_one_of_ten():
     def p(random: np.random.Generator) -> float:
-        return mantel(*(cosines(random.normal(size=(20, 4))) for _ in range(2)), n_resamples=49, seed=1)["p"]
+        return mantel(*(centred_cosines(random.normal(size=(20, 4))) for _ in range(2)), n_resamples=49, seed=1)["p"]
 
     assert share_of_small_p(p) < 0.22
 
@@ -272,7 +282,7 @@ def test_what_two_matrices_owe_to_scripts_is_held_fixed_pair_of_scripts_by_pair(
 
     def found(random: np.random.Generator, strict: bool) -> float:
         scripts = random.integers(4, size=60)
-        ours = cosines(0.5 * random.normal(size=(60, 16)) + random.normal(size=(4, 16))[scripts])
+        ours = centred_cosines(0.5 * random.normal(size=(60, 16)) + random.normal(size=(4, 16))[scripts])
         places = 0.3 * random.normal(size=(60, 2)) + random.normal(size=(4, 2))[scripts]
         nearness = -np.linalg.norm(places[:, None] - places, axis=2)
         return mantel(ours, nearness, scripts if strict else None, n_resamples=49, seed=1)["p"]
@@ -285,14 +295,17 @@ def test_what_a_matrix_owes_to_unigrams_is_held_fixed():
     random = np.random.default_rng(3)
     facts = code_facts(CODES[1:]).loc[list(np.repeat(CODES[1:], 6))]
     facts = facts.assign(family=np.tile(list("abc"), 14), longitude=facts.longitude + random.normal(size=42))
-    kin = (facts.family.to_numpy()[:, None] == facts.family.to_numpy()) * 1.0
+    related = (facts.family.to_numpy()[:, None] == facts.family.to_numpy()) * 1.0
     noise = [upper_noise(random, 42) for _ in range(2)]
-    copied = {"trained": kin / 4 + noise[0] + noise[1], "unigrams": kin / 4 + noise[0]}
-    table = kinship(facts, copied, n_resamples=99).set_index(["vectors", "question", "given"])
-    assert table.p["trained", "family", "script"] == 0.01 and table.p["trained", "family", "script, unigrams"] > 0.05
-    own = {"trained": kin + noise[0], "unigrams": noise[1]}
-    table = kinship(facts, own, n_resamples=99).set_index(["vectors", "question", "given"])
-    assert table.p["trained", "family", "script, unigrams"] == 0.01
+    copied = {"trained": related / 4 + noise[0] + noise[1], "unigrams": related / 4 + noise[0]}
+    table = family_tests(facts, copied, n_resamples=99).set_index(["embeddings", "question", "given"])
+    assert (
+        table.p["trained", "same family", "script"] == 0.01
+        and table.p["trained", "same family", "script, unigrams"] > 0.05
+    )
+    own = {"trained": related + noise[0], "unigrams": noise[1]}
+    table = family_tests(facts, own, n_resamples=99).set_index(["embeddings", "question", "given"])
+    assert table.p["trained", "same family", "script, unigrams"] == 0.01
 
 
 def upper_noise(random: np.random.Generator, size: int) -> np.ndarray:
@@ -303,18 +316,26 @@ def upper_noise(random: np.random.Generator, size: int) -> np.ndarray:
 
 def test_nearness_is_the_great_circle():
     facts = pd.DataFrame({"family": "x", "latitude": [51.5, 48.86, -33.87], "longitude": [-0.13, 2.35, 151.21]})
-    kilometres = np.expm1(-relations(facts)["nearness"])
+    kilometres = np.expm1(-language_relations(facts)["proximity"])
     assert np.allclose(kilometres[0], [0, 344, 16990], atol=30), "London to Paris and Sydney"
 
 
 def test_runs_of_the_same_vectors_agree_and_others_do_not():
-    vectors = made_up(random_codes(1), 1)
+    embeddings = made_up(random_codes(1), 1)
     few = replace(
-        vectors, facts=vectors.facts[:-1], language_PH=vectors.language_PH[:-1], script_PH=vectors.script_PH[:-1]
+        embeddings,
+        facts=embeddings.facts[:-1],
+        language_PH=embeddings.language_PH[:-1],
+        script_PH=embeddings.script_PH[:-1],
     )
-    table = agreement({"a": vectors, "b": vectors, "c": few}, n_resamples=9).set_index(["first", "second", "given"])
+    table = run_agreement({"a": embeddings, "b": embeddings, "c": few}, n_resamples=9).set_index(
+        ["first", "second", "given"]
+    )
     assert np.isclose(table.value["a", "b", ""], 1)
-    assert table["items"]["a", "c", ""] in (len(asked(vectors.facts)), len(asked(vectors.facts)) - 1)
+    assert table["items"]["a", "c", ""] in (
+        len(one_script_per_language(embeddings.facts)),
+        len(one_script_per_language(embeddings.facts)) - 1,
+    )
 
 
 # Levels of text
@@ -323,7 +344,7 @@ def test_runs_of_the_same_vectors_agree_and_others_do_not():
 @pytest.mark.parametrize("size,levels", [(456, 5), (7, 3), (3, 5), (1, 2), (40, 40)])
 def test_levels_are_as_equal_as_can_be_and_ordered_by_text(size, levels):
     tokens = pd.Series(np.random.default_rng(size).integers(1, 30, size), [f"l{n}" for n in range(size)])
-    found = levels_of(tokens, levels)
+    found = resource_levels(tokens, levels)
     counts = found.value_counts()
     assert len(counts) == min(levels, size) and counts.max() - counts.min() <= 1 and found.min() == 1
     spans = tokens.groupby(found).agg(["min", "max"])
@@ -348,18 +369,18 @@ def test_seeds_are_averaged_before_languages_are_compared():
 
 
 def test_runs_that_cannot_be_compared_are_refused(short, corpus, unbroken):
-    both = last_losses({"LangSAMP": [short / "short"], "baseline": [short / "baseline"]})
+    both = exported_losses({"LangSAMP": [short / "short"], "baseline": [short / "baseline"]})
     assert both.groupby("label").code.nunique().to_list() == [3, 3] and (both.step == 2).all()
     longer = {"max_steps": 3, "global_batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0, "save_steps": 3}
     pretrain(tiny.params_of(corpus, run_name="longer", **longer), short)
     with pytest.raises(UserError, match="ended at different steps: .*'short': 2.*'longer': 3"):
-        last_losses({"a": [short / "short"], "b": [short / "longer"]})
+        exported_losses({"a": [short / "short"], "b": [short / "longer"]})
     with pytest.raises(UserError, match="no finished run at .*nothing"):
-        last_losses({"a": [short / "nothing"]})
+        exported_losses({"a": [short / "nothing"]})
     other = tiny.write_corpus(short / "other-text", lines=30)
     pretrain(tiny.params_of(other, run_name="other", max_steps=2, warmup_steps=0, save_steps=2), short)
     with pytest.raises(UserError, match="the runs have different text"):
-        last_losses({"a": [short / "short"], "b": [short / "other"]})
+        exported_losses({"a": [short / "short"], "b": [short / "other"]})
 
 
 # Pages
@@ -368,7 +389,7 @@ def test_runs_that_cannot_be_compared_are_refused(short, corpus, unbroken):
 @pytest.mark.parametrize(
     "page,pictures",
     [
-        ("embedding_map", ["vectors-sums", "vectors-tables", "vectors-kinship"]),
+        ("embedding_map", ["vectors-sums", "vectors-tables", "vectors-family"]),
         ("embedding_similarity", ["similarity"]),
         ("resource_levels", ["resources"]),
     ],
