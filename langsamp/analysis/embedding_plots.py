@@ -186,28 +186,34 @@ def _captions(facts: pd.DataFrame) -> list[str]:
     short = [textwrap.shorten(name.partition(" (")[0], 24, placeholder="…") for name in facts.name]
     return [name if script == "Latn" else f"{name} · {script}" for name, script in zip(short, facts.script)]
 
-# %% ../../nbs/library/analysis/09_embedding_plots.ipynb #e5136b20
-def similarity_heatmap(
-    embeddings: LearnedEmbeddings,  # Of a run; all of its language-scripts are centred, also those that are not shown
-    codes: Sequence[str] = (),  # Which to show; by default those of `representative_languages`
-    dash_below: float = -0.1,  # Cells under this are marked
-) -> tuple[Figure, pd.DataFrame]:
-    "The cosine of each two sums."
-    facts = _chosen(embeddings, codes)
-    rows = embeddings.facts.index.get_indexer(facts.index)
-    captions, cosines_PP = _captions(facts), centred_cosines(embeddings.sums_PH)[np.ix_(rows, rows)]
-    table = pd.DataFrame(cosines_PP, facts.index, facts.index)
-    hidden, size = np.triu(np.ones(table.shape, bool)), 2.6 + 0.19 * len(facts)
-    most = np.ceil(10 * table.where(~hidden).abs().max().max()) / 10
-    figure, axes = new_figure(width=size + 1.0, height=size)
+# %% ../../nbs/library/analysis/09_embedding_plots.ipynb #9069630b
+def _draw_heatmap(axes: Any, table: pd.DataFrame, captions: list[str], dash_below: float) -> None:
+    "Draw the lower triangle of a cosine matrix, with a colour scale that is symmetric about zero."
+    hidden = np.triu(np.ones(table.shape, bool))
+    limit = np.ceil(10 * table.where(~hidden).abs().max().max()) / 10
     sns.heatmap(
-        table.to_numpy(), mask=hidden, ax=axes, cmap="PuOr_r", vmin=-most, vmax=most, square=True,
+        table.to_numpy(), mask=hidden, ax=axes, cmap="PuOr_r", vmin=-limit, vmax=limit, square=True,
         annot=np.where(table < dash_below, "–", ""), fmt="", annot_kws={"size": 6, "color": "black"}, linewidths=0.4,
         xticklabels=captions, yticklabels=captions,
         cbar_kws={"label": "cosine of the centred sums", "shrink": 0.5, "aspect": 30},
     )  # fmt: skip
     axes.grid(visible=False)
     axes.tick_params(labelsize=7, length=0)
+
+# %% ../../nbs/library/analysis/09_embedding_plots.ipynb #e5136b20
+def similarity_heatmap(
+    embeddings: LearnedEmbeddings,  # Of a run; centred over all its language-scripts, not only those shown
+    codes: Sequence[str] = (),  # Language-scripts to show; by default `representative_languages`
+    dash_below: float = -0.1,  # Cells below this value get a dash
+) -> tuple[Figure, pd.DataFrame]:  # The figure and the cosines that it shows
+    "Draw the cosine of the summed embeddings for each pair of language-scripts."
+    facts = _chosen(embeddings, codes)
+    rows = embeddings.facts.index.get_indexer(facts.index)
+    cosines_PP = centred_cosines(embeddings.sums_PH)[np.ix_(rows, rows)]
+    table = pd.DataFrame(cosines_PP, facts.index, facts.index)
+    size = 2.6 + 0.19 * len(facts)
+    figure, axes = new_figure(width=size + 1.0, height=size)
+    _draw_heatmap(axes, table, _captions(facts), dash_below)
     _family_lines(axes, facts.family)
     return figure, table.rename_axis("code").reset_index()
 
