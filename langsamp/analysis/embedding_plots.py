@@ -128,29 +128,24 @@ def _name_points(axes: Any, places_P2: np.ndarray, names: Sequence[str]) -> None
 # %% ../../nbs/library/analysis/09_embedding_plots.ipynb #67228a85
 def table_map(
     embeddings: LearnedEmbeddings,  # Of a run
-) -> tuple[Figure, pd.DataFrame]:
-    "Principal components of the language rows and of the script rows, in the largest component."
+) -> tuple[Figure, pd.DataFrame]:  # The figure and the coordinates
+    "Draw principal components of the language embeddings and of the script embeddings, in the largest component."
     fixed, here_P = fix_offset(embeddings), _largest(embeddings)
-    (figure, both), tables = _two_maps(), []
-    for axes, kind in zip(both, ("language", "script")):
+    (figure, panels), tables = _two_maps(), []
+    for axes, kind in zip(panels, ("language", "script")):
         facts, places, share = _rows(fixed, kind, here_P)
         if len(facts) == 1:
             axes.set_axis_off()
+            continue
+        tables.append(facts.assign(table=kind, component_1=places[:, 0], component_2=places[:, 1]))
+        _label_axes(axes, share)
+        if kind == "language":
+            styles = group_styles(embeddings.facts.family)
+            _scatter(axes, places, facts.family, styles, f"{len(facts)} languages, by family")
         else:
-            tables.append(facts.assign(table=kind, component_1=places[:, 0], component_2=places[:, 1]))
-            _label_axes(axes, share)
-            if kind == "language":
-                _scatter(
-                    axes,
-                    places,
-                    facts.family,
-                    group_styles(embeddings.facts.family),
-                    f"{len(facts)} languages, by family",
-                )
-            else:
-                axes.scatter(*places.T, s=24, color="#0072B2")
-                _name_points(axes, places, list(facts.script))
-                axes.set_title(f"{len(facts)} scripts")
+            axes.scatter(*places.T, s=24, color="#0072B2")
+            _name_points(axes, places, list(facts.script))
+            axes.set_title(f"{len(facts)} scripts")
     return figure, pd.concat(tables).reset_index() if tables else pd.DataFrame()
 
 # %% ../../nbs/library/analysis/09_embedding_plots.ipynb #2efcadd1
