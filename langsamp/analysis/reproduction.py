@@ -69,7 +69,7 @@ def pretraining_jobs(p: ReproductionParams) -> Iterator[Job]:
         yield Job("pretrain", "03_pretrain.ipynb", f"{run}/pretrain.ipynb", parameters)
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #142b7ad1
-def _floor(p: ReproductionParams) -> str:
+def _untrained(p: ReproductionParams) -> str:
     "What the runs of the first seed began from."
     return f"init:{run_names(p)['language+script'][0]}"
 
@@ -81,7 +81,7 @@ def _tasks(p: ReproductionParams) -> list[str]:
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #41732a41
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
     "Each encoder with all tasks."
-    for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), _floor(p)]:
+    for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), _untrained(p)]:
         output = f"evaluations/{quote(encoder, safe='')}-layer-{p.layer}.ipynb"
         yield Job("evaluate", "04_evaluate.ipynb", output, {"encoder": encoder, "tasks": _tasks(p), "layer": p.layer})
 
@@ -90,7 +90,7 @@ def _encoders(p: ReproductionParams, *variants: str) -> dict[str, list[str]]:
     "Labels with their runs, and the floor."
     runs = run_names(p)
     return {LABELS[variant]: runs[variant] for variant in variants if variant in runs} | {
-        LABELS["untrained"]: [_floor(p)]
+        LABELS["untrained"]: [_untrained(p)]
     }
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #83170060

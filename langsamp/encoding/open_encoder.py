@@ -80,7 +80,7 @@ def _start_of(folder: Path) -> tuple[str, Any, Any]:
     verify(corpus.tokenizer, HOW_TO_REMAKE)
     model = initial_model(p, corpus, folder.parent).mlm.base_model
     tokenizer = load_tokenizer(str(corpus.tokenizer), model_max_length=p.max_seq_length)
-    return ("start" if p.backbone else "untrained"), model, tokenizer
+    return ("initial" if p.backbone else "untrained"), model, tokenizer
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #264a2f15
 def _other(name: str, outputs: Path) -> tuple[str, Any, Any]:
