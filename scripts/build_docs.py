@@ -20,7 +20,7 @@ import fastcore.docments
 import yaml
 from latex2mathml.converter import convert
 from nbdev.config import get_config
-from nbdev.processors import FilterDeproblems
+from nbdev.processors import FilterDefaults
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from nbdev.serve_drv import main as filter_notebook
@@ -35,7 +35,7 @@ DISPLAY = {"inline": "inline", "display": "block"}
 
 
 def signature(symbol: Any, eval_str: bool) -> inspect.Signature:
-    "Return the signature. Of a Hugging Face configuration, whose inherited fields cannot be evaluated, only its own fields."
+    "Return the signature; for a Hugging Face configuration, only its own fields: inherited ones cannot be evaluated."
     try:
         return inspect.signature(symbol, eval_str=eval_str)
     except NameError:
@@ -60,7 +60,7 @@ def add_results(proc: Path) -> list[dict[str, str]]:
         first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
         first["source"] = re.sub(r"\A# (.*)", rf"# \1: {label}", "".join(first["source"]))
         (proc / page).write_text(json.dumps(notebook))
-        filter_notebook((proc / page, proc / page, FilterDeproblems))
+        filter_notebook((proc / page, proc / page, FilterDefaults))
         entries.append({"href": str(page)})
     return entries
 

