@@ -349,8 +349,8 @@ FULL = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0
         (FULL | {"WORLD_SIZE": ""}, ["WORLD_SIZE= ", "whole numbers"]),
         (FULL | {"MASTER_PORT": "http"}, ["MASTER_PORT=http", "whole numbers"]),
         (FULL | {"RANK": "-1"}, ["RANK=-1", "whole numbers"]),
-        (FULL | {"RANK": "2"}, ["RANK=2", "do not fit together"]),
-        (FULL | {"LOCAL_RANK": "1"}, ["LOCAL_RANK=1", "do not fit together"]),
+        (FULL | {"RANK": "2"}, ["RANK=2", "are inconsistent"]),
+        (FULL | {"LOCAL_RANK": "1"}, ["LOCAL_RANK=1", "are inconsistent"]),
         ({"PMI_SIZE": "4", "PMI_RANK": "0"}, ["PMI_SIZE=4", "no LOCAL_RANK", "torchrun"]),
     ],
     ids=str,
@@ -388,7 +388,7 @@ def in_shell(shell: dict[str, str], log: Path, patience: float = 5.0) -> None:
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0"),
         ({"WORLD_SIZE": ""}, "WORLD_SIZE="),
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "not trained by DeepSpeed"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "training with DeepSpeed is not supported"),
     ],
     ids=str,
 )
@@ -493,7 +493,7 @@ escape_unencodable_output(); print("\\u0431", run_name_fits("\\u0431"))"""
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_that_cannot_flush(tmp_path, monkeypatch, number):
+def test_file_system_that_cannot_flush(tmp_path, monkeypatch, number):
     "Everything that is flushed is written all the same: sealed folders, JSON files, results, files of the Hub."
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
     with atomic_folder(tmp_path / "sealed") as part:
@@ -506,7 +506,7 @@ def test_a_file_system_that_cannot_flush(tmp_path, monkeypatch, number):
         write_json(tmp_path / "a.json", 1)
 
 
-def test_nothing_is_flushed_but_by_the_one_that_knows():
+def test_only_core_files_flushes_and_only_core_locks_locks():
     "No module calls os.fsync or makes a FileLock of its own."
     root = Path(langsamp.__path__[0])
     ours = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
@@ -515,7 +515,7 @@ def test_nothing_is_flushed_but_by_the_one_that_knows():
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks(corpus, tmp_path, capsys, monkeypatch, number):
+def test_file_system_without_locks(corpus, tmp_path, capsys, monkeypatch, number):
     "By the command: status 2, and a message that says to move outputs."
 
     def refuse(handle: int, how: int) -> None:
@@ -525,11 +525,15 @@ def test_a_file_system_without_locks(corpus, tmp_path, capsys, monkeypatch, numb
     params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="unlocked"))
     assert main([str(params), str(tmp_path / "outputs")]) == 2
     told = capsys.readouterr().err
-    assert f"{tmp_path}/outputs/unlocked has no locks" in told and "move outputs" in told and "LANGSAMP_OUTPUTS" in told
+    assert (
+        f"{tmp_path}/outputs/unlocked has no file locks" in told
+        and "move the outputs" in told
+        and "LANGSAMP_OUTPUTS" in told
+    )
 
 
 @pytest.mark.parametrize("shell", [{"LANGSAMP_CACHE": "/dev/null/x"}, {"HOME": "/dev/null"}], ids=str)
-def test_a_cache_that_cannot_be_made(shell, monkeypatch):
+def test_cache_folder_that_cannot_be_created(shell, monkeypatch):
     "The folder and its variable are named, where the default corpus is fetched."
     for name in ("LANGSAMP_CACHE", "XDG_CACHE_HOME", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -552,7 +556,7 @@ def closed(place: Path, number: int = errno.EACCES):
     return refuse
 
 
-def test_a_cache_of_hugging_face_that_is_closed(tmp_path, monkeypatch):
+def test_read_only_hugging_face_cache(tmp_path, monkeypatch):
     "HF_HOME is named, wherever a checkpoint or a tokenizer is fetched; not `give a Hugging Face name`."
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(adapt_checkpoint, "cached_file", closed(tmp_path / "hf"))
@@ -566,7 +570,7 @@ def test_a_cache_of_hugging_face_that_is_closed(tmp_path, monkeypatch):
         assert f"cannot write {tmp_path}/hf/hub/x.lock" in told and "set HF_HOME to another folder" in told, fetch
 
 
-def test_the_mend_is_that_of_the_folder_that_refused(tmp_path, monkeypatch):
+def test_disk_error_hint_names_the_folder_of_the_error(tmp_path, monkeypatch):
     "Not that of the block around it: a temporary folder that is full while outputs has room, and the other way round."
     (scratch := tmp_path / "scratch").mkdir()
     monkeypatch.setenv("LANGSAMP_CACHE", str(tmp_path / "cache"))

@@ -344,7 +344,7 @@ def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_pa
             initial_model(run, prepare(replace(run, backbone=""), tmp_path), tmp_path)
         capsys.readouterr()
         adapt_checkpoint(p, tmp_path)
-        assert "made again, because" in capsys.readouterr().out
+        assert "rebuilding, because" in capsys.readouterr().out
         assert {path.name: sha256(path) for path in start.iterdir()} == before
 
 

@@ -598,7 +598,10 @@ def test_a_full_disk_in_an_evaluation(home, sets, monkeypatch):
     encoder = open_encoder(mine.encoder, home)
     monkeypatch.setattr(evaluation, "open_encoder", lambda *_: encoder)  # Its progress bar is a file of pytest's
     for size in (1, 1500, 4000):
-        with largest_file(size), pytest.raises(UserError, match="cannot write .*File too large.*Make room") as told:
+        with (
+            largest_file(size),
+            pytest.raises(UserError, match="cannot write .*File too large.*Free some space") as told,
+        ):
             evaluate(mine, home)
         named.add(str(told.value).partition(":")[0].rpartition("/")[2])
     assert named >= {"settings.json", "rows.jsonl"}, named
@@ -607,7 +610,7 @@ def test_a_full_disk_in_an_evaluation(home, sets, monkeypatch):
 
 
 def test_a_full_disk_under_a_figure(harmed):
-    with largest_file(500), pytest.raises(UserError, match="cannot write .*figures/x.*Make room"):
+    with largest_file(500), pytest.raises(UserError, match="cannot write .*figures/x.*Free some space"):
         save(harmed / "one")
     with largest_file(5), pytest.raises(UserError, match="cannot write .*tables/x"):
         from langsamp.analysis.table_plots import save_tables

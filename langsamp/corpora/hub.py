@@ -134,7 +134,7 @@ def copy_config(
 ) -> list[Path]:  # The parts
     "The text of a configuration as parts. Where all are there, no row is read and the hub is not asked."
     origin, manifest = _origin(name, config, revision), read_manifest(folder) or {}
-    if manifest.get("origin") != origin or find_damage(folder, sums=False):
+    if manifest.get("origin") != origin or find_damage(folder, checksums=False):
         files, unread = data_files(name, config, revision)
         splits = {split: len(paths) for split, paths in files.items()}
         copy_texts(files.get("train", []), origin, folder, rows_per_part, splits=splits, unread=unread)

@@ -121,11 +121,11 @@ def _text_of(shard: Path) -> dict[str, Any]:
 def find_packing_damage(
     shard: Path,  # Written by `write_shard`
     size: int,  # Tokens a row
-    sums: bool = True,  # Whether to read every byte
+    checksums: bool = True,  # Whether to compare checksums; otherwise only sizes
 ) -> str:
     "What is wrong with the packing of a shard; empty when it is whole and of this very text."
     folder = packing_path(shard, size)
-    if wrong := find_damage(folder, sums):
+    if wrong := find_damage(folder, checksums):
         return wrong
     return "" if (read_manifest(folder) or {}).get("text") == _text_of(shard) else f"{folder} is of another text"
 
@@ -136,7 +136,7 @@ def pack_shard(
 ) -> Path:  # The packing: a folder of plain arrays
     "Pack one shard, or find it packed."
     folder = packing_path(shard, size)
-    if find_packing_damage(shard, size, sums=False):
+    if find_packing_damage(shard, size, checksums=False):
         splits: dict[str, Any] = {}
         with atomic_folder(folder, text=_text_of(shard), splits=splits) as part:  # `splits` is filled before the seal
             for split in ("train", "validation"):
@@ -150,7 +150,7 @@ def pack_shards(
     processes: int = 1,  # How many to use
 ) -> list[Path]:  # The packing of each shard
     "Pack the shards that are not packed yet."
-    missing = [shard for shard in shards if find_packing_damage(shard, size, sums=False)]
+    missing = [shard for shard in shards if find_packing_damage(shard, size, checksums=False)]
     if processes == 1 or len(missing) < 2:
         for shard in missing:
             pack_shard(shard, size)

@@ -133,9 +133,9 @@ def write_shard(
 ) -> Path:  # The shard
     "Write one shard, or find it written. Memory does not grow with the text."
     shard = shard_path(code, sources, tokenizer, home)
-    if find_damage(shard, sums=False):
+    if find_damage(shard, checksums=False):
         with _turn(code, home):
-            if find_damage(shard, sums=False):  # Nobody wrote it in the meantime
+            if find_damage(shard, checksums=False):  # Nobody wrote it in the meantime
                 _fill(shard, code, sources, tokenizer, stop)
     if stop:
         raise_on_bad_lines(read_json(shard / "filter_report.json"))
@@ -167,7 +167,7 @@ def write_shards(
     write = partial(write_shard, tokenizer=tokenizer, home=home, stop=stop)
     with ThreadPoolExecutor(processes) as threads:
         shards = dict(zip(sources, threads.map(lambda code: shard_path(code, sources[code], tokenizer, home), sources)))
-    missing = [code for code in sources if find_damage(shards[code], sums=False)]
+    missing = [code for code in sources if find_damage(shards[code], checksums=False)]
     missing.sort(key=lambda code: -sum(s.path.stat().st_size for s in sources[code]))
     if processes == 1 or len(missing) < 2:
         for code in missing:
