@@ -41,7 +41,7 @@ def find_backbone(
         return str(e5_small())
     start = Path(outputs) / "starts" / name
     if name == start.name and start.is_dir():
-        verify(start, "make the start again with papermill nbs/02_start.ipynb", sums=False)
+        verify(start, "make the start again with papermill nbs/02_start.ipynb", checksums=False)
         return str(start)
     return str(folder) if (folder := Path(name).expanduser()).is_dir() else name
 

@@ -69,7 +69,7 @@ def _prepared(
 ) -> dict[str, Any]:  # The tokenizer's facts
     "What a run reads; where some of it is gone, how to make it again."
     for folder in (tokenizer, *shards):
-        verify(folder, "the run's own command (nbs/03_pretrain.ipynb) prepares its text again", sums=False)
+        verify(folder, "the run's own command (nbs/03_pretrain.ipynb) prepares its text again", checksums=False)
     return read_manifest(tokenizer) or {}
 
 # %% ../../nbs/library/training/05_prepare.ipynb #a7b6ef46
@@ -195,7 +195,7 @@ def _swept(folders: Sequence[Path], most: int = 4 * 2**30) -> bool:
     whole = True
     for folder in random.Random().sample(folders, len(folders)):
         most -= sum(facts["bytes"] for facts in (read_manifest(folder) or {"files": {}})["files"].values())
-        if wrong := find_damage(folder, sums=most >= 0 and os.environ.get("LOCAL_RANK", "0") == "0"):
+        if wrong := find_damage(folder, checksums=most >= 0 and os.environ.get("LOCAL_RANK", "0") == "0"):
             print(f"made again, because {wrong}", flush=True)
             shutil.rmtree(folder)
             whole = False
