@@ -1,6 +1,5 @@
 "Vectors are those of the whole model, whatever is left out of the work; ranks are those of a loop over all pairs."
 
-import json
 import threading
 import warnings
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import pytest
 import tiny
 import torch
 from scipy.stats import binom
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from langsamp.core.errors import UserError
 from langsamp.encoding.encoder import encode, encode_layers, truncated_encoder
@@ -26,18 +25,14 @@ from langsamp.evaluation.retrieval import (
     subtract_mean,
     translation_ranks,
 )
+from langsamp.model.families import FAMILIES, tiny_config
 
-PAGE = json.loads((tiny.ROOT / "nbs/reports/encoders.ipynb").read_text())["cells"]
-(LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]
-exec(LIST, listed := {})
-FAMILIES, TINY = listed["FAMILIES"], listed["TINY"]
-BLOCKS = 4
+LAYERS = 4
 TEXTS = ["All human beings are born free.", "", "and", "Все люди", "and", "a " * 300, "Everyone has the right to life."]
 
 
 def build(family: str, dtype: torch.dtype = torch.float32):
-    kind, differing, _ = FAMILIES[family]
-    config = AutoConfig.for_model(kind, **TINY | differing | {"num_hidden_layers": BLOCKS})
+    config = tiny_config(family, num_hidden_layers=LAYERS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModel.from_config(config, dtype=dtype).eval()
@@ -75,18 +70,19 @@ def watched(model, call) -> list[str]:
 def test_stopping_early_changes_no_bit(family, dtype, text):
     model = build(family, dtype)
     whole = model(**text, output_hidden_states=True).hidden_states
-    assert len(whole) == BLOCKS + 1
-    for layer in range(-1, BLOCKS + 1):
+    assert len(whole) == LAYERS + 1
+    for layer in range(-1, LAYERS + 1):
         assert torch.equal(truncated_encoder(model, layer)(**text), whole[layer]), f"layer {layer}"
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_above_does_not_work(family, text):
-    "Each block costs as many modules as the next, and those above the layer none."
+    "Each layer runs as many modules as the next, and those above run none; rotary embeddings are computed per kind."
     model = build(family)
-    runs = [truncated_encoder(model, layer) for layer in range(1, BLOCKS + 1)]
-    work = [len(watched(model, lambda run=run: run(**text))) for run in runs]
+    runs = [truncated_encoder(model, layer) for layer in range(1, LAYERS + 1)]
+    ran = [watched(model, lambda run=run: run(**text)) for run in runs]
+    work = [len([name for name in names if "rotary" not in name]) for names in ran]
     assert work[0] < work[1] < work[2] < work[3]
     assert work[1] - work[0] == work[2] - work[1] <= work[3] - work[2]
 
@@ -122,7 +118,7 @@ def test_threads_stop_where_they_were_asked_to(family, text):
                 if not torch.equal(truncated_encoder(model, layer)(**text), due[layer]):
                     wrong.append(layer)
 
-    threads = [threading.Thread(target=ask, args=(layer,)) for layer in (1, 3, BLOCKS)]
+    threads = [threading.Thread(target=ask, args=(layer,)) for layer in (1, 3, LAYERS)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert wrong == []
@@ -131,7 +127,7 @@ def test_threads_stop_where_they_were_asked_to(family, text):
 def test_a_model_that_shows_no_entry_is_run_whole(text, monkeypatch):
     model = build("BERT")
     due = truncated_encoder(model, 2)(**text)
-    monkeypatch.setattr("langsamp.encoding.encoder._entry", lambda *_: None)
+    monkeypatch.setattr("langsamp.encoding.encoder._truncated", lambda *_: None)
     assert torch.equal(truncated_encoder(model, 2)(**text), due)
 
 
@@ -207,7 +203,7 @@ def test_a_half_precision_model_gives_float32(stock, encoder):
 
 def test_what_cannot_be_asked_is_told(encoder):
     for options, message in [
-        ({"layer": 3}, "blocks 1 to 2"),
+        ({"layer": 3}, "layers 1 to 2"),
         ({"layer": -2}, "layer -2"),
         ({"pooling": "men"}, "`mean`"),
     ]:

@@ -1,7 +1,6 @@
 "What nbs/library/encoding/ promises of sentence encoders and masks, on every family and made-up models."
 
 import copy
-import json
 import socket
 
 import numpy as np
@@ -17,15 +16,12 @@ from langsamp.core.files import read_json
 from langsamp.core.manifests import find_damage, read_manifest
 from langsamp.encoding import sentence_transformers as sentences
 from langsamp.encoding.encoder import encode
-from langsamp.encoding.fill_mask import divergence, fill_mask, mask_log_probabilities
+from langsamp.encoding.fill_mask import fill_mask, kl_divergence, mask_log_probabilities
 from langsamp.encoding.open_encoder import Encoder
 from langsamp.encoding.sentence_transformers import save_sentence_encoder
+from langsamp.model.families import FAMILIES, TINY_OPTIONS
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 
-PAGE = json.loads((tiny.ROOT / "nbs/reports/encoders.ipynb").read_text())["cells"]
-(LIST,) = ["".join(cell["source"]) for cell in PAGE if "families" in cell["metadata"].get("tags", [])]
-exec(LIST, listed := {})  # The page's list is the list
-FAMILIES, TINY = listed["FAMILIES"], listed["TINY"]
 TEXTS = ["Everyone has the right to rest.", "Каждый человек", "x", "No one shall be held in slavery. " * 40]
 ENDS_IN_A_NORM = {"ModernBERT", "EuroBERT", "XLM-R XL"}
 
@@ -37,7 +33,9 @@ def tokenizer(stock):
 
 def encoder_of(kind: str, tokenizer, **changes) -> Encoder:
     "An encoder of four blocks whose layer norms are no identities."
-    config = AutoConfig.for_model(kind, **TINY | {"vocab_size": len(tokenizer), "num_hidden_layers": 4} | changes)
+    config = AutoConfig.for_model(
+        kind, **TINY_OPTIONS | {"vocab_size": len(tokenizer), "num_hidden_layers": 4} | changes
+    )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = AutoModel.from_config(config).eval()
@@ -154,7 +152,9 @@ def test_nothing_else_is_replaced(tokenizer, tmp_path):
 @pytest.fixture(scope="module")
 def model(tokenizer) -> LangSAMPForMaskedLM:
     "Random weights, with vectors as long as hidden states."
-    sizes = {"vocab_size": len(tokenizer), "type_vocab_size": 1} | {k: v for k, v in TINY.items() if k != "vocab_size"}
+    sizes = {"vocab_size": len(tokenizer), "type_vocab_size": 1} | {
+        k: v for k, v in TINY_OPTIONS.items() if k != "vocab_size"
+    }
     made = from_backbone(XLMRobertaConfig(**sizes), ["eng", "rus"], ["Cyrl", "Latn"])
     for number, table in enumerate((made.language_embeddings, made.script_embeddings)):
         torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(number))
@@ -175,33 +175,33 @@ def test_a_hint_adds_two_vectors_and_nothing_else(silent, model, tokenizer):
     if len(silent) == 2:
         assert torch.equal(told, plain) and torch.equal(other, plain)
     else:
-        assert divergence(told, plain).min() > 1e-3 and divergence(told, other).min() > 1e-3
+        assert kl_divergence(told, plain).min() > 1e-3 and kl_divergence(told, other).min() > 1e-3
 
 
 def test_the_table_is_the_distribution_sorted(model, tokenizer):
     "All pieces asked for, each stands once, with its own probability."
-    table = fill_mask(TWO, model, tokenizer, "rus_Cyrl", top=len(tokenizer))
+    table = fill_mask(TWO, model, tokenizer, "rus_Cyrl", top_k=len(tokenizer))
     p_MV = mask_log_probabilities(TWO, model, tokenizer, "rus_Cyrl").exp()
     for mask, rows in table.groupby("mask"):
         assert rows["probability"].is_monotonic_decreasing and abs(rows["probability"].sum() - 1) < 1e-4
-        ids = tokenizer.convert_tokens_to_ids(rows["piece"].tolist())
+        ids = tokenizer.convert_tokens_to_ids(rows["token"].tolist())
         assert sorted(ids) == list(range(len(tokenizer)))
         assert np.allclose(p_MV[mask - 1, ids], rows["probability"])
 
 
 def test_a_row_does_not_depend_on_the_company(model, tokenizer):
     "Neither on how many guesses nor on which other texts were asked for."
-    together = fill_mask(["a <mask>", TWO, "б <mask> в"], model, tokenizer, "eng_Latn", top=3)
-    alone = fill_mask(TWO, model, tokenizer, "eng_Latn", top=1)
+    together = fill_mask(["a <mask>", TWO, "б <mask> в"], model, tokenizer, "eng_Latn", top_k=3)
+    alone = fill_mask(TWO, model, tokenizer, "eng_Latn", top_k=1)
     rows = together[together["text"] == TWO].groupby("mask").head(1).reset_index(drop=True)
     assert rows.equals(alone) and together["mask"].tolist() == [1] * 3 + [1] * 3 + [2] * 3 + [1] * 3
 
 
 def test_the_filled_text_has_the_piece_in_the_place_of_its_mask(model, tokenizer):
-    for row in fill_mask(TWO, model, tokenizer, top=20).itertuples():
-        assert row.filled.count("<mask>") == 1 + (row.piece == "<mask>")
+    for row in fill_mask(TWO, model, tokenizer, top_k=20).itertuples():
+        assert row.filled.count("<mask>") == 1 + (row.token == "<mask>")
         around = row.filled.split("has the", 1)
-        assert row.piece.replace("▁", " ").strip() in around[row.mask - 1]
+        assert row.token.replace("▁", " ").strip() in around[row.mask - 1]
 
 
 @pytest.mark.parametrize("text", ["has the<mask> to", "has the  <mask> to", "has the\t<mask> to"])
@@ -212,8 +212,8 @@ def test_the_space_before_a_mask_belongs_to_the_missing_piece(text, model, token
 
 def test_divergence_is_what_scipy_says():
     log_p_MV, log_q_MV = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    assert np.allclose(divergence(log_p_MV, log_q_MV), entropy(log_p_MV.exp(), log_q_MV.exp(), axis=1), atol=1e-5)
-    assert (divergence(log_p_MV, log_p_MV) == 0).all() and (divergence(log_p_MV, log_q_MV) > 0).all()
+    assert np.allclose(kl_divergence(log_p_MV, log_q_MV), entropy(log_p_MV.exp(), log_q_MV.exp(), axis=1), atol=1e-5)
+    assert (kl_divergence(log_p_MV, log_p_MV) == 0).all() and (kl_divergence(log_p_MV, log_q_MV) > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -233,10 +233,10 @@ def test_mistakes(text, language, said, model, tokenizer):
 
 
 def test_a_model_without_vectors_takes_no_hint(tokenizer):
-    config = XLMRobertaConfig(**TINY | {"vocab_size": len(tokenizer), "type_vocab_size": 1})
+    config = XLMRobertaConfig(**TINY_OPTIONS | {"vocab_size": len(tokenizer), "type_vocab_size": 1})
     none = from_backbone(config, ["eng"], ["Latn"], "baseline")
     assert len(fill_mask(TWO, none, tokenizer)) == 10
-    with pytest.raises(UserError, match="variant `baseline` has no vectors"):
+    with pytest.raises(UserError, match="variant `baseline` has no language or script embeddings"):
         fill_mask(TWO, none, tokenizer, "eng_Latn")
 
 

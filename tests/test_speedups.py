@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
+from transformers import AutoModelForMaskedLM, XLMRobertaConfig
 
 from langsamp.corpora.registry import find_corpus
 from langsamp.data import packing
@@ -23,6 +23,7 @@ from langsamp.data.shards import TokenDataset, write_shards
 from langsamp.model import linear_cross_entropy as linear_loss
 from langsamp.model.backbones import position_offset
 from langsamp.model.cpu_kernels import FastDropout
+from langsamp.model.families import tiny_config
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 from langsamp.model.linear_cross_entropy import LinearCrossEntropy, ends_in_linear, with_loss
 from langsamp.model.packed_attention import block_diagonal_mask
@@ -52,9 +53,8 @@ def furthest(ours: dict, theirs: dict) -> float:
 @test_encoders.every
 def test_a_fused_end_gives_the_loss_and_gradients_of_the_stock_model(family):
     "To 1e-5, or the model says that it does not end in a linear layer."
-    kind, differing, _ = test_encoders.FAMILIES[family]
     torch.manual_seed(0)
-    mlm = AutoModelForMaskedLM.from_config(AutoConfig.for_model(kind, **test_encoders.TINY | differing)).eval()
+    mlm = AutoModelForMaskedLM.from_config(tiny_config(family)).eval()
     tokens, labels_K = torch.randint(5, 256, (3, 16)), torch.randint(5, 256, (48,))
     assert ends_in_linear(mlm), f"{family} should be fused"
     plain = F.cross_entropy(mlm(tokens).logits.flatten(0, 1), labels_K)
@@ -68,8 +68,7 @@ SPARING = {"XLM-R", "BERT", "RoBERTa", "CamemBERT", "ELECTRA"}
 
 def trained_model(family: str) -> LangSAMPForMaskedLM:
     "A tiny model of a family, without dropout."
-    kind, differing, _ = test_encoders.FAMILIES[family]
-    config = AutoConfig.for_model(kind, **test_encoders.TINY | differing)
+    config = tiny_config(family)
     return from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], dropout=0.0).train()
 
 
