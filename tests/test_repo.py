@@ -205,6 +205,14 @@ def test_sidebar_lists_every_notebook():
     assert sorted(re.findall(r"\S+\.ipynb", sidebar)) == sorted(str(p.relative_to(ROOT / "nbs")) for p in NOTEBOOKS)
 
 
+def test_sidebar_has_few_groups_and_a_section_per_package():
+    "Newcomers see at most ten groups; each package is a section headed by its index page."
+    sidebar = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text())["website"]["sidebar"]
+    *_, library = sidebar["contents"]
+    assert len(sidebar["contents"]) <= 10 and sidebar["collapse-level"] == 1
+    assert [section["href"] for section in library["contents"]] == [f"library/{name}/index.ipynb" for name in PACKAGES]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_index_page_lists_every_module(package):
     "The page of a package: what it is for in three sentences, then its modules in reading order."
