@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def nested(base: Mapping[str, Any], inside: tuple[str, ...], values: Mapping[str
 def names_of(label: str) -> list[str]:
     "The fields that are changed in a stage: those of the parameters cell, or of the mapping inside."
     stage = STAGES[label]
-    return [one.name for one in fields(stage.kind)] if stage.inside else list(parameters_of(stage.notebook or label))
+    return list(stage.kind.model_fields) if stage.inside else list(parameters_of(stage.notebook or label))
 
 
 # The test
@@ -600,7 +600,7 @@ def see_reproduction(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen
     jobs = bench.noted["run_job"]
     for job in jobs:
         label = job.notebook.removesuffix(".ipynb")
-        assert STAGES[label].kind.of(job.parameters) and job.parameters.keys() <= {*parameters_of(label)}
+        assert STAGES[label].kind.model_validate(job.parameters) and job.parameters.keys() <= {*parameters_of(label)}
     stages = ("pretrain", "evaluate", "show")
     found = {stage: [[job.output, job.parameters] for job in jobs if job.stage == stage] for stage in stages}
     return found | {"at once": bench.noted["ThreadPoolExecutor"]}
@@ -740,8 +740,8 @@ LOSS = {
     "sentences": 8,
 }
 LOSS |= {"variants": ["reference", "langsamp"]}
-COSTS = RACE | {"size": "1x32/200", "languages": ["610"], "variants": ["langsamp"]}
-PASS = {"corpus": "udhr", "files": 4, "rounds": 1, "megabytes": ["1"], "languages": 9, "gigabytes": 0.001}
+COSTS = RACE | {"size": "1x32/200", "languages": [610], "variants": ["langsamp"]}
+PASS = {"corpus": "udhr", "files": 4, "rounds": 1, "megabytes": [1], "languages": 9, "gigabytes": 0.001}
 ENCODE = {"encoders": ["1x32"], "sentences": 8, "rounds": 1, "seconds": 0.5}
 MORE = "processes, turns, tokens, parameters, flops, micro-batches, losses, compiled"  # Where more processes train
 TRAINS = "tokens, losses"
@@ -808,7 +808,7 @@ STAGES["overhead race"] = race_stage(
     ],
     variants=Effect([["langsamp_bf16"]], "processes"),
     size=Effect(["2x32/200"], "rows, parameters, flops"),
-    languages=[Effect([["700"]], "rows, parameters"), Effect([["610", "700"]], f"rows, {MORE}")],
+    languages=[Effect([[700]], "rows, parameters"), Effect([[610, 700]], f"rows, {MORE}")],
 )
 STAGES["loss race"] = race_stage(
     benchmark_params.EqualLossParams,
@@ -840,7 +840,7 @@ STAGES["corpus pass"] = race_stage(
     corpus=Effect(["mediawiki"], "measured"),
     files=Effect([5], "measured"),
     rounds=Effect([2], "measured"),
-    megabytes=Effect([["2"]], "measured, rows"),
+    megabytes=Effect([[2]], "measured, rows"),
     languages=Effect([10], "measured"),
     gigabytes=Effect([0.002], "gigabytes, rows"),
 )
@@ -908,7 +908,7 @@ def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
         values = TINY | {"run_name": name, "corpus": str(text), "variant": variant, "seed": seed}
         values |= {"packing": "stream"} if name == "stream-7" else {}
         pretrain(
-            params.PretrainParams.of(
+            params.PretrainParams.model_validate(
                 values | {"max_steps": 8, "learning_rate": 1e-2, "num_layers": 2, "hidden_size": 32}
             ),
             outputs,
@@ -916,7 +916,7 @@ def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
     shutil.copytree(outputs, again)
     for run, layer in itertools.product(("both-7", "both-8", "none-7"), (-1, 0)):
         asked = {"encoder": run, "tasks": ["tatoeba", "sib200"], "data_dir": str(sets), "seeds": 1, "layer": layer}
-        evaluate(EvaluationParams.of(asked), outputs)
+        evaluate(EvaluationParams.model_validate(asked), outputs)
 
 
 @pytest.fixture(scope="module")
@@ -1031,7 +1031,7 @@ def test_every_field_has_an_effect_and_every_effect_a_field(kind):
     labels = [label for label, stage in STAGES.items() if stage.kind is kind]
     for label in labels:
         assert STAGES[label].effects.keys() == {*names_of(label)}, label
-    assert {name for label in labels for name in names_of(label)} == {one.name for one in fields(kind)}
+    assert {name for label in labels for name in names_of(label)} == kind.model_fields.keys()
 
 
 def test_what_changes_no_number_says_what_it_is_for():

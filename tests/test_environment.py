@@ -27,10 +27,11 @@ from langsamp.encoding import open_encoder as encoders
 from langsamp.evaluation import results
 from langsamp.model import adapt_checkpoint, backbones
 from langsamp.model import e5_small as e5small
-from langsamp.params.base import from_notebook, read_yaml
+from langsamp.params.base import from_notebook
 from langsamp.params.benchmark import BenchmarkParams, CorpusPassParams, EncodingSpeedParams, TrainingSpeedParams
 from langsamp.params.evaluate import EmbeddingParams, ReproductionParams, TableParams
 from langsamp.params.pretrain import AdaptParams, CorpusBuildParams, PretrainingFigureParams, PretrainParams
+from langsamp.params.yaml_reader import read_yaml
 from langsamp.tokenization import train
 from langsamp.training import distributed, run_dir, shard_tasks
 from langsamp.training import pretrain as pretraining
@@ -99,7 +100,7 @@ def test_message_about_a_large_value_is_short(value):
         {"languages": value},
         {"x" * 9999: value},
     ):
-        assert len(refusal(PretrainParams.of, values)) < 1500
+        assert len(refusal(PretrainParams.model_validate, values)) < 1500
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_seed_that_some_generator_could_not_take(kind, value):
 )
 def test_number_out_of_its_range(kind, values):
     "Found among the brothers of the seed: each is refused by its name."
-    assert next(iter(values)) in refusal(kind.of, values)
+    assert next(iter(values)) in refusal(kind.model_validate, values)
 
 
 def test_mistakes_of_every_kind_are_told_together():
@@ -172,7 +173,7 @@ def test_mistakes_of_every_kind_are_told_together():
         "variant": "x",
         "torch_compile": "yes please",
     }
-    told = refusal(PretrainParams.of, values)
+    told = refusal(PretrainParams.model_validate, values)
     words = [
         "`max_stepps`",
         "`seed` must",
@@ -212,7 +213,7 @@ def test_value_that_is_no_plain_one_is_not_dropped():
 )
 def test_the_form_that_papermill_reads_as_it_is_meant(values, form):
     "The message gives the option and the words that work."
-    assert form in refusal(PretrainParams.of, values)
+    assert form in refusal(PretrainParams.model_validate, values)
 
 
 def test_papermill_is_held_to_the_same_file(tmp_path):
@@ -268,7 +269,7 @@ def test_every_command_looks_at_its_words():
     "Whatever module can be run with `python -m` hands its words to what refuses those that it does not know."
     for path in sorted(Path(langsamp.__path__[0]).rglob("*.py")):
         if "sys.argv" in (text := path.read_text(encoding="utf-8")) and '"__main__"' in text:
-            assert "plain_words(" in text or path.match("benchmark/corpus.py"), path
+            assert "positional_arguments(" in text or path.match("benchmark/corpus.py"), path
 
 
 def test_outputs_are_where_the_variable_says(tmp_path, monkeypatch):
@@ -482,8 +483,13 @@ def test_a_run_under_another_locale(corpus, unbroken, western, tmp_path):
 def test_names_in_another_locale(western):
     "Any text can be printed; a folder that the locale cannot name is refused, with the mend."
     code = """from langsamp.core.environment import escape_unencodable_output
-from langsamp.params.base import run_name_fits
-escape_unencodable_output(); print("\\u0431", run_name_fits("\\u0431"))"""
+from langsamp.core.errors import UserError
+from langsamp.params.pretrain import PretrainParams
+escape_unencodable_output()
+try:
+    PretrainParams(run_name="\\u0431")
+except UserError as error:
+    print("\\u0431", error)"""
     done = subprocess.run([sys.executable, "-c", code], env=western, capture_output=True)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert done.stdout.count(rb"\u0431") == 2 and b"PYTHONUTF8=1" in done.stdout

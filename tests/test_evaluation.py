@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,7 +162,7 @@ def test_reading_does_not_cut_what_is_being_written(asked, outputs):
 
 def test_settings_keep_results_apart(asked, uninterrupted, outputs):
     "Each answer has its own layer; a table has both."
-    ours = [evaluate(replace(asked, tasks=["tatoeba"], layer=layer), outputs)[0] for layer in (-1, 0)]
+    ours = [evaluate(asked.replace(tasks=["tatoeba"], layer=layer), outputs)[0] for layer in (-1, 0)]
     assert [set(table.layer) for table in ours] == [{-1}, {0}] and len(ours[0]) == len(ours[1])
     table = read_results([asked.encoder], outputs)
     by_layer = table[(table.metric == "acc1") & (table.task == "tatoeba")].groupby("layer").value.sum()
@@ -175,29 +174,29 @@ def test_what_is_missing_is_said(asked, uninterrupted, outputs, data, tmp_path):
     shutil.copytree(data, partial)
     (partial / "tatoeba/tatoeba.deu-eng.eng").unlink()
     (partial / "sib200/fra_Latn/test.tsv").unlink()
-    table, warnings = evaluate(replace(asked, data_dir=str(partial), seeds=1), outputs)
+    table, warnings = evaluate(asked.replace(data_dir=str(partial), seeds=1), outputs)
     assert any("tatoeba.deu-eng.eng" in text for text in warnings), warnings
     assert any("fra_Latn" in text and "test" in text for text in warnings), warnings
 
 
 def test_a_language_that_one_task_lacks_stops_no_other(asked, outputs):
-    table, warnings = evaluate(replace(asked, languages=["fra_Latn", "spa", "deu_Lath"], seeds=1), outputs)
+    table, warnings = evaluate(asked.replace(languages=["fra_Latn", "spa", "deu_Lath"], seeds=1), outputs)
     assert "sib200 has nothing in `spa`" in " ".join(warnings) and "did you mean `deu_Latn`" in " ".join(warnings)
     assert {"spa", "fra_Latn"} <= set(table.name), "both tasks were asked for what they have"
 
 
 def test_a_source_without_training_text_is_an_error(asked, outputs):
     with pytest.raises(UserError, match="source may be one of .*eng_Latn"):
-        evaluate(replace(asked, tasks=["sib200"], source_language="wol_Latn"), outputs)
+        evaluate(asked.replace(tasks=["sib200"], source_language="wol_Latn"), outputs)
 
 
 def test_another_source_trains(asked, outputs):
-    table = evaluate(replace(asked, tasks=["sib200"], source_language="deu_Latn", seeds=1), outputs)[0]
+    table = evaluate(asked.replace(tasks=["sib200"], source_language="deu_Latn", seeds=1), outputs)[0]
     assert "deu_Latn" in set(table.source) and table[table.source == "deu_Latn"].value.max() > 0.5
 
 
 def test_means_take_languages_alike_whatever_their_seeds(asked, uninterrupted, outputs):
-    table = evaluate(replace(asked, tasks=["tatoeba"]), outputs)[0]
+    table = evaluate(asked.replace(tasks=["tatoeba"]), outputs)[0]
     one = table[(table["mode"] == "raw") & (table.layer == -1) & (table.metric == "acc10")]
     found = means(table).loc[("tatoeba", "raw", -1)]
     assert found.sets == len(one) == 6 and found.acc10 == pytest.approx(one.value.mean(), abs=1e-4)

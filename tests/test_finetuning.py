@@ -1,7 +1,6 @@
 "Fine-tuned and frozen encoders learn what can be learnt, nothing else, and say the same twice."
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from langsamp.evaluation.linear_probe import encode_words, pad_batch, train_prob
 from langsamp.evaluation.metrics import accuracy, token_accuracy
 
 QUICK = FineTuning(num_train_epochs=6, micro_batch_size=4, learning_rate=3e-3)
-TAGGING = replace(QUICK, metric_for_best_model="token_accuracy", num_train_epochs=3)
+TAGGING = QUICK.replace(metric_for_best_model="token_accuracy", num_train_epochs=3)
 LEXICON = {"article": "the right freedom".split(), "number": "dignity law nation".split()}
 
 
@@ -232,7 +231,7 @@ def test_the_reference_s_rate_ends_half_way(encoder):
     train, dev = topics(32, 0), topics(8, 1)
     rates = []
     for mistake in (False, True):
-        how = replace(QUICK, num_train_epochs=2, reference_accumulation=mistake)
+        how = QUICK.replace(num_train_epochs=2, reference_accumulation=mistake)
         history = fine_tune(*encoder, train, dev, how, 1).history
         assert history[-1]["step"] == 2 * 32 / 8
         rates.append(history[-1]["learning_rate"] / how.learning_rate)
@@ -259,7 +258,7 @@ def test_the_best_weights_are_kept(encoder):
     train, dev = topics(48, 0), topics(24, 1)
     other = {"article": "number", "number": "article"}
     dev = LabelledTexts(dev.texts, [other[label] for label in dev.labels])
-    tuned = fine_tune(*encoder, train, dev, replace(QUICK, metric_for_best_model="accuracy"), 1)
+    tuned = fine_tune(*encoder, train, dev, QUICK.replace(metric_for_best_model="accuracy"), 1)
     scores = [line["accuracy"] for line in tuned.history]
     assert len(scores) == QUICK.num_train_epochs and scores[-1] < max(scores)
     assert accuracy(dev.labels, tuned.predict(dev.texts)) == max(scores)
@@ -268,7 +267,7 @@ def test_the_best_weights_are_kept(encoder):
 @pytest.mark.parametrize("every, looks", [(0, [3, 6]), (4, [4, 6]), (100, [6])])
 def test_when_the_development_split_is_looked_at(every, looks, encoder):
     "Each epoch, every so many steps, and always at the end."
-    how = replace(QUICK, num_train_epochs=2, eval_steps=every)
+    how = QUICK.replace(num_train_epochs=2, eval_steps=every)
     seen = []
     fine_tune(*encoder, topics(20, 0), topics(4, 1), how, 1, lambda facts: seen.append(facts["step"]))
     assert seen == looks
@@ -284,7 +283,7 @@ def test_an_epoch_has_each_row_once():
 
 def test_a_loss_that_is_no_number_stops(encoder):
     with pytest.raises(UserError, match="diverged.*lower learning_rate"):
-        fine_tune(*encoder, topics(20, 0), topics(8, 1), replace(QUICK, learning_rate=1e30), 1)
+        fine_tune(*encoder, topics(20, 0), topics(8, 1), QUICK.replace(learning_rate=1e30), 1)
 
 
 def test_presets_are_the_paper_s():

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,7 +179,7 @@ def test_a_whole_encoder_is_opened_everywhere(stock, tmp_path):
     assert open_encoder(str(made), tmp_path).model.config.num_hidden_layers == 1
     labelled = LabelledTexts(["one", "two"] * 2, ["a", "b"] * 2)
     tuned = fine_tune(
-        one.model, one.tokenizer, labelled, labelled, replace(PRESETS["sib200"], num_train_epochs=1), seed=0
+        one.model, one.tokenizer, labelled, labelled, PRESETS["sib200"].replace(num_train_epochs=1), seed=0
     )
     assert len(tuned.predict(["one"])) == 1
 
@@ -341,7 +340,7 @@ def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_pa
             open_encoder("mine", tmp_path)
         run = tiny.params_of(corpus, backbone="mine", max_steps=1, warmup_steps=0, save_steps=1)
         with pytest.raises(UserError, match="manifest.json|sha256"):
-            initial_model(run, prepare(replace(run, backbone=""), tmp_path), tmp_path)
+            initial_model(run, prepare(run.replace(backbone=""), tmp_path), tmp_path)
         capsys.readouterr()
         adapt_checkpoint(p, tmp_path)
         assert "rebuilding, because" in capsys.readouterr().out

@@ -13,8 +13,8 @@ from transformers import XLMRobertaConfig
 from langsamp.core.errors import UserError
 from langsamp.data.packing import packing_path
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
-from langsamp.params.base import read_yaml
 from langsamp.params.pretrain import PlanParams, PretrainParams
+from langsamp.params.yaml_reader import read_yaml
 from langsamp.training.loop import Data
 from langsamp.training.plan import computed_costs, flops_per_token, parameter_groups, plan, plan_table
 from langsamp.training.prepare import Corpus, prepare, training_data
@@ -37,7 +37,7 @@ def disk(folder: Path) -> int:
 
 def test_the_smoke_run_by_hand(outputs):
     "Two blocks of width 64: four square matrices, a feed-forward of four times the width, biases and norms."
-    p = PretrainParams.of(read_yaml(SMOKE))
+    p = PretrainParams.model_validate(read_yaml(SMOKE))
     model, data, corpus = old_tokens_of(p, outputs)
     cost = computed_costs(p, model, data, corpus)
     width, norm = 64, 2 * 64
@@ -101,7 +101,7 @@ def test_the_papers_parameters():
 def test_disk_is_what_a_run_takes(corpus, tmp_path):
     "A run keeps two checkpoints, and has a third while it writes."
     p = tiny.params_of(
-        corpus, run_name="two", num_layers=2, hidden_size=64, vocab_size=300, steps=2, save_steps=1, warmup_steps=1
+        corpus, run_name="two", num_layers=2, hidden_size=64, vocab_size=300, max_steps=2, save_steps=1, warmup_steps=1
     )
     cost = computed_costs(p, *old_tokens_of(p, tmp_path))
     pretrain(p, tmp_path)
@@ -146,7 +146,7 @@ def test_the_table_has_units():
     "where, name, says",
     [
         ("file", "learning_rat", "learning_rate"),
-        ("overrides", "block_sise", "max_seq_length"),
+        ("overrides", "max_seq_lenght", "max_seq_length"),
         ("overrides", "max_steps", "whole"),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_corpus_without_held_out_text_is_refused(outputs, tmp_path):
     (tmp_path / "train/eng_Latn.txt").write_text("\n".join(tiny.sentences("eng_Latn", 40)) + "\n")
     file = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(tmp_path, run_name="no-held-out"))
     with pytest.raises(UserError, match="too little text is held out"):
-        pretrain(PretrainParams.of(read_yaml(file)), outputs)
+        pretrain(PretrainParams.model_validate(read_yaml(file)), outputs)
     with pytest.raises(UserError, match="too little text is held out"):
         plan(PlanParams(params=str(file), measured_steps=2), outputs)
 
@@ -198,7 +198,7 @@ def test_the_paper_preset_dry(tmp_path, capsys):
     begun = time.monotonic()
     cost = plan(PlanParams(params=str(paper), overrides=changes, measured_steps=2), tmp_path)
     planned = time.monotonic()
-    p = PretrainParams.of(read_yaml(paper) | changes)
+    p = PretrainParams.model_validate(read_yaml(paper) | changes)
     assert p.max_seq_length == 512 and cost["parameters: encoder"] + cost["parameters: embeddings"] == 277_453_056
     result = pretrain(p, tmp_path)
     assert result["step"] == 2 and result["parameters"] == cost["parameters: all"]

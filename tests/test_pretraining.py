@@ -3,7 +3,6 @@
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ def start(wanted, outputs) -> Path:
 def params(corpus, start) -> Callable[..., PretrainParams]:
     "Two steps that go on from the start."
     few = {"backbone": "fitted", "max_steps": 2, "warmup_steps": 1, "save_steps": 1, "dropout": 0.0}
-    return lambda name, **changes: replace(tiny.params_of(corpus, run_name=name, **few), **changes)
+    return lambda name, **changes: tiny.params_of(corpus, run_name=name, **few).replace(**changes)
 
 
 def stock_part(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -189,7 +188,7 @@ def test_a_killed_run_from_a_start_ends_like_the_unbroken_one(new_run, start, ou
 def test_a_run_that_was_refused_leaves_its_name_free(params, outputs):
     "The mend is made in the params file, and the same command given again."
     refused(p := params("mended", max_seq_length=65), outputs)
-    assert pretrain(replace(p, max_seq_length=64), outputs)["step"] == 2
+    assert pretrain(p.replace(max_seq_length=64), outputs)["step"] == 2
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -14,8 +14,9 @@ from packaging.utils import canonicalize_name
 
 from langsamp.params import benchmark, evaluate
 from langsamp.params import pretrain as params
-from langsamp.params.base import from_notebook, read_yaml
+from langsamp.params.base import from_notebook
 from langsamp.params.pretrain import PretrainParams
+from langsamp.params.yaml_reader import read_yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -155,7 +156,7 @@ def test_parameter_file(path):
 @pytest.mark.parametrize("path", PARAMS, ids=short)
 def test_parameter_file_is_without_conflicts(path):
     "The stage accepts it, and a corpus, an adapted checkpoint or a run has the name of its file."
-    made = stage_of(path)[1].of(read_yaml(path))
+    made = stage_of(path)[1].model_validate(read_yaml(path))
     name = {"params": "run_name", "figures": "", "evaluations": ""}.get(path.parent.name, "name")
     assert not name or getattr(made, name) == path.stem
 
@@ -166,6 +167,15 @@ def test_parameter_file_says_how_to_run_it(path):
     assert header, "starts with a comment"
     assert [word for word in ("Command:", "Hardware:", "Time:", "Expected:") if word not in header[0]] == []
     assert short(path) in header[0]
+
+
+@pytest.mark.parametrize("kind", [*STAGES, *FIGURES])
+def test_comments_of_a_runner_are_the_descriptions_of_its_parameters(kind):
+    "papermill and the documentation show the same text."
+    notebook, model = STAGES[kind] if kind in STAGES else (f"figures/{kind}.ipynb", FIGURES[kind])
+    found = papermill.inspect_notebook(str(ROOT / "nbs" / notebook))
+    descriptions = {name: model.model_fields[name].description for name in found}
+    assert {name: facts["help"] for name, facts in found.items()} == descriptions
 
 
 # Notebooks
@@ -338,7 +348,7 @@ def test_smoke_is_what_the_notebook_and_the_library_default_to():
     names: dict = {}
     exec("".join(cell["source"]), names)
     written = yaml.safe_load((ROOT / "params/smoke.yaml").read_text())
-    assert from_notebook(PretrainParams, names) == PretrainParams() == PretrainParams.of(written)
+    assert from_notebook(PretrainParams, names) == PretrainParams() == PretrainParams.model_validate(written)
 
 
 def test_baseline_differs_in_its_variant_only():

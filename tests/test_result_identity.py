@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +206,7 @@ def test_hyperparameters_count_named_or_not(home, sets):
     mine = asked(home, sets["A"], tasks=["sib200"], mode="fine-tuned")
     encoder = open_encoder(mine.encoder, home)
     settings = [
-        evaluation._settings(replace(mine, overrides=c), "sib200", encoder)
+        evaluation._settings(mine.replace(overrides=c), "sib200", encoder)
         for c in ({}, {"num_train_epochs": 40}, {"num_train_epochs": 41})
     ]
     assert settings[0] == settings[1] != settings[2]
@@ -308,7 +307,7 @@ def test_runs_of_other_lengths_are_told_apart(runs):
 
 
 def reproduced(corpus: Path, **changes) -> analysis_params.ReproductionParams:
-    given = {k: v for k, v in asdict(tiny.params_of(corpus)).items() if k not in ("run_name", "variant", "seed")}
+    given = {k: v for k, v in tiny.params_of(corpus).model_dump().items() if k not in ("run_name", "variant", "seed")}
     short = {"max_steps": 2, "warmup_steps": 0, "save_steps": 2}
     return analysis_params.ReproductionParams(
         name="tiny", variants=["language+script", "baseline"], overrides=given | short | changes
@@ -319,7 +318,7 @@ def reproduced(corpus: Path, **changes) -> analysis_params.ReproductionParams:
 def finished(corpus, tmp_path, monkeypatch) -> Path:
     "A reproduction whose runs are there, and whose other jobs are not run."
     for job in reproduction.pretraining_jobs(reproduced(corpus)):
-        pretrain(PretrainParams.of(job.parameters), tmp_path)
+        pretrain(PretrainParams.model_validate(job.parameters), tmp_path)
         (tmp_path / job.output).write_text("{}")
     monkeypatch.setattr(reproduction, "_command", lambda *_: pytest.fail("something was run"))
     monkeypatch.setattr(reproduction, "evaluation_jobs", lambda p: [])
@@ -339,7 +338,7 @@ def test_a_reproduction_does_not_give_old_runs_for_other_text(corpus, finished, 
     other = tiny.write_corpus(tmp_path / "text")
     for job in reproduction.pretraining_jobs(reproduced(other)):
         shutil.rmtree(finished / job.parameters["run_name"])
-        pretrain(PretrainParams.of(job.parameters), tmp_path)
+        pretrain(PretrainParams.model_validate(job.parameters), tmp_path)
         (tmp_path / job.output).write_text("{}")
     with open(other / "train/eng_Latn.txt", "a", encoding="utf-8") as file:
         file.write("one more line of text\n")

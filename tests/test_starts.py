@@ -1,7 +1,6 @@
 "A start computes what its backbone computed on text that both can read, and it is the same every time."
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -231,12 +230,12 @@ def test_nothing_is_made_twice(start, params, outputs):
 
 def test_another_start_of_that_name_is_refused(start, params, outputs):
     with pytest.raises(UserError, match="seed: 3 → 4.*choose another name"):
-        adapt_checkpoint(replace(params, seed=4), outputs)
+        adapt_checkpoint(params.replace(seed=4), outputs)
 
 
 def test_changed_text_is_refused(params, tmp_path, corpus):
     text = shutil.copytree(corpus, tmp_path / "text")
-    adapt_checkpoint(p := replace(params, corpus=str(text)), tmp_path)
+    adapt_checkpoint(p := params.replace(corpus=str(text)), tmp_path)
     with open(text / "train" / "eng_Latn.txt", "a", encoding="utf-8") as file:
         file.write("abc abd abe\n")
     with pytest.raises(UserError, match="text: "):
@@ -245,7 +244,7 @@ def test_changed_text_is_refused(params, tmp_path, corpus):
 
 def test_a_changed_backbone_is_refused(params, tmp_path, backbone, base):
     own = shutil.copytree(backbone, tmp_path / "own")
-    adapt_checkpoint(p := replace(params, backbone=str(own)), tmp_path)
+    adapt_checkpoint(p := params.replace(backbone=str(own)), tmp_path)
     model_of("xlm-roberta", base, seed=1).save_pretrained(own)
     with pytest.raises(UserError, match="model.safetensors"):
         adapt_checkpoint(p, tmp_path)
@@ -259,7 +258,7 @@ def test_a_damaged_start_is_made_again(params, tmp_path):
 
 def test_another_tokenizer_brings_its_pieces(params, tmp_path, backbone, fitted, base):
     "As XLM-R with Glot500's tokenizer: what both have keeps its row."
-    p = replace(params, tokenizer=str(fitted), num_new_tokens=0, min_count=0, corpus="")
+    p = params.replace(tokenizer=str(fitted), num_new_tokens=0, min_count=0, corpus="")
     mlm, stood = AutoModelForMaskedLM.from_pretrained(adapt_checkpoint(p, tmp_path)), mapping_of(fitted, base)
     old = AutoModelForMaskedLM.from_pretrained(backbone).get_input_embeddings().weight
     assert torch.equal(mlm.get_input_embeddings().weight[stood >= 0], old[stood[stood >= 0]])
@@ -283,7 +282,7 @@ def test_an_encoder_alone_is_refused(tmp_path, base):
 
 def test_a_start_can_be_the_backbone_of_another(start, outputs, params):
     assert find_backbone("a", outputs) == str(start)
-    again = adapt_checkpoint(replace(params, name="b", backbone="a"), outputs)
+    again = adapt_checkpoint(params.replace(name="b", backbone="a"), outputs)
     assert read_json(again / "start.json")["pieces"]["new"] == 0, "the same text needs nothing more"
 
 

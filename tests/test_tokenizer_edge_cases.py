@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +35,8 @@ from langsamp.evaluation.linear_probe import encode_words, train_probe, word_win
 from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_chart, adaptation_table
 from langsamp.model.langsamp import from_backbone
 from langsamp.model.resize_embeddings import adapt_vocabulary, restore_vocabulary
-from langsamp.params.base import read_yaml
 from langsamp.params.pretrain import AdaptParams, PlanParams, PretrainParams
+from langsamp.params.yaml_reader import read_yaml
 from langsamp.tokenization.adapt import fit_vocabulary, measure_coverage, train_new_tokens
 from langsamp.tokenization.edit import old_ids, prune_tokens, read_tokenizer_file, save_tokenizer, token_ids, tokens_of
 from langsamp.tokenization.train import CorpusTokenizer, load_tokenizer, pretrained_tokenizer, trained_tokenizer
@@ -503,14 +502,14 @@ def stand_in(tmp_path_factory) -> Path:
 
 def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_path, capsys):
     "Its sampling is for Glot500's text; the stand-in is drawn by temperature, and that is said."
-    p = AdaptParams.of(read_yaml(tiny.ROOT / "params/starts/paper.yaml"))
-    adapt_checkpoint(replace(p, backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)
+    p = AdaptParams.model_validate(read_yaml(tiny.ROOT / "params/starts/paper.yaml"))
+    adapt_checkpoint(p.replace(backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)
     changes = {"corpus": str(latin), "global_batch_size": 2, "micro_batch_size": 1}
     cost = plan(PlanParams(params=str(tiny.ROOT / "params/paper.yaml"), overrides=changes, measured_steps=2), tmp_path)
     assert 0 < cost["tokens a step"] <= 1024, "not two rows of 512"
     assert "planned with sampling `temperature`" in capsys.readouterr().out
     with pytest.raises(UserError, match="sampling `glot500` needs"):
-        pretrain(PretrainParams.of(read_yaml(tiny.ROOT / "params/paper.yaml") | changes), tmp_path)
+        pretrain(PretrainParams.model_validate(read_yaml(tiny.ROOT / "params/paper.yaml") | changes), tmp_path)
 
 
 @pytest.mark.slow

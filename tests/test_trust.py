@@ -23,7 +23,7 @@ from langsamp.core.errors import UserError
 from langsamp.corpora.udhr import read_documents
 from langsamp.encoding.open_encoder import open_encoder
 from langsamp.model.backbones import load_backbone
-from langsamp.params.base import read_yaml
+from langsamp.params.yaml_reader import read_yaml
 from langsamp.training.pretrain import main
 
 # Checkpoints

@@ -59,7 +59,7 @@ def params_of(corpus: Path, **changes) -> PretrainParams:
         "save_steps": 6,
         "seed": 7,
     }
-    return PretrainParams.of(text | model | training | changes)
+    return PretrainParams.model_validate(text | model | training | changes)
 
 
 def synthetic_data(

@@ -7,7 +7,6 @@ __all__ = ['held_out_loss', 'unigram_baseline', 'packing_table', 'packing_differ
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #14d375b5
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def held_out_loss(
 ) -> float:  # Nats a masked token
     "The loss of a run's model on its held-out text, cut as `packing` says."
     p, corpus = open_run(run)
-    data = training_data(replace(p, packing=packing), corpus)
+    data = training_data(p.replace(packing=packing), corpus)
     return validate(Trainer(open_model(run)[0], data, p))["validation_loss"]
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #87146bb1
@@ -41,13 +40,13 @@ def unigram_baseline(
     corpus: Corpus,  # Its text
 ) -> float:  # Nats a masked token
     "What a frequency list for each language-script scores on single sentences."
-    data = training_data(replace(p, packing="sentences"), corpus)
+    data = training_data(p.replace(packing="sentences"), corpus)
     return mean_loss(unigram_losses(data.train, data.validation, data.pieces), "own")
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #713376a3
 def _check_pairs(params: Sequence[PretrainParams]) -> None:
     "Refuse runs that cannot be compared seed by seed."
-    bare = {str(replace(p, packing="stream", seed=0, run_name="any")) for p in params}
+    bare = {str(p.replace(packing="stream", seed=0, run_name="any")) for p in params}
     seeds = {packing: sorted(p.seed for p in params if p.packing == packing) for packing in ("sentences", "stream")}
     if len(bare) > 1:
         raise UserError("the runs differ in more than packing and seed: name runs of one params file")

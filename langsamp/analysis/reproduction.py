@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from .plots import LABELS
 from ..core.errors import UserError
 from ..core.files import explain_disk_errors, repo_root
 from ..corpora.sources import local_data_folder
-from ..params.base import read_yaml
-from ..params.evaluate import ReproductionParams
+from ..params.evaluate import ReproductionParams, Task
 from ..params.pretrain import PretrainParams
+from ..params.yaml_reader import read_yaml
 from ..training.pretrain import pretrain
 from ..training.run_dir import check_same_params
 
@@ -74,7 +74,7 @@ def _untrained(p: ReproductionParams) -> str:
     return f"init:{run_names(p)['language+script'][0]}"
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #5aa179d8
-def _tasks(p: ReproductionParams) -> list[str]:
+def _tasks(p: ReproductionParams) -> list[Task]:
     "The tasks that can be asked here."
     return p.tasks + (p.benchmarks if local_data_folder() else [])
 
@@ -128,8 +128,8 @@ def _command(job: Job, outputs: Path) -> list[str]:
 def _check_runs(p: ReproductionParams, outputs: Path) -> None:
     "Refuse runs that were made with other parameters, naming these."
     for job in pretraining_jobs(p):
-        wanted = PretrainParams.of(job.parameters)
-        check_same_params(outputs / wanted.run_name, asdict(wanted))
+        wanted = PretrainParams.model_validate(job.parameters)
+        check_same_params(outputs / wanted.run_name, wanted.model_dump())
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #1315d6b8
 def _finished(job: Job, outputs: Path) -> bool:
@@ -146,7 +146,7 @@ def run_job(
     "Run a notebook; one that fails is a `UserError` with its last words."
     begun = time.monotonic()
     if _finished(job, outputs):
-        pretrain(PretrainParams.of(job.parameters), outputs)
+        pretrain(PretrainParams.model_validate(job.parameters), outputs)
     else:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "LANGSAMP_OUTPUTS": str(outputs)}
         done = subprocess.run(_command(job, outputs), env=environment, capture_output=True, cwd=repo_root())

@@ -95,7 +95,7 @@ def synthetic_run(
     kept = pretrained_tokenizer(str(tokenizer), outputs / "data/tokenizers")
     for code, files in find_sources(texts)[0].items():
         _seal_shard(shard_path(code, files, kept, outputs / "data/shards"), size // 4, random)
-    return PretrainParams.of(
+    return PretrainParams.model_validate(
         {"corpus": str(texts), "tokenizer": str(tokenizer), "max_seq_length": 512, "languages": []}
     )
 
@@ -212,7 +212,7 @@ def _langsamp_start(outputs: str, params: dict[str, Any]) -> dict[str, float]:
     "From the parameters to the first batch."
     from langsamp.training.prepare import prepare, training_data
 
-    p = PretrainParams.of(params)
+    p = PretrainParams.model_validate(params)
     data = training_data(p, prepare(p, Path(outputs)))
     passes_B, sequences_B = sequences_of_step(0, p.global_batch_size, data.train.shard_ends, p.seed, data.quotas)
     make_batch(data.train, sequences_B, passes_B, p.seed, data.pieces)

@@ -9,7 +9,6 @@ __all__ = ['some_files', 'benchmark']
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def _corpus_jobs(q: CorpusPassParams, outputs: Path, scratch: Path) -> Iterator[
     text, work = scratch / "some-files", scratch / "work"
     chosen = partial(some_files, q.corpus, q.files, text)
     yield "pass", lambda: corpus_speed.corpus_pass(chosen(), tokenizer, work, rounds=q.rounds)
-    yield "memory", partial(corpus_speed.memory, tokenizer, work, tuple(map(int, q.megabytes)))
+    yield "memory", partial(corpus_speed.memory, tokenizer, work, tuple(q.megabytes))
     yield "drawing", partial(corpus_speed.drawing, work, q.languages, q.rounds)
     yield "batches", partial(corpus_speed.building, work, q.rounds)
     yield "start", partial(corpus_speed.start, tokenizer, work, q.gigabytes)
@@ -67,17 +66,17 @@ def _jobs(p: BenchmarkParams, outputs: Path, folder: Path) -> Iterator[tuple[str
     "Stage, its part, and what measures it."
     here = outputs, folder
     for size, given in p.sizes.items():
-        yield "training", size, partial(training_race, p, size, TrainingSpeedParams.of(given), *here)
+        yield "training", size, partial(training_race, p, size, TrainingSpeedParams.model_validate(given), *here)
     if p.overhead:
-        for number in map(int, OverheadParams.of(p.overhead).languages):
+        for number in OverheadParams.model_validate(p.overhead).languages:
             yield "overhead", f"{number} languages", partial(overhead_race, p, number, *here)
     if p.equal_loss:
-        for seed in range(42, 42 + EqualLossParams.of(p.equal_loss).seeds):
+        for seed in range(42, 42 + EqualLossParams.model_validate(p.equal_loss).seeds):
             yield "loss", f"seed {seed}", partial(loss_race, p, seed, *here)
     if p.corpus_pass:
-        yield from (("corpus", *job) for job in _corpus_jobs(CorpusPassParams.of(p.corpus_pass), *here))
+        yield from (("corpus", *job) for job in _corpus_jobs(CorpusPassParams.model_validate(p.corpus_pass), *here))
     if p.encoding:
-        for encoder in EncodingSpeedParams.of(p.encoding).encoders:
+        for encoder in EncodingSpeedParams.model_validate(p.encoding).encoders:
             yield "encode", encoder, partial(encoding_race, p, encoder, *here)
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #ee5121d3
@@ -90,11 +89,11 @@ def benchmark(
     sources, _ = open_corpus(p.corpus, p.languages, outputs)
     text = content_hash({code: source_hash(files) for code, files in sources.items()})
     with lock_run(folder):
-        check_same_params(folder, asdict(p))
+        check_same_params(folder, p.model_dump())
         check_same_data(folder, text)
-        write_params(folder, asdict(p))
+        write_params(folder, p.model_dump())
         add_provenance(folder, text, seed=42)
-        scratch = outputs / "data" / "benchmarks" / f"{p.name}-{content_hash(asdict(p), text)}"
+        scratch = outputs / "data" / "benchmarks" / f"{p.name}-{content_hash(p.model_dump(), text)}"
         scratch.mkdir(parents=True, exist_ok=True)
         for number, (what, part, job) in enumerate(_jobs(p, outputs, scratch)):
             _measure(scratch / f"{number:02d}.csv", f"{what}, {part}", job)

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def run_params(
     steps = more.get("max_steps", 1_000_000)
     shared |= {"max_steps": steps, "warmup_steps": min(100, steps // 10), "run_name": "benchmark"}
     shared |= dict(zip(("num_layers", "hidden_size"), map(int, shape.split("x"))))
-    return PretrainParams.of(shared | more)
+    return PretrainParams.model_validate(shared | more)
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #625a11c0
 def with_vocabulary(
@@ -158,7 +158,7 @@ def training_race(
 ) -> list[dict[str, Any]]:
     "All variants of a size, and the machine's limit beside them."
     text, rows = _told(p, race, size, outputs, folder)[1], []
-    spec = {"work": "training", "params": asdict(run_params(p, race, size)), "corpus": text}
+    spec = {"work": "training", "params": run_params(p, race, size).model_dump(), "corpus": text}
     for number, group in enumerate(groups_of(race.variants, race.max_workers)):
         with _playing(
             {variant: spec | {"recipe": variant} for variant in group} | _LIMITS, folder, p.threads
@@ -179,11 +179,11 @@ def overhead_race(
     folder: Path,
 ) -> list[dict[str, Any]]:
     "With vectors and without."
-    race = OverheadParams.of(p.overhead)
+    race = OverheadParams.model_validate(p.overhead)
     corpus = _told(p, race, race.size, outputs, folder)[1]
     shared = {"work": "training", "recipe": race.variants[0], "corpus": corpus, "languages": languages}
     specs = {
-        variant: shared | {"params": asdict(run_params(p, race, race.size, variant=variant))}
+        variant: shared | {"params": run_params(p, race, race.size, variant=variant).model_dump()}
         for variant in ("baseline", "language+script")
     }
     with _playing(specs, folder, p.threads) as players:
@@ -206,13 +206,13 @@ def loss_race(
     folder: Path,
 ) -> list[dict[str, Any]]:
     "The loss of each variant on single held-out lines after as much text."
-    race, rows = EqualLossParams.of(p.equal_loss), []
+    race, rows = EqualLossParams.model_validate(p.equal_loss), []
     corpus, text = _told(p, race, race.size, outputs, folder)
     for variant in race.variants:
         steps = max(1, round(race.train_tokens / race.tokens_per_step))
         if variant in OURS:
             steps = _steps(race.train_tokens, run_params(p, race, race.size, packing=RECIPES[variant].text), corpus)
-        params = asdict(run_params(p, race, race.size, max_steps=steps, seed=seed))
+        params = run_params(p, race, race.size, max_steps=steps, seed=seed).model_dump()
         spec = {"work": "training", "recipe": variant, "params": params, "corpus": text, "sentences": race.sentences}
         with _playing({variant: spec}, folder, p.threads) as players:
             tokens, loss = players[variant].turn(1e9)["units"], players[variant].ask("loss")
@@ -238,7 +238,7 @@ def encoding_race(
     folder: Path,
 ) -> list[dict[str, Any]]:
     "The same encoder asked by us and by sentence-transformers."
-    race, size = EncodingSpeedParams.of(p.encoding), next(iter(p.sizes), "2x64/1000")
+    race, size = EncodingSpeedParams.model_validate(p.encoding), next(iter(p.sizes), "2x64/1000")
     corpus = _told(
         p,
         TrainingSpeedParams(tokens_per_micro_batch=p.max_seq_length, tokens_per_step=p.max_seq_length),

@@ -28,7 +28,7 @@ from ..data.masking import VALIDATION_SEED, TokenIds, mask_sequence
 from ..encoding.open_encoder import Encoder, open_encoder
 from ..encoding.sentence_transformers import save_sentence_encoder
 from ..model.langsamp import LangSAMPForMaskedLM
-from ..params.base import plain_words
+from ..params.base import positional_arguments
 from ..params.pretrain import ModelParams, PretrainParams
 from ..training.loop import Trainer, train_step
 from ..training.plan import flops_per_token
@@ -166,7 +166,7 @@ def training(
     recipe_params = {"precision": way.precision, "dropout": way.dropout}
     if way.loop == "langsamp":
         recipe_params["packing"] = way.text
-    p = PretrainParams.of(params | recipe_params)
+    p = PretrainParams.model_validate(params | recipe_params)
     text = heard(corpus)
     _ours(p, text, languages, sentences) if way.loop == "langsamp" else _theirs(way, p, text, sentences)
 
@@ -235,5 +235,5 @@ def main() -> None:
 # %% ../../nbs/library/benchmark/03_workers.ipynb #05edc146
 if __name__ == "__main__" and "__file__" in globals():
     ignore_overriding_variables()
-    plain_words(sys.argv[1:], "python -m langsamp.benchmark.workers, with a JSON line as input")
+    positional_arguments(sys.argv[1:], "python -m langsamp.benchmark.workers, with a JSON line as input")
     main()

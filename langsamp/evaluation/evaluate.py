@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'evaluate', 'means']
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #0d4ad549
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from ..params.evaluate import RETRIEVAL, EvaluationParams
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #7ecc01dd
 def _how(p: EvaluationParams, task: str) -> FineTuning:
     "The paper's hyperparameters of a task, and the changes to them."
-    return FineTuning.of(asdict(PRESETS[task]) | p.overrides)
+    return FineTuning.model_validate(PRESETS[task].model_dump() | p.overrides)
 
 # %% ../../nbs/library/evaluation/07_evaluate.ipynb #709b4ab1
 def _settings(p: EvaluationParams, task: str, encoder: Encoder) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _settings(p: EvaluationParams, task: str, encoder: Encoder) -> dict[str, Any
     of_way = {
         "retrieval": {"layer": p.layer, "similarity": p.similarity},
         "frozen": {"layer": p.layer},
-        "fine-tuned": {"layer": -1, "how": asdict(_how(p, task)) if way == "fine-tuned" else {}},
+        "fine-tuned": {"layer": -1, "how": _how(p, task).model_dump() if way == "fine-tuned" else {}},
     }
     common = {"task": task, "way": way, "source": p.source_language, "encoder": encoder.identity}
     return common | of_way[way] | {"code": protocol_version(way)}

@@ -10,10 +10,11 @@ __all__ = ['IGNORE_INDEX', 'PRESETS', 'SparseEmbedding', 'task_model', 'task_log
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding
 from torch.nn.utils.rnn import pad_sequence
@@ -24,7 +25,7 @@ from .datasets import LabelledTexts
 from .linear_probe import Window, batches_by_length, pad_batch, word_windows
 from .metrics import SCORES, score_of
 from ..model.backbones import max_sequence_length
-from ..params.base import Params, at_least, one_of
+from ..params.base import Count, Params, one_of
 from ..tokenization.coverage import tokenize_texts
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #868281b8
@@ -114,37 +115,32 @@ def accumulate_gradients(
     return seen / max(sum(counts), 1)
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #63bfe7e2
-@dataclass(frozen=True)
 class FineTuning(Params):
-    "How an encoder is fine-tuned; the defaults are the paper's for topics (section 3.2 of its protocol)."
+    "Hyperparameters of fine-tuning; the defaults are the paper's for topic classification."
 
-    metric_for_best_model: str = "f1_macro"
-    max_seq_length: int = 160
-    num_train_epochs: int = 40
-    micro_batch_size: int = 8
-    gradient_accumulation_steps: int = 2
-    learning_rate: float = 1e-5
-    adam_epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 0.0
-    eval_steps: int = 0
-    reference_accumulation: bool = False
-
-    def conflicts(self) -> list[str]:
-        "What cannot be, a sentence each."
-        whole = ("max_seq_length", "num_train_epochs", "micro_batch_size", "gradient_accumulation_steps")
-        wrong = [at_least(name, getattr(self, name), 1) for name in whole]
-        rate = "" if self.learning_rate > 0 else f"learning_rate must be above 0, not {self.learning_rate}"
-        return [
-            *wrong,
-            at_least("eval_steps", self.eval_steps, 0),
-            rate,
-            one_of("metric_for_best_model", self.metric_for_best_model, [*SCORES]),
-        ]
+    metric_for_best_model: Annotated[str, one_of([*SCORES])] = Field(
+        "f1_macro", description="Score on the source language's development split that selects the weights"
+    )
+    max_seq_length: Count = Field(160, description="Tokens per text or window")
+    num_train_epochs: Count = Field(40, description="Epochs")
+    micro_batch_size: Count = Field(8, description="Texts at a time")
+    gradient_accumulation_steps: Count = Field(2, description="Micro-batches per optimizer step")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak; decays linearly to 0, without warm-up")
+    adam_epsilon: float = Field(1e-8, description="Epsilon of AdamW")
+    weight_decay: float = Field(0.0, description="Weight decay of AdamW")
+    max_grad_norm: float = Field(0.0, description="Limit of the gradient's norm; 0 is no limit")
+    eval_steps: int = Field(0, ge=0, description="Optimizer steps between evaluations; 0 evaluates after each epoch")
+    reference_accumulation: bool = Field(False, description="Accumulate gradients wrongly, as the reference code does")
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #ec9ef3f9
 _TAGGING = FineTuning(
-    "f1_seqeval", 256, 10, gradient_accumulation_steps=4, learning_rate=2e-5, max_grad_norm=1.0, eval_steps=1000
+    metric_for_best_model="f1_seqeval",
+    max_seq_length=256,
+    num_train_epochs=10,
+    gradient_accumulation_steps=4,
+    learning_rate=2e-5,
+    max_grad_norm=1.0,
+    eval_steps=1000,
 )
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #508ad24b
@@ -153,7 +149,7 @@ PRESETS = {
     "taxi1500": FineTuning(max_seq_length=100),
     "wikiann": _TAGGING,
     "ner": _TAGGING,
-    "ud": replace(_TAGGING, metric_for_best_model="f1_seqeval_bare"),
+    "ud": _TAGGING.replace(metric_for_best_model="f1_seqeval_bare"),
 }
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #5d56931a

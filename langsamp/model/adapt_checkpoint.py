@@ -7,7 +7,6 @@ __all__ = ['find_backbone', 'weight_checksums', 'adapt_checkpoint', 'adaptation_
 
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #86690c34
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ def adapt_checkpoint(
     sources = open_corpus(p.corpus, p.languages, outputs)[0] if p.corpus else {}
     text = content_hash({code: source_hash(files) for code, files in sources.items()})
     backbone = find_backbone(p.backbone, outputs)
-    facts = {"parameters": asdict(p), "text": text, "weights": weight_checksums(backbone)}
+    facts = {"parameters": p.model_dump(), "text": text, "weights": weight_checksums(backbone)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.parent / ".lock"):
         if not _found(folder, facts):

@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from ..core.errors import UserError
 from ..data.masking import validation_batch
 from ..data.packing import packing_path
 from ..model.langsamp import LangSAMPForMaskedLM
-from ..params.base import read_yaml
 from ..params.pretrain import PlanParams, PretrainParams
+from ..params.yaml_reader import read_yaml
 from .loop import Data, Trainer, batch_loss, train_step
 from .prepare import Corpus, prepare, training_data
 from .pretrain import initial_model
@@ -135,7 +134,7 @@ def _paired_steps(t: Trainer) -> Iterator[tuple[float, float]]:
     for step in range(p.max_steps):
         pair = []
         for micro_batches in (1, 2):
-            t.p = replace(p, global_batch_size=micro_batches * p.micro_batch_size * t.world)
+            t.p = p.replace(global_batch_size=micro_batches * p.micro_batch_size * t.world)
             begun = time.perf_counter()
             train_step(t, step)
             pair.append(time.perf_counter() - begun)
@@ -174,7 +173,7 @@ def _data(
         if not stand_in or run.sampling != "glot500":
             raise
         print(f"planned with sampling `temperature`: {error}", flush=True)
-        return training_data(replace(run, sampling="temperature"), corpus)
+        return training_data(run.replace(sampling="temperature"), corpus)
 
 # %% ../../nbs/library/training/08_plan.ipynb #0d467dc8
 def plan(
@@ -182,7 +181,7 @@ def plan(
     outputs: Path | str = "outputs",  # Where prepared text and starts lie
 ) -> dict[str, float]:  # The numbers of `computed_costs` and `measured_costs`, and `seconds: run`
     "What a run will cost. Its text is prepared, as the run would; nothing is trained for good."
-    run = PretrainParams.of(read_yaml(_upward(Path(p.params))) | p.overrides)
+    run = PretrainParams.model_validate(read_yaml(_upward(Path(p.params))) | p.overrides)
     corpus = prepare(run, Path(outputs))
     model, data = initial_model(run, corpus, outputs), _data(run, corpus, "corpus" in p.overrides)
     cost = computed_costs(run, model, data, corpus) | measured_costs(run, model, data, p.measured_steps)

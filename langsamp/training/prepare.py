@@ -30,8 +30,8 @@ from ..data.packing import PackedSequences, pack_shards
 from ..data.sampling import quotas, sampling_table
 from ..data.shards import TokenDataset, corpus_report, source_hash, write_shards
 from ..model.adapt_checkpoint import find_backbone
-from ..params.base import read_yaml
 from ..params.pretrain import CorpusParams, PretrainParams
+from ..params.yaml_reader import read_yaml
 from ..tokenization.coverage import lost_text_warnings
 from ..tokenization.train import pretrained_tokenizer, trained_tokenizer
 from .loop import Data
@@ -247,4 +247,4 @@ def open_run(
     kept = read_json(folder / "corpus.json")
     outputs, report = folder.parent, {k: v for k, v in kept.items() if k not in ("identity", "tokenizer", "shards")}
     corpus = Corpus(outputs / kept["tokenizer"], [outputs / shard for shard in kept["shards"]], report)
-    return PretrainParams.of(read_yaml(folder / "params.yaml")), corpus
+    return PretrainParams.model_validate(read_yaml(folder / "params.yaml")), corpus

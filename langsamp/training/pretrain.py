@@ -11,23 +11,23 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..core.environment import escape_unencodable_output, ignore_overriding_variables
 from ..core.errors import UserError
 from ..core.files import content_hash, outputs_folder, read_json, write_json
-from ..params.base import plain_words, read_yaml
+from ..params.base import positional_arguments
 from ..params.pretrain import ModelParams, PretrainParams
+from ..params.yaml_reader import read_yaml
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #9765235d
 def parse_arguments(
     arguments: Sequence[str],  # A params file, and perhaps the outputs folder
 ) -> PretrainParams:
     "The parameters of a command."
-    words = plain_words(arguments, "python -m langsamp.training.pretrain params/NAME.yaml [OUTPUTS]", 1, 2)
-    return PretrainParams.of(read_yaml(words[0]))
+    words = positional_arguments(arguments, "python -m langsamp.training.pretrain params/NAME.yaml [OUTPUTS]", 1, 2)
+    return PretrainParams.model_validate(read_yaml(words[0]))
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #ef22874f
 def _refused(error: UserError) -> int:
@@ -178,7 +178,7 @@ def pretrain(
     "One run, from text to backbone. Called again it continues, or returns the result of the finished run."
     folder, machine = Path(outputs) / p.run_name, init_distributed()
     with lock_run(folder) if machine.is_main_process else nullcontext():
-        check_same_params(folder, asdict(p))
+        check_same_params(folder, p.model_dump())
         with machine.main_process_first():
             corpus = prepare(p, Path(outputs))
         check_same_data(folder, corpus.identity, initial_weights_hash(p, outputs))
@@ -226,7 +226,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
     "Train, export, and write the result last."
     begun, model, data = time.monotonic(), initial_model(p, corpus, folder.parent), training_data(p, corpus)
     if main:
-        write_params(folder, asdict(p))
+        write_params(folder, p.model_dump())
         add_provenance(folder, corpus.identity, p.seed, initial_weights_hash(p, folder.parent))
         write_corpus_report(corpus, folder)
     state = train(model, data, p, folder)

@@ -27,7 +27,7 @@ import langsamp
 from ..core.errors import UserError
 from ..core.files import content_hash, explain_disk_errors, read_json, write_json
 from ..core.locks import file_lock
-from ..params.base import read_yaml
+from ..params.yaml_reader import read_yaml
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #2090cfd7
 @contextmanager

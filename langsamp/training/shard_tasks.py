@@ -21,8 +21,9 @@ from ..corpora.registry import open_corpus
 from ..corpora.text import Source
 from ..data.packing import pack_shards
 from ..data.shards import write_shards
-from ..params.base import plain_words, read_yaml
+from ..params.base import positional_arguments
 from ..params.pretrain import PretrainParams
+from ..params.yaml_reader import read_yaml
 from .prepare import find_tokenizer
 
 # %% ../../nbs/library/training/06_shard_tasks.ipynb #8a65995c
@@ -86,9 +87,11 @@ def main(
     parser.add_argument("--outputs", type=Path, help="the same folder for all tasks")
     given = parser.parse_args(arguments)
     try:
-        plain_words([given.params, *([str(given.outputs)] if given.outputs else [])], parser.format_usage(), most=2)
+        positional_arguments(
+            [given.params, *([str(given.outputs)] if given.outputs else [])], parser.format_usage(), most=2
+        )
         _once(arguments)
-        p = PretrainParams.of(read_yaml(given.params))
+        p = PretrainParams.model_validate(read_yaml(given.params))
         shards = run_shard_task(p, given.outputs or outputs_folder(), given.task, given.of, given.processes)
     except UserError as error:
         print(f"langsamp: {error}", file=sys.stderr)
