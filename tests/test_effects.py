@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 
 from langsamp.analysis import embeddings, neutrality_plots, reproduction
-from langsamp.benchmark import corpus as corpus_speed
-from langsamp.benchmark import run as speed
+from langsamp.benchmark import corpus as corpus_suite
+from langsamp.benchmark import run as benchmark_run
 from langsamp.benchmark import suites, workers
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256
@@ -633,39 +633,39 @@ class Enough(Exception):
 
 
 class Watched:
-    "In place of `Turns`: lets a process make one step, or all where its loss will be asked for."
+    "Replaces `TimedLoop`: one step per worker, or all steps if its loss will be queried."
 
     seen: dict[str, Any] = {}
 
-    def __init__(self, facts: Mapping[str, Any], **answers: Callable[[], Any]) -> None:
-        self.facts, self.answers, self.units = dict(facts), answers, []
+    def __init__(self, metadata: Mapping[str, Any], **queries: Callable[[], Any]) -> None:
+        self.metadata, self.queries, self.units = dict(metadata), queries, []
 
-    def done(self, units: float) -> None:
+    def add(self, units: float) -> None:
         self.units.append(float(units))
         if not Watched.seen["whole"]:
-            self.end()
+            self.finish()
 
-    def end(self) -> None:
-        loss = float(self.answers["loss"]()) if Watched.seen["whole"] else 0.0
-        Watched.seen |= {"facts": self.facts, "units": self.units, "loss": loss}
+    def finish(self) -> None:
+        loss = float(self.queries["loss"]()) if Watched.seen["whole"] else 0.0
+        Watched.seen |= {"metadata": self.metadata, "units": self.units, "loss": loss}
         raise Enough
 
 
 class InProcess:
-    "In place of `Player`: the same work in this process, with a clock that says a second a turn."
+    "Replaces `Worker`: the same work in this process, with a clock that always shows one second."
 
     bench: Bench
 
     def __init__(self, program: list[str], spec: dict[str, Any], log: Path, threads: int) -> None:
-        self.name, self.turns = log.stem, self.bench.noted.setdefault("turns", [])
+        self.name, self.measured = log.stem, self.bench.noted.setdefault("measurements", [])
         self.found = self.work(dict(spec))
-        kind = [self.name, spec["work"], spec.get("recipe", "")]
+        kind = [self.name, spec["task"], spec.get("recipe", "")]
         self.bench.noted.setdefault("work", []).append([kind, threads, self.found])
-        self.facts = self.found.get("facts", {})
+        self.metadata = self.found.get("metadata", {})
 
     def work(self, spec: dict[str, Any]) -> dict[str, Any]:
         "What the process does, for as long as it is watched."
-        Watched.seen, kind = {"whole": bool(spec.get("sentences")) and spec["work"] == "training"}, spec.pop("work")
+        Watched.seen, kind = {"whole": bool(spec.get("sentences")) and spec["task"] == "training"}, spec.pop("task")
         if kind == "matmul" or spec.get("by") == "sentence_transformers":
             return {"units": [1.0]}
         with pytest.raises(Enough):
@@ -675,13 +675,13 @@ class InProcess:
         compiled = len(self.bench.noted.pop("compile", []))
         return {**Watched.seen, "compiled": compiled, "texts": len(texts), "micro-batches": learnt}
 
-    def turn(self, seconds: float) -> dict[str, Any]:
-        self.turns.append([self.name, seconds])
+    def run_for(self, seconds: float) -> dict[str, Any]:
+        self.measured.append([self.name, seconds])
         units = sum(self.found["units"])
         return {"units": units, "steps": 1, "seconds": 1.0, "cpu": 1.0, "memory": 1.0, "device_memory": 0.0}
 
-    def ask(self, question: str) -> float:
-        return self.found[question]
+    def query(self, name: str) -> float:
+        return self.found[name]
 
     def close(self) -> None:
         pass
@@ -708,13 +708,13 @@ def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
     found = [what for kind, _, what in work if kind[1] == "training"]
     return {
         "folder": folder.name,
-        "rows": sorted({*zip(rows.what, rows.variant, rows["size"].astype(str))}),
+        "rows": sorted({*zip(rows.stage, rows.variant, rows["size"].astype(str))}),
         "processes": [kind for kind, _, _ in work],
         "threads": sorted({threads for _, threads, _ in work}),
-        "turns": bench.noted.get("turns", []),
+        "measurements": bench.noted.get("measurements", []),
         "tokens": [what["units"] for what in found],
-        "parameters": [what["facts"]["parameters"] for what in found],
-        "flops": [what["facts"].get("flops", 0.0) for what in found],
+        "parameters": [what["metadata"]["parameters"] for what in found],
+        "flops": [what["metadata"].get("flops", 0.0) for what in found],
         "micro-batches": [what["micro-batches"] for what in found],
         "losses": [what["loss"] for what in found],
         "compiled": [what["compiled"] for what in found],
@@ -724,7 +724,7 @@ def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
     }
 
 
-RACE = {
+TRAINING_SPEED = {
     "tokens_per_step": 128,
     "tokens_per_micro_batch": 64,
     "rounds": 1,
@@ -740,23 +740,25 @@ LOSS = {
     "sentences": 8,
 }
 LOSS |= {"variants": ["reference", "langsamp"]}
-COSTS = RACE | {"size": "1x32/200", "languages": [610], "variants": ["langsamp"]}
+OVERHEAD = TRAINING_SPEED | {"size": "1x32/200", "languages": [610], "variants": ["langsamp"]}
 PASS = {"corpus": "udhr", "files": 4, "rounds": 1, "megabytes": [1], "languages": 9, "gigabytes": 0.001}
 ENCODE = {"encoders": ["1x32"], "sentences": 8, "rounds": 1, "seconds": 0.5}
-MORE = "processes, turns, tokens, parameters, flops, micro-batches, losses, compiled"  # Where more processes train
+MORE = (
+    "processes, measurements, tokens, parameters, flops, micro-batches, losses, compiled"  # Where more processes train
+)
 TRAINS = "tokens, losses"
 BENCHMARK = {"name": "one", "corpus": "@corpus", "languages": [], "max_seq_length": 32, "threads": 1}
 
 STAGES["06_benchmark"] = Stage(
     benchmark_params.BenchmarkParams,
-    BENCHMARK | {"sizes": {"1x32/200": RACE}, "equal_loss": LOSS},
+    BENCHMARK | {"sizes": {"1x32/200": TRAINING_SPEED}, "equal_loss": LOSS},
     see_benchmark,
     {
         "name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
-        "sizes": Effect([{"2x32/200": RACE}], "rows, parameters, flops"),
-        "overhead": Effect([COSTS], f"rows, {MORE}"),
+        "sizes": Effect([{"2x32/200": TRAINING_SPEED}], "rows, parameters, flops"),
+        "overhead": Effect([OVERHEAD], f"rows, {MORE}"),
         "equal_loss": Effect([{}], f"rows, {MORE}"),
-        "encoding": Effect([ENCODE], "rows, processes, turns, texts"),
+        "encoding": Effect([ENCODE], "rows, processes, measurements, texts"),
         "corpus_pass": Effect([PASS], "rows, measured, gigabytes"),
         "corpus": Effect(["@other"], f"flops, {TRAINS}"),
         "languages": Effect([["eng_Latn"]], f"parameters, flops, {TRAINS}"),
@@ -768,7 +770,7 @@ STAGES["06_benchmark"] = Stage(
 )
 
 
-def race_stage(kind: type[Params], base: dict[str, Any], inside: tuple[str, ...], **effects: Any) -> Stage:
+def suite_stage(kind: type[Params], base: dict[str, Any], inside: tuple[str, ...], **effects: Any) -> Stage:
     "The fields of a mapping inside the parameters of a benchmark."
     whole: dict[str, Any] = base
     for name in reversed(inside):
@@ -777,13 +779,13 @@ def race_stage(kind: type[Params], base: dict[str, Any], inside: tuple[str, ...]
 
 
 ROUNDS = {
-    "rounds": Effect([2], "turns", why="how often each is measured"),
-    "seconds": Effect([0.6], "turns", why="how long each is measured"),
+    "rounds": Effect([2], "measurements", why="how often each is measured"),
+    "seconds": Effect([0.6], "measurements", why="how long each is measured"),
 }
 
-STAGES["training race"] = race_stage(
+STAGES["training suite"] = suite_stage(
     benchmark_params.TrainingSpeedParams,
-    RACE,
+    TRAINING_SPEED,
     ("sizes", "1x32/200"),
     **ROUNDS,
     tokens_per_step=Effect([256], "tokens, micro-batches"),
@@ -796,9 +798,9 @@ STAGES["training race"] = race_stage(
     ),
     variants=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
 )
-STAGES["overhead race"] = race_stage(
+STAGES["overhead suite"] = suite_stage(
     benchmark_params.OverheadParams,
-    COSTS,
+    OVERHEAD,
     ("overhead",),
     **ROUNDS,
     tokens_per_step=Effect([256], "tokens, micro-batches"),
@@ -810,7 +812,7 @@ STAGES["overhead race"] = race_stage(
     size=Effect(["2x32/200"], "rows, parameters, flops"),
     languages=[Effect([[700]], "rows, parameters"), Effect([[610, 700]], f"rows, {MORE}")],
 )
-STAGES["loss race"] = race_stage(
+STAGES["equal-loss suite"] = suite_stage(
     benchmark_params.EqualLossParams,
     LOSS,
     ("equal_loss",),
@@ -825,7 +827,7 @@ STAGES["loss race"] = race_stage(
     seeds=Effect([2], MORE),
     sentences=Effect([12], "losses"),
 )
-STAGES["encoding race"] = race_stage(
+STAGES["encoding suite"] = suite_stage(
     benchmark_params.EncodingSpeedParams,
     ENCODE,
     ("encoding",),
@@ -833,7 +835,7 @@ STAGES["encoding race"] = race_stage(
     encoders=Effect([["2x32"]], "rows", perhaps="processes"),
     sentences=Effect([12], "texts"),
 )
-STAGES["corpus pass"] = race_stage(
+STAGES["corpus pass"] = suite_stage(
     benchmark_params.CorpusPassParams,
     PASS,
     ("corpus_pass",),
@@ -973,17 +975,17 @@ def bench(places):
         made.spy(torch.nn.Module, "compile", lambda self: type(self).__name__, instead=lambda self: None)
         made.spy(plan, "train_step", lambda t, step: step)
         patch.setattr(evaluation, "fine_tune", made.tuned)
-        patch.setattr(workers, "Turns", Watched)
+        patch.setattr(workers, "TimedLoop", Watched)
         patch.setattr(InProcess, "bench", made, raising=False)
-        patch.setattr(suites, "Player", InProcess)
-        made.spy(corpus_speed, "measured", sizes_in, measured)
-        few = corpus_speed.synthetic_shards
+        patch.setattr(suites, "Worker", InProcess)
+        made.spy(corpus_suite, "measure", sizes_in, measured)
+        few = corpus_suite.synthetic_shards
         patch.setattr(
-            corpus_speed, "synthetic_shards", lambda home, languages=550, *more: few(home, min(languages, 20), 2)
+            corpus_suite, "synthetic_shards", lambda home, languages=550, *more: few(home, min(languages, 20), 2)
         )
-        made.spy(corpus_speed, "synthetic_run", lambda home, tokenizer, size: size, no_text)
-        patch.setattr(speed, "xlmr_tokenizer", lambda: places["stock"])
-        patch.setattr(speed, "mediawiki_corpus", lambda: places["mediawiki"])
+        made.spy(corpus_suite, "synthetic_run", lambda home, tokenizer, size: size, no_text)
+        patch.setattr(benchmark_run, "xlmr_tokenizer", lambda: places["stock"])
+        patch.setattr(benchmark_run, "mediawiki_corpus", lambda: places["mediawiki"])
         made.spy(
             reproduction, "run_job", lambda job, *more: job, lambda *more: {"stage": "", "output": "", "seconds": 0}
         )

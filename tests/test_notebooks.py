@@ -133,8 +133,10 @@ def test_the_benchmark_measures_every_stage(tmp_path):
     tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *asked)
     folder = tmp_path / "benchmarks/quick"
     rows = pd.read_csv(folder / "rows.csv", keep_default_na=False)
-    assert {*rows.what} == {"training", "overhead", "loss", "encode"} and rows.value.gt(0).all()
-    ends = [f"{name}.{end}" for name in ("ratios", "standing", "losses", "encoding") for end in ("png", "csv", "json")]
+    assert {*rows.stage} == {"training", "overhead", "equal loss", "encoding"} and rows.value.gt(0).all()
+    ends = [
+        f"{name}.{end}" for name in ("ratios", "utilization", "losses", "encoding") for end in ("png", "csv", "json")
+    ]
     assert [name for name in ends if not (folder / name).exists()] == []
     before = (folder / "rows.csv").read_bytes()
     printed = tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *asked)

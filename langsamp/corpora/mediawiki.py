@@ -70,13 +70,15 @@ def _installed(
     "The member `data.tar.*` of a Debian package."
     with open(package, "rb") as file:
         whole = file.read(8) == b"!<arch>\n"
-        while whole and len(header := file.read(60)) == 60:
+        header = file.read(60)
+        while whole and len(header) == 60:
             name, size = header[:16].decode().strip(" /"), int(header[48:58])
             if name == "data.tar.zst":
                 return pyarrow.input_stream(BytesIO(file.read(size)), compression="zstd")
             if name.startswith("data.tar"):
                 return BytesIO(file.read(size))
             file.seek(size + size % 2, 1)
+            header = file.read(60)
     raise UserError(f"{package} is no whole Debian package; delete it and run again")
 
 # %% ../../nbs/library/corpora/07_mediawiki.ipynb #a7f45ea9

@@ -161,7 +161,8 @@ def find_sources(
         if twin := next((s for s in found.get(code, []) if s.split == source.split and s.name == source.name), None):
             raise UserError(f"{twin.path} and {path} are both {code}: join them into one file, or remove one")
         found.setdefault(code, []).append(source)
-    _require(folder, found, warnings, wanted := [str(parse_code(c)) for c in languages])
+    wanted = [str(parse_code(code)) for code in languages]
+    _require(folder, found, warnings, wanted)
     found = {code: found[code] for code in sorted(found) if not wanted or code in wanted}
     return found, warnings + merge_notices(folder, {code: [s.name for s in files] for code, files in found.items()})
 

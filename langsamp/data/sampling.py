@@ -92,9 +92,8 @@ def quotas(
         wanted = glot500_lines(lines, seen_by_xlmr(), alpha)
         passes_S = np.array([wanted.get(code, 0) / max(1, n) for code, n in lines.items()])
         return np.where(passes_S * counts_S, np.maximum(1, np.rint(passes_S * counts_S)), 0).astype(np.int64)
-    raise UserError(
-        f"sampling `{rule}` is unknown{did_you_mean(rule, known := ['all', 'temperature', 'glot500'])}; {known}"
-    )
+    known = ["all", "temperature", "glot500"]
+    raise UserError(f"sampling `{rule}` is unknown{did_you_mean(rule, known)}; {known}")
 
 # %% ../../nbs/library/data/01_sampling.ipynb #47a5f998
 def _train(report: Mapping[str, Any], what: str) -> dict[str, int]:

@@ -20,7 +20,8 @@ def _unit(
     vectors_NH: np.ndarray,  # Any length but infinite; zero stays zero
 ) -> np.ndarray:  # float64
     "Vectors of length 1."
-    if len(wrong := np.flatnonzero(~np.isfinite(vectors_NH).all(1))):
+    wrong = np.flatnonzero(~np.isfinite(vectors_NH).all(1))
+    if len(wrong):
         raise UserError(f"the vector of sentence {wrong[0] + 1} is not finite: the encoder is broken")
     vectors_NH = vectors_NH.astype(np.float64)
     return vectors_NH / np.linalg.norm(vectors_NH, axis=1, keepdims=True).clip(1e-30)

@@ -139,7 +139,8 @@ def trained_tokenizer(
         return folder
     from transformers import PreTrainedTokenizerFast
 
-    _check_room(vocab_size, characters := corpus_characters(sources))
+    characters = corpus_characters(sources)
+    _check_room(vocab_size, characters)
     fast = train_tokenizer(smoothed_sample(sources), vocab_size, characters)
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
     whole = PreTrainedTokenizerFast(tokenizer_object=fast, **{f"{k}_token": v for k, v in names.items()})
