@@ -25,7 +25,8 @@ def finite_array(
     values = np.asarray(values, float)
     if not values.size:
         raise UserError(f"no {what}: nothing can be said of none")
-    if len(wrong := np.argwhere(~np.isfinite(values))):
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
         place = ", ".join(str(i + 1) for i in wrong[0])
         raise UserError(f"{what}: number {place} is {values[tuple(wrong[0])]}; leave out or mend what has no value")
     return values

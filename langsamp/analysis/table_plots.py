@@ -114,9 +114,10 @@ def _draw_means(axes: Any, means: pd.DataFrame, places: Mapping, looks: Mapping)
         height = [places[pair] for pair in zip(rows.score, rows.group)]
         axes.scatter(rows.value, height, c=colour, marker=marker, s=26, label=label)
     lines = means.drop_duplicates(["score", "group"])
-    if len(lucky := lines.dropna(subset="chance")):
-        height = [places[pair] for pair in zip(lucky.score, lucky.group)]
-        axes.scatter(lucky.chance, height, c=COLOURS["chance"], marker="|", s=60, label="chance")
+    chance = lines.dropna(subset="chance")
+    if len(chance):
+        height = [places[pair] for pair in zip(chance.score, chance.group)]
+        axes.scatter(chance.chance, height, c=COLOURS["chance"], marker="|", s=60, label="chance")
     axes.set_yticks(list(places.values()), [f"{group} ({n})" for group, n in zip(lines.group, lines.languages)])
     for score, first in lines.groupby("score", sort=False).group.first().items():
         height = places[score, first] - 0.9

@@ -108,7 +108,8 @@ def _turn(
     home: Path,  # Where shards are kept
 ) -> Generator[None]:
     "Be the only one who writes a shard of `code`; the system ends the turn of a process that dies."
-    with explain_disk_errors(lock := home / ".locks" / code):
+    lock = home / ".locks" / code
+    with explain_disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(lock):
             yield
