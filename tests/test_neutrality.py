@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from scipy import stats
 
 from langsamp.analysis.neutrality import (
     FamilyResamples,
@@ -66,7 +67,7 @@ def test_one_language_under_many_names(random):
 
 
 def test_an_offset_of_each_languages_own(random):
-    "Raw cosine and margin fall, the probe rises, and levelled vectors show the meaning that is still there."
+    "Raw cosine and margin fall, the probe rises, and language-centring shows the meaning that is still there."
     meaning, offset, noise = parts(random)
     near, far = means(meaning + 0.3 * noise), means(meaning + 0.3 * noise + 3 * offset)
     assert far["centroid cosine, raw"] < near["centroid cosine, raw"] - 0.3
@@ -84,7 +85,7 @@ def test_an_offset_of_each_languages_own(random):
 
 
 def test_an_offset_that_all_share_is_no_neutrality(random):
-    "The trap: the raw cosine rises to nearly 1, and nothing that tells languages apart has changed."
+    "The raw cosine rises to nearly 1, and nothing that tells languages apart has changed."
     meaning, offset, noise = parts(random)
     before = means(meaning + noise + offset)
     after = means(meaning + noise + offset + 50 * random.choice([-1, 1], H))
@@ -120,7 +121,7 @@ def test_centred_centroids_say_little(random):
         assert found == pytest.approx(-1 / (L - 1), abs=0.03)
 
 
-def test_stripping_takes_the_strongest_direction(random):
+def test_removing_top_components_removes_the_strongest_direction(random):
     meaning, offset, noise = parts(random)
     strong = 30 * random.normal(size=(L, K, 1)) * np.eye(H)[3]
     left = transforms(noise + strong)["top PCs removed"]
@@ -216,10 +217,20 @@ def test_families_are_glottologs_and_draws_repeat():
     assert mean_and_interval(resamples, resamples.sums(values))[0] == pytest.approx(mean(values))
 
 
+def test_intervals_of_unrelated_languages_are_those_of_scipy():
+    "One family a language and one value a language: the ordinary bootstrap of the mean."
+    values = np.random.default_rng(0).normal(size=60)
+    weights_DF = np.random.default_rng(1).multinomial(60, [1 / 60] * 60, 10_000).astype(float)
+    alone = FamilyResamples(np.eye(60), weights_DF)
+    _, low, high = mean_and_interval(alone, alone.sums(values))
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=0).confidence_interval
+    assert (low, high) == pytest.approx(tuple(theirs), abs=0.01)
+
+
 # Encoders and text
 
 
-def test_the_text_is_a_full_table():
+def test_languages_that_lack_a_sentence_are_left_out():
     parallel = {code: {str(key): f"{code} {key}" for key in range(8)} for code in ("eng_Latn", "wol_Latn", "rus_Cyrl")}
     parallel["wol_Latn"] |= {"8": "one more"}
     with pytest.raises(UserError, match="1 language-scripts share 9 sentences"):
@@ -245,14 +256,14 @@ def test_sib200_is_thinned_and_stays_parallel(tmp_path, monkeypatch):
             rows = "".join(f"{split}{n}\tsports\t{code} {split} {n}\n" for n in range(20))
             path.write_text(f"index_id\tcategory\ttext\n{rows}")
     monkeypatch.setenv("LANGSAMP_DATA", str(tmp_path))
-    text = parallel_text("sib200", most=10)
+    text = parallel_text("sib200", max_sentences=10)
     english, french = text.texts
     assert len(english) == len(set(english)) == 10
     assert [sentence.replace("eng", "fra") for sentence in english] == french
 
 
-def test_each_start_is_shown_once(smoke):
-    "The start is found from the run, once, and not again where it was asked for."
+def test_each_initial_encoder_is_shown_once(smoke):
+    "The initial encoder of a run is added once, and not again if it was named."
     labels = [label for label, _ in with_untrained_baselines({"a": ["smoke"], "b": ["smoke"]}, smoke)]
     assert labels == ["a", "b", "untrained"]
     assert [label for label, _ in with_untrained_baselines({"a": ["smoke"], "floor": ["init:smoke"]}, smoke)] == [

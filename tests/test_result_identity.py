@@ -540,7 +540,7 @@ def test_metrics_that_broke_off_are_no_shorter_run(harmed):
     path = harmed / "one/metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if json.loads(line)["step"] < 2))
-    with pytest.raises(UserError, match=r"metrics.jsonl breaks off at step 1, the run ended at 2"):
+    with pytest.raises(UserError, match=r"metrics.jsonl ends at step 1, but the run ended at step 2"):
         plots.validation_losses(harmed / "one")
     path.write_text('{"step": 1, "lo\n' + "".join(lines))
     with pytest.raises(UserError, match=r"metrics.jsonl:1 is damaged"):
