@@ -1,11 +1,11 @@
 #!/bin/bash
-# The corpus pass as a Slurm array: each task writes the shards of some languages; then any run finds everything there.
+# Corpus preparation as a Slurm array: each task writes the shards of some languages; runs then find them ready.
 #
 # Command:   mkdir -p outputs/logs && sbatch params/cluster/corpus_array.sh params/paper.yaml
 #            more or fewer tasks: sbatch --array=0-7 params/cluster/corpus_array.sh params/paper.yaml
-# Hardware:  4 cores and 8 GB a task; outputs/ on a file system that all nodes share, with locks
-# Time:      by the rate that was measured on one core, an hour for the paper's corpus (600 GB) on 64 tasks of 4 cores; not run
-# Expected:  a line `task I of N: M shards are there` in each log; a task that was killed is sent again with the same command
+# Hardware:  4 cores and 8 GB per task; outputs/ on a file system that all nodes share, with locks
+# Time:      an hour for the paper's corpus (600 GB) on 64 tasks of 4 cores, estimated from the speed on one core; not run
+# Expected:  a line `task I of N: M shards are there` in each log; submit a killed task again with the same command
 #SBATCH --job-name=langsamp-corpus
 #SBATCH --array=0-63
 #SBATCH --cpus-per-task=4

@@ -1,11 +1,11 @@
 #!/bin/bash
-# A run on any number of nodes of four GPUs under Slurm. It may be killed and sent again: it continues from its last checkpoint.
+# A run on any number of nodes of four GPUs under Slurm. If it is killed, submit it again: it continues from its last checkpoint.
 #
 # Command:   mkdir -p outputs/logs && sbatch params/cluster/train.sh params/paper.yaml
 #            two nodes: sbatch --nodes 2 params/cluster/train.sh params/paper.yaml
-# Hardware:  nodes of four GPUs; outputs/ on a file system that all nodes share; text prepared before (corpus_array.sh)
-# Time:      paper.yaml: about 19 hours on four H100s at 25 % of their peak by nbs/reports/scaling.ipynb, not run
-# Expected:  the same losses on one node or two; 120 s before its time ends it is told to save (SIGTERM), and the same command continues it
+# Hardware:  nodes of four GPUs; outputs/ on a file system that all nodes share; text prepared by corpus_array.sh
+# Time:      paper.yaml: about 19 hours on four H100s at 25 % of their peak, estimated in nbs/reports/scaling.ipynb; not run
+# Expected:  the same losses on one node or two; 120 s before the time limit it gets SIGTERM and saves; the same command continues it
 #SBATCH --job-name=langsamp
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
