@@ -374,7 +374,7 @@ FAMILIES = ["a", "b", "c"]
         lambda x: metrics.f1_seqeval([["O"] * 3], [x.tolist()]),
         lambda x: metrics.f1_seqeval_bare([x.tolist()], [["X"] * 3]),
         lambda x: metrics.token_accuracy([["O"] * 3], [x.tolist()]),
-        lambda x: neutrality.mean_and_interval(neutrality.families(["eng_Latn", "fin_Latn", "tha_Thai"], 9), x),
+        lambda x: neutrality.mean_and_interval(neutrality.family_resamples(["eng_Latn", "fin_Latn", "tha_Thai"], 9), x),
     ],
 )
 def test_a_number_that_is_none_is_an_error(ask):
@@ -387,7 +387,7 @@ def test_a_number_that_is_none_is_an_error(ask):
 @pytest.mark.parametrize(
     "ask",
     [
-        neutrality.ways,
+        neutrality.transforms,
         neutrality.centroid_cosines,
         neutrality.language_share,
         neutrality.isoscore,
@@ -396,7 +396,7 @@ def test_a_number_that_is_none_is_an_error(ask):
         neutrality.cka,
         neutrality.retrieval,
         lambda x: neutrality.probe_accuracy(x, ["a", "b", "c"], True),
-        lambda x: neutrality.measure(x, ["eng_Latn", "rus_Cyrl", "deu_Latn"]),
+        lambda x: neutrality.neutrality_measures(x, ["eng_Latn", "rus_Cyrl", "deu_Latn"]),
     ],
 )
 def test_a_vector_that_is_none_is_an_error(ask):
@@ -424,8 +424,8 @@ def test_neutrality_of_too_little_is_an_error():
         lambda: neutrality.probe_accuracy(few, ["a", "b"], False),
         lambda: neutrality.probe_accuracy(np.ones((2, 8, 4)), ["a", "a"], False),
         lambda: neutrality.isoscore(few[:, :, :1]),
-        lambda: neutrality.nothing(["eng_Latn"], 9),
-        lambda: neutrality.families([]),
+        lambda: neutrality.null_values(["eng_Latn"], 9),
+        lambda: neutrality.family_resamples([]),
     ):
         with pytest.raises(UserError):
             ask()
