@@ -224,3 +224,21 @@ def test_a_mistake_in_a_command_is_reported_before_torch_is_imported(tmp_path):
     assert done.returncode == 2 and "did you mean `learning_rate`?" in done.stderr
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, flags=re.M))
     assert "langsamp.params.pretrain" in imported and not HEAVY & imported
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
+    "Neither opened nor continued: its parameters have former names."
+    from langsamp.training.prepare import open_run
+    from langsamp.training.run_dir import check_same_params
+
+    old = {"run_name": "smoke", "arm": "both", "size": "2x64", "block_size": 64, "steps": 60, "save_every": 20}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(old))
+    (tmp_path / "corpus.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"earlier version of langsamp: train it again.* `steps`; it is now called `max_st"
+    ):
+        open_run(tmp_path)
+    with pytest.raises(
+        UserError, match=r"earlier version of langsamp \(parameters arm, block_size, .*another run_name"
+    ):
+        check_same_params(tmp_path, PretrainParams().model_dump())

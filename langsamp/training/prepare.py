@@ -31,10 +31,10 @@ from ..data.sampling import quotas, sampling_table
 from ..data.shards import TokenDataset, corpus_report, source_hash, write_shards
 from ..model.adapt_checkpoint import find_backbone
 from ..params.pretrain import CorpusParams, PretrainParams
-from ..params.yaml_reader import read_yaml
 from ..tokenization.coverage import lost_text_warnings
 from ..tokenization.train import pretrained_tokenizer, trained_tokenizer
 from .loop import Data
+from .run_dir import read_params
 
 # %% ../../nbs/library/training/05_prepare.ipynb #215daed4
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def open_run(
     "A run, as its folder tells it."
     if not (folder / "corpus.json").exists():
         raise UserError(f"no run at {folder}: make it with papermill nbs/03_pretrain.ipynb")
-    kept = read_json(folder / "corpus.json")
+    p, kept = read_params(folder), read_json(folder / "corpus.json")
     outputs, report = folder.parent, {k: v for k, v in kept.items() if k not in ("identity", "tokenizer", "shards")}
     corpus = Corpus(outputs / kept["tokenizer"], [outputs / shard for shard in kept["shards"]], report)
-    return PretrainParams.model_validate(read_yaml(folder / "params.yaml")), corpus
+    return p, corpus
