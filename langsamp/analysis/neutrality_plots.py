@@ -153,7 +153,8 @@ def layer_figure(
             means, (_, colour) = rows.groupby("layer").value.mean(), styles[label]
             axes.plot(means.index, means, dash, color=colour, label=label)
             axes.plot(rows.layer, rows.value, ".", color=colour, ms=4, alpha=0.6)
-        if (null := chosen.null_value.dropna()).size:
+        null = chosen.null_value.dropna()
+        if len(null):
             axes.axhline(null.iloc[0], color="#666666", lw=1, ls="-.", label="chance, or forced by centring")
         axes.set(title=name, xlabel="layer", xticks=sorted(set(chosen.layer)))
     _legend(figure)

@@ -94,7 +94,8 @@ def training_tokens(
 ) -> pd.Series:  # Code -> training tokens; the name of the series is the run that they are from
     "Return the training tokens of each language-script, from the first run that has a corpus."
     for run in (run for runs in encoders.values() for run in runs):
-        if (path := outputs / run / "corpus.json").exists():
+        path = outputs / run / "corpus.json"
+        if path.exists():
             filter_reports = read_json(path)["filter_reports"]
             return pd.Series({x["code"]: x["splits"]["train"]["tokens"] for x in filter_reports}, name=run, dtype=float)
     return pd.Series(dtype=float, name="")
