@@ -79,7 +79,7 @@ def test_an_arm_answers_to_its_own_ids_only(variant, text, ids):
 def test_dropout_and_gradients_match_the_stock_model(text, labels):
     "In training mode, from one seed: the baseline variant's gradients are those of the stock model."
     model = build("baseline").train()
-    model.last_layer_path = ""  # Computed whole, it throws the stock model's dice
+    model.last_layer_path = ""  # Then it draws the stock model's dropout masks
     torch.manual_seed(3)
     ours = torch.autograd.grad(model(**text, labels=labels).loss, list(model.parameters()))
     torch.manual_seed(3)

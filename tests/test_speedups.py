@@ -1,4 +1,4 @@
-"What makes training fast changes nothing but the time: fused ends, a spared last block, dropout, packed rows."
+"Fast paths change the time and nothing else: fused loss, last layer at masked positions, dropout, packed sequences."
 
 import shutil
 import subprocess
@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForMaskedLM, XLMRobertaConfig
+from transformers import XLMRobertaConfig
 
 from langsamp.corpora.registry import find_corpus
 from langsamp.data import packing
 from langsamp.data.packing import PackedSequences, pack_shard
 from langsamp.data.shards import TokenDataset, write_shards
-from langsamp.model import linear_cross_entropy as linear_loss
+from langsamp.model import linear_cross_entropy as fused
 from langsamp.model.backbones import position_offset
 from langsamp.model.cpu_kernels import FastDropout
 from langsamp.model.families import tiny_config
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
-from langsamp.model.linear_cross_entropy import LinearCrossEntropy, ends_in_linear, with_loss
+from langsamp.model.linear_cross_entropy import linear_cross_entropy
 from langsamp.model.packed_attention import block_diagonal_mask
 from langsamp.params.pretrain import TrainingParams
 from langsamp.tokenization.train import trained_tokenizer
@@ -37,7 +37,7 @@ TINY = XLMRobertaConfig(vocab_size=256, max_position_embeddings=66, type_vocab_s
 
 
 def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    "What a loss asks of each weight."
+    "The gradient of each weight."
     model.zero_grad()
     loss.backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
@@ -51,19 +51,19 @@ def furthest(ours: dict, theirs: dict) -> float:
 
 
 @test_encoders.every
-def test_a_fused_end_gives_the_loss_and_gradients_of_the_stock_model(family):
-    "To 1e-5, or the model says that it does not end in a linear layer."
+def test_the_fused_loss_has_the_value_and_gradients_of_the_stock_model(family):
+    "To 1e-5."
     torch.manual_seed(0)
-    mlm = AutoModelForMaskedLM.from_config(tiny_config(family)).eval()
-    tokens, labels_K = torch.randint(5, 256, (3, 16)), torch.randint(5, 256, (48,))
-    assert ends_in_linear(mlm), f"{family} should be fused"
-    plain = F.cross_entropy(mlm(tokens).logits.flatten(0, 1), labels_K)
-    fused = with_loss(mlm, labels_K)(tokens).logits
-    assert abs(fused.item() - plain.item()) < 1e-5
-    assert furthest(gradients(mlm, fused), gradients(mlm, plain)) < 1e-5
+    model = from_backbone(tiny_config(family), ["eng"], ["Latn"], "baseline", dropout=0.0)
+    mlm, tokens, labels = model.mlm, torch.randint(5, 256, (3, 16)), torch.randint(5, 256, (3, 16))
+    assert model.fused_loss, f"{family} should be fused"
+    plain = F.cross_entropy(mlm(tokens).logits.flatten(0, 1), labels.flatten())
+    loss = model(tokens, labels=labels).loss
+    assert abs(loss.item() - plain.item()) < 1e-5
+    assert furthest(gradients(mlm, loss), gradients(mlm, plain)) < 1e-5
 
 
-SPARING = {"XLM-R", "BERT", "RoBERTa", "CamemBERT", "ELECTRA"}
+BERT_LIKE = {"XLM-R", "BERT", "RoBERTa", "CamemBERT", "ELECTRA"}
 
 
 def trained_model(family: str) -> LangSAMPForMaskedLM:
@@ -73,31 +73,31 @@ def trained_model(family: str) -> LangSAMPForMaskedLM:
 
 
 @test_encoders.every
-def test_encoders_of_berts_shape_spare_their_last_block(family):
-    "And no others: they are computed whole."
-    assert bool(trained_model(family).last_layer_path) == (family in SPARING)
+def test_bert_like_encoders_compute_their_last_layer_at_masked_positions(family):
+    "No others do."
+    assert bool(trained_model(family).last_layer_path) == (family in BERT_LIKE)
 
 
 @pytest.mark.parametrize("seen", ["all", "no padding", "own sentence"])
-@pytest.mark.parametrize("family", sorted(SPARING))
-def test_a_last_block_for_masked_tokens_only_gives_the_loss_and_gradients_of_the_whole(family, seen):
+@pytest.mark.parametrize("family", sorted(BERT_LIKE))
+def test_the_last_layer_at_masked_positions_has_the_loss_and_gradients_of_the_whole_layer(family, seen):
     "To 1e-5 in every weight."
     model = trained_model(family)
     path, tokens = model.last_layer_path, torch.randint(5, 256, (4, 16), generator=torch.Generator().manual_seed(0))
     labels = torch.where(torch.arange(64).view(4, 16) % 7 == 3, tokens, -100)
-    labels[1] = -100  # A row of which nothing is asked
-    told = {"attention_mask": torch.ones_like(tokens)}
+    labels[1] = -100  # A sequence without a masked token
+    inputs = {"attention_mask": torch.ones_like(tokens)}
     if seen == "no padding":
-        told["attention_mask"][:2, 11:] = 0
+        inputs["attention_mask"][:2, 11:] = 0
     if seen == "own sentence":
-        told = block_diagonal_mask(
+        inputs = block_diagonal_mask(
             torch.tensor([[1] * 5 + [2] * 8 + [0] * 3]).expand(4, -1), position_offset(model.mlm)
         )
     ids = {"language_ids": torch.tensor([0, 1, 1, 0]), "script_ids": torch.tensor([1, 0, 0, 1])}
     found = {}
     for model.last_layer_path in ("", path):
         with FlopCounterMode(display=False) as counted:
-            loss = model(tokens, labels=labels, **told, **ids).loss
+            loss = model(tokens, labels=labels, **inputs, **ids).loss
         found[bool(model.last_layer_path)] = loss.item(), gradients(model, loss), counted.get_total_flops()
     assert found[True][2] < found[False][2]
     assert abs(found[True][0] - found[False][0]) < 1e-5
@@ -122,7 +122,7 @@ def test_attention_without_dropout_is_pytorchs_own(dtype, length):
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32])
-def test_a_query_that_sees_nothing_answers_nothing(kind):
+def test_a_query_that_attends_to_nothing_returns_zeros(kind):
     "As PyTorch's own attention has it: zeros, and finite gradients for all else."
     torch.manual_seed(0)
     inputs = [torch.randn(2, 3, 8, 4, requires_grad=True) for _ in range(3)]
@@ -166,14 +166,14 @@ def test_the_number_of_rows_at_a_time_changes_nothing(monkeypatch, bias):
     x_KH = torch.randn(50, 16)
 
     def found() -> tuple[float, dict]:
-        loss = LinearCrossEntropy(linear, labels_K, items=33)(x_KH)
+        loss = linear_cross_entropy(x_KH, linear, labels_K, items=33)
         return loss.item(), gradients(linear, loss)
 
     loss, grads = found()
     plain = F.cross_entropy(linear(x_KH), labels_K, reduction="sum") / 33
     assert abs(loss - plain.item()) < 1e-5 and furthest(grads, gradients(linear, plain)) < 1e-5
     for at_once in (1, 700 * 7):
-        monkeypatch.setattr(linear_loss, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(fused, "LOGITS_AT_ONCE", at_once)
         other, others = found()
         assert abs(loss - other) < 1e-5 and furthest(others, grads) < 1e-5
 
@@ -185,15 +185,15 @@ def test_under_autocast_the_loss_is_as_near_to_the_exact_one_as_the_plain_head(m
     exact = gradients(linear, F.cross_entropy(linear(x_KH), labels_K))
     with torch.autocast("cpu", torch.bfloat16):
         plain = gradients(linear, F.cross_entropy(linear(x_KH).float(), labels_K))
-        fused = gradients(linear, LinearCrossEntropy(linear, labels_K)(x_KH))
-    assert 1e-4 < furthest(fused, exact) < 1.5 * furthest(plain, exact) + 1e-3, "in bf16, and no worse for it"
+        ours = gradients(linear, linear_cross_entropy(x_KH, linear, labels_K))
+    assert 1e-4 < furthest(ours, exact) < 1.5 * furthest(plain, exact) + 1e-3, "in bf16, and no worse for it"
 
 
 MEMORY = """
 import re, sys, torch
 from pathlib import Path
 from torch import nn
-from langsamp.model.linear_cross_entropy import LinearCrossEntropy
+from langsamp.model.linear_cross_entropy import linear_cross_entropy
 torch.set_num_threads(1)
 linear, x, labels = nn.Linear(16, 250_002), torch.randn(1500, 16), torch.randint(250_002, (1500,))
 def peak():  # Not ru_maxrss, which begins at what the process had that started this one
@@ -202,7 +202,7 @@ def peak():  # Not ru_maxrss, which begins at what the process had that started 
 
 before = peak()
 if sys.argv[1] == "fused":
-    LinearCrossEntropy(linear, labels)(x).backward()
+    linear_cross_entropy(x, linear, labels).backward()
 else:
     nn.functional.cross_entropy(linear(x), labels).backward()
 print((peak() - before) / 1024)
