@@ -144,9 +144,9 @@ def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) ->
     model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "language+script", seed=3)
     data = tiny.synthetic_data(folder.parent / "data", {"eng_Latn": 16 * 8 * epoch - 16, "rus_Cyrl": 16})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", told_in(stop))
+        patch.setattr(loop.Trainer, "train_step", told_in(stop))
         try:
-            loop.train(model, data, p, folder)
+            loop.Trainer(model, data, p).train(folder)
         except SystemExit as told:
             assert told.code == 143
     return {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -154,7 +154,7 @@ def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) ->
 
 def told_in(nth: int) -> Callable:
     "A training step that is sent SIGTERM the nth time that it is made."
-    calls, step = itertools.count(1), loop.train_step
+    calls, step = itertools.count(1), loop.Trainer.train_step
 
     def told(*arguments) -> dict:
         if next(calls) == nth:
@@ -190,12 +190,12 @@ def test_broken_off_twice_at_either_end(tmp_path, monkeypatch, when):
     for _ in range(2):
         with monkeypatch.context() as patch:
             if when == "in its first validation":
-                patch.setattr(loop, "validate", killed)
+                patch.setattr(loop.Trainer, "validate", killed)
                 with pytest.raises(KeyboardInterrupt):
                     small_run(run, p)
             else:
                 small_run(run, p)
-                patch.setattr(loop, "train_step", killed)
+                patch.setattr(loop.Trainer, "train_step", killed)
                 small_run(run, p)
     again = small_run(run, p)
     assert [name for name in whole if not whole[name].equal(again[name])] == []
@@ -491,16 +491,18 @@ def test_two_scripts_and_no_tokens(corpus, tmp_path, capsys):
 def test_loss_that_is_no_number(new_run, unbroken, monkeypatch, capsys, value):
     "Stops before the update, names step and blocks; the last checkpoint is finite, and the next try ends like any."
     params, run = new_run(f"loss-{value}")
-    real = loop.batch_loss
+    real = loop.Trainer.batch_loss
 
     def poisoned(t, model, batch, items=None):
         return real(t, model, batch, items) * (value if items and t.state["step"] == 20 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "batch_loss", poisoned)
+        patch.setattr(loop.Trainer, "batch_loss", poisoned)
         assert main([str(params), str(run.parent)]) == 2
     said = capsys.readouterr().err
-    assert f"step 21: loss {value}" in said and "_Latn block " in said and "continues from its last checkpoint" in said
+    assert (
+        f"step 21: loss {value}" in said and "_Latn sequence " in said and "continues from its last checkpoint" in said
+    )
     assert tiny.steps_of(run) == 20
     newest = max((run / "checkpoints").iterdir())
     files = [load_file(newest / f"{name}.safetensors") for name in ("model", "optimizer")]
@@ -512,7 +514,7 @@ def test_loss_that_is_no_number(new_run, unbroken, monkeypatch, capsys, value):
 def test_gradient_that_is_no_number(new_run, unbroken, monkeypatch, capsys):
     "A loss may be finite and its gradient not: the update is left out all the same."
     params, run = new_run("gradient-nan")
-    real = loop.batch_loss
+    real = loop.Trainer.batch_loss
 
     def poisoned(t, model, batch, items=None):
         loss = real(t, model, batch, items)
@@ -521,7 +523,7 @@ def test_gradient_that_is_no_number(new_run, unbroken, monkeypatch, capsys):
         return loss
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "batch_loss", poisoned)
+        patch.setattr(loop.Trainer, "batch_loss", poisoned)
         assert main([str(params), str(run.parent)]) == 2
     said = capsys.readouterr().err
     assert "step 21: loss " in said and "not finite, so no update was made" in said and "loss nan" not in said
@@ -542,14 +544,14 @@ def test_out_of_memory_names_the_number_to_lower(new_run, monkeypatch, capsys, w
     changes = {"dropout": 0.0, "max_steps": 12}
     (alone, whole), (params, run) = [new_run(f"{name}-{where}", **changes) for name in ("roomy", "tight")]
     assert main([str(alone), str(whole.parent)]) == 0
-    real = loop.batch_loss
+    real = loop.Trainer.batch_loss
 
     def greedy(t, model, batch, items=None):
         if t.state["step"] >= 8 and len(batch.inputs_BL) > 2:
             OUT_OF_MEMORY[where]()
         return real(t, model, batch, items)
 
-    monkeypatch.setattr(loop, "batch_loss", greedy)
+    monkeypatch.setattr(loop.Trainer, "batch_loss", greedy)
     capsys.readouterr()
     assert main([str(params), str(run.parent)]) == 2
     said = capsys.readouterr().err

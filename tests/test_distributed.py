@@ -20,7 +20,7 @@ from langsamp.data.masking import sequences_by_shard
 from langsamp.model.langsamp import from_backbone
 from langsamp.params.pretrain import TrainingParams
 from langsamp.training.distributed import apply_fsdp, encoder_layers
-from langsamp.training.loop import Trainer, save, train_step, validate
+from langsamp.training.loop import Trainer
 
 CLUSTER = tiny.ROOT / "params/cluster"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -130,9 +130,9 @@ def look(kind: str, precision: str, folder: Path, rank: int = 0) -> dict:
     assert len(list(sequences_by_shard(data.validation, p.micro_batch_size))) % 2, "one process has a batch less"
     config = XLMRobertaConfig(vocab_size=257, **SIZES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     t = Trainer(from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=1).train(), data, p)
-    losses = [train_step(t, step)["loss"] for step in range(3)] + [validate(t)["validation_loss"]]
+    losses = [t.train_step(step)["loss"] for step in range(3)] + [t.validate()["validation_loss"]]
     t.state["step"] = 3
-    save(t, folder / kind)
+    t.save(folder / kind)
     held = [w.to_local() if isinstance(w, DTensor) else w for w in t.plain.parameters()]
     moments = [m for entry in t.optimizer.optimizer.state.values() for m in entry.values() if m.dim()]
     kept = sum((m.to_local() if isinstance(m, DTensor) else m).numel() for m in moments)

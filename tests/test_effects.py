@@ -40,7 +40,7 @@ from langsamp.params import evaluate as analysis_params
 from langsamp.params import pretrain as params
 from langsamp.params.base import Params
 from langsamp.params.evaluate import EvaluationParams
-from langsamp.training import loop, plan
+from langsamp.training import loop
 from langsamp.training.pretrain import pretrain
 
 Seen = dict[str, Any]  # What can be seen of a run, by name
@@ -971,9 +971,11 @@ def bench(places):
         )  # At a time, which would be slow with 262,144
         patch.setattr(neutrality_plots, "parallel_paragraphs", few_paragraphs)
         made = Bench(places, patch)
-        made.spy(loop, "batch_loss", lambda t, model, batch, items=None: (len(batch.inputs_BL), items is not None))
+        made.spy(
+            loop.Trainer, "batch_loss", lambda t, model, batch, items=None: (len(batch.inputs_BL), items is not None)
+        )
         made.spy(torch.nn.Module, "compile", lambda self: type(self).__name__, instead=lambda self: None)
-        made.spy(plan, "train_step", lambda t, step: step)
+        made.spy(loop.Trainer, "train_step", lambda t, step: step)
         patch.setattr(evaluation, "fine_tune", made.tuned)
         patch.setattr(workers, "TimedLoop", Watched)
         patch.setattr(InProcess, "bench", made, raising=False)

@@ -15,7 +15,7 @@ from transformers import XLMRobertaConfig
 
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 from langsamp.params.pretrain import TrainingParams
-from langsamp.training.loop import train
+from langsamp.training.loop import Trainer
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
@@ -31,7 +31,7 @@ def losses_of(model: LangSAMPForMaskedLM, steps: int, folder: Path, packing: str
     "Train on fixed tokens: two micro-batches, warm-up, decay and clipping."
     schedule = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, "save_steps": steps}
     p = TrainingParams(max_steps=steps, global_batch_size=8, micro_batch_size=4, **schedule)
-    train(model, tiny.synthetic_data(folder, packing=packing), p, folder / "run")
+    Trainer(model, tiny.synthetic_data(folder, packing=packing), p).train(folder / "run")
     return [line["loss"] for line in tiny.metrics_of(folder / "run") if "loss" in line]
 
 

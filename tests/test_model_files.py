@@ -30,7 +30,7 @@ from langsamp.model.adapt_checkpoint import adapt_checkpoint
 from langsamp.model.backbones import load_backbone
 from langsamp.params.pretrain import AdaptParams, PretrainParams
 from langsamp.tokenization.train import pretrained_tokenizer, trained_tokenizer
-from langsamp.training.loop import Trainer, validate
+from langsamp.training.loop import Trainer
 from langsamp.training.prepare import open_run, prepare, training_data
 from langsamp.training.pretrain import initial_model, main, pretrain
 
@@ -428,7 +428,7 @@ def test_the_result_is_that_of_what_is_exported(corpus, outputs, rate):
     assert result["last_loss"] == losses[best + 2] > losses[best] and result["best_loss"] == losses[best]
     assert pretrain(p, outputs) == result == read_json(outputs / p.run_name / "result.json")
     model = open_model(outputs / p.run_name)[0]
-    found = validate(Trainer(model, training_data(p, prepare(p, outputs)), p))
+    found = Trainer(model, training_data(p, prepare(p, outputs)), p).validate()
     assert found["validation_loss"] == pytest.approx(losses[best], rel=1e-6)
 
 

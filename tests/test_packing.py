@@ -20,7 +20,7 @@ from langsamp.data.packing import PackedSequences, packing_path
 from langsamp.languages.codes import parse_code
 from langsamp.model.packed_attention import check_packed_attention
 from langsamp.params.pretrain import PlanParams
-from langsamp.training.loop import Trainer, attention_kwargs, batch_loss
+from langsamp.training.loop import Trainer, attention_kwargs
 from langsamp.training.plan import plan
 from langsamp.training.prepare import open_run, prepare, repetition_table, training_data
 from langsamp.training.pretrain import initial_model, pretrain
@@ -123,7 +123,7 @@ def borders_hold(model, data, packing: str) -> float:
     numbers = np.arange(min(4, len(data.train)))
     batch = make_batch(data.train, numbers, numbers * 0, 1, data.pieces)
     items = float((batch.labels_BL != -100).sum())
-    together, alone = batch_loss(t, t.plain.eval(), batch, items).item(), 0.0
+    together, alone = t.batch_loss(t.plain.eval(), batch, items).item(), 0.0
     begins = batch.inputs_BL == 0  # `<s>`, which is never hidden
     for row in range(len(numbers)):
         if packing == "sentences":

@@ -165,7 +165,7 @@ def test_damaged_checkpoint_is_passed_over(unfinished, unbroken, capsys, part, h
     harm(newest / part, how)
     assert main([str(params), str(run.parent)]) == 0
     said = capsys.readouterr().out
-    assert "passed over a damaged checkpoint" in said and "continuing from step-00000042" in said
+    assert "skipped a damaged checkpoint" in said and "continuing from step-00000042" in said
     assert str(newest) in said and (part in said or part == "manifest.json")
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
 

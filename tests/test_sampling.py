@@ -23,7 +23,7 @@ from langsamp.data.sampling import (
 )
 from langsamp.model.langsamp import from_backbone
 from langsamp.params.pretrain import TrainingParams
-from langsamp.training.loop import train
+from langsamp.training.loop import Trainer
 
 
 def report_of(lines: dict[str, int], tokens: int = 25) -> dict:
@@ -201,11 +201,7 @@ def test_training_draws_by_the_quotas(tmp_path):
     p, found = TrainingParams(max_steps=12, global_batch_size=8, micro_batch_size=8), {}
     counts = np.diff(data.train.shard_ends, prepend=0)
     for name, wanted in {"baseline": None, "all": counts, "English": counts * [1, 0]}.items():
-        train(
-            from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=3),
-            replace(data, quotas=wanted),
-            p,
-            tmp_path / name,
-        )
+        model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=3)
+        Trainer(model, replace(data, quotas=wanted), p).train(tmp_path / name)
         found[name] = [line["loss"] for line in tiny.metrics_of(tmp_path / name) if "loss" in line]
     assert found["baseline"] == found["all"] != found["English"]
