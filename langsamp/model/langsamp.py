@@ -200,7 +200,7 @@ def _check_ids(
     for name in VARIANTS[model.config.variant]:
         if model.training and labels is not None and ids[name] is None:
             raise UserError(
-                f"variant `{model.config.variant}` trains {name} embeddings, but {name}_ids is missing; "
+                f"variant `{model.config.variant}` trains {name} embeddings, but {name}_ids was not given; "
                 "pass an id for each sequence (see language_script_ids), or call model.eval() to evaluate without"
             )
 

@@ -25,7 +25,7 @@ from ..data.packing import packing_path
 from ..model.langsamp import LangSAMPForMaskedLM
 from ..params.pretrain import PlanParams, PretrainParams
 from ..params.yaml_reader import read_yaml
-from .loop import Data, Trainer, batch_loss, train_step
+from .loop import Data, Trainer
 from .prepare import Corpus, prepare, training_data
 from .pretrain import initial_model
 
@@ -136,7 +136,7 @@ def _paired_steps(t: Trainer) -> Iterator[tuple[float, float]]:
         for micro_batches in (1, 2):
             t.p = p.replace(global_batch_size=micro_batches * p.micro_batch_size * t.world)
             begun = time.perf_counter()
-            train_step(t, step)
+            t.train_step(step)
             pair.append(time.perf_counter() - begun)
         yield pair[0], pair[1]
 
@@ -150,7 +150,7 @@ def _forward_seconds(t: Trainer) -> Iterator[float]:
         rows = np.arange(start, min(start + size, len(t.data.validation)))
         batch = validation_batch(t.data.validation, rows, t.data.pieces)
         begun = time.perf_counter()
-        batch_loss(t, t.plain, batch).item()
+        t.batch_loss(t.plain, batch).item()
         yield time.perf_counter() - begun
 
 # %% ../../nbs/library/training/08_plan.ipynb #b12c3b18

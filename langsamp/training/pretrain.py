@@ -56,7 +56,7 @@ from ..model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
 from ..tokenization.train import load_tokenizer
 from .checkpoints import load_weights
 from .distributed import init_distributed
-from .loop import train
+from .loop import Trainer
 from .prepare import Corpus, open_run, prepare, training_data, write_corpus_report
 from .run_dir import add_provenance, check_same_data, check_same_params, lock_run, write_params
 
@@ -229,7 +229,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
         write_params(folder, p.model_dump())
         add_provenance(folder, corpus.identity, p.seed, initial_weights_hash(p, folder.parent))
         write_corpus_report(corpus, folder)
-    state = train(model, data, p, folder)
+    state = Trainer(model, data, p).train(folder)
     result = {
         "run": p.run_name,
         "variant": p.variant,
