@@ -62,9 +62,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, s
     return dropout(weights if anything.all() else weights * anything, p) @ v
 
 # %% ../../nbs/library/model/04_cpu_kernels.ipynb #faa92a91
-def _plain_is_faster(q: Tensor) -> bool:
+def _explicit_is_faster(q: Tensor) -> bool:
     "Whether training without dropout is faster by explicit products."
-    return torch.is_grad_enabled() and q.requires_grad and (q.dtype == torch.bfloat16 or q.shape[-2] <= 128)
+    return torch.is_grad_enabled() and q.requires_grad and q.dtype == torch.bfloat16 and q.shape[-2] <= 256
 
 # %% ../../nbs/library/model/04_cpu_kernels.ipynb #5afc0c0b
 _DROPOUT = {"p": 0.5, "training": True, "inplace": False}
@@ -90,7 +90,7 @@ class FastDropout(TorchFunctionMode):
                 return dropout(args[0], p)
         if func is F.scaled_dot_product_attention and len(args) >= 3 and args[0].device.type == "cpu":
             mask, p, causal, scale, grouped = _arguments(_ATTENTION, args[3:], kwargs)
-            if (p or _plain_is_faster(args[0])) and not causal and not grouped:
+            if (p or _explicit_is_faster(args[0])) and not causal and not grouped:
                 return _attention(*args[:3], mask, p, scale)
         return func(*args, **kwargs)
 

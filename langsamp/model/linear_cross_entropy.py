@@ -7,7 +7,6 @@ __all__ = ['LOGITS_AT_ONCE', 'BufferPool', 'SharedGradient', 'SharedEmbedding', 
            'is_tied']
 
 # %% ../../nbs/library/model/02_linear_cross_entropy.ipynb #8177a02c
-import weakref
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -51,7 +50,6 @@ class BufferPool:
 
     def __init__(self) -> None:
         self.buffers: dict[str, Tensor] = {}
-        self.lent: Any = lambda: None  # A weak reference to the gradient that is in use
 
     def __call__(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         "An array with undefined content; the same name gets the same memory again."
@@ -73,20 +71,6 @@ def _cast(pool: BufferPool, name: str, values: Tensor, dtype: torch.dtype) -> Te
         return values
     return pool(name, values.shape, values.new_empty(0, dtype=dtype)).copy_(values)
 
-# %% ../../nbs/library/model/02_linear_cross_entropy.ipynb #1207fb83
-def _accumulates(weight: Tensor) -> bool:
-    "Whether autograd will add to an existing gradient."
-    return weight.is_leaf and weight.grad is not None
-
-# %% ../../nbs/library/model/02_linear_cross_entropy.ipynb #dcd786d7
-def _gradient_buffer(pool: BufferPool, weight_VH: Tensor) -> Tensor:
-    "Memory for the gradient of the matrix."
-    if not _accumulates(weight_VH) or pool.lent() is not None:
-        return torch.empty_like(weight_VH)
-    gradient_VH = pool("gradient of the matrix", weight_VH.shape, weight_VH.detach())
-    pool.lent = weakref.ref(gradient_VH)
-    return gradient_VH
-
 # %% ../../nbs/library/model/02_linear_cross_entropy.ipynb #7e8cce03
 class _LinearCrossEntropy(torch.autograd.Function):
     "Computes loss and gradients together in the forward pass; the backward pass returns the gradients."
@@ -98,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V = (weight_VH.new_zeros(len(weight_VH)) if bias_V is None else bias_V).to(dtype)
         with torch.autocast(x_KH.device.type, enabled=False):
             loss, ctx.gradients = _sums(x_KH.to(dtype), weight_VH, bias_V, labels_K, scale, train, pool)
-        ctx.shared, ctx.x_dtype, ctx.weight, ctx.accumulates = shared, x_KH.dtype, weight_VH, _accumulates(weight_VH)
+        ctx.shared, ctx.x_dtype = shared, x_KH.dtype
         return loss
 
     @staticmethod
@@ -107,7 +91,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x_KH, weight_VH, bias_V = ctx.gradients
         if grad.device.type != "cpu" or grad != 1:
             x_KH, weight_VH, bias_V = x_KH * grad, weight_VH.mul_(grad), bias_V * grad
-        weight_VH = weight_VH.clone() if ctx.accumulates and ctx.weight.grad is None else weight_VH
         if ctx.shared is not None and ctx.shared.expected:
             ctx.shared.gradient, weight_VH, ctx.gradients = weight_VH, None, None
         bias_V = bias_V if ctx.needs_input_grad[2] else None
@@ -137,7 +120,7 @@ def _sums(
     "Sum loss and gradients over chunks of tokens."
     matrix_VH, rows = _cast(pool, "matrix", weight_VH, x_KH.dtype), max(1, LOGITS_AT_ONCE // len(weight_VH))
     loss, of_x, of_bias = scale.new_zeros(()), scale.new_empty(x_KH.shape), scale.new_zeros(len(weight_VH))
-    of_weight = (_gradient_buffer(pool, weight_VH) if len(x_KH) else torch.zeros_like(weight_VH)) if train else loss
+    of_weight = (torch.empty_like(weight_VH) if len(x_KH) else torch.zeros_like(weight_VH)) if train else loss
     for begin in range(0, len(x_KH), rows):
         x_CH = x_KH[begin : begin + rows]
         logits_CV = pool("logits", (len(x_CH), len(weight_VH)), x_KH)
