@@ -21,7 +21,7 @@ from ..core.files import read_json
 from ..data.unigrams import mean_loss, unigram_losses
 from ..encoding.fill_mask import open_model
 from ..params.pretrain import PretrainParams
-from ..training.loop import Trainer, validate
+from ..training.loop import Trainer
 from ..training.prepare import Corpus, open_run, training_data
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #a0981f48
@@ -32,7 +32,7 @@ def held_out_loss(
     "Compute the loss of a run's model on its held-out text with the given packing."
     p, corpus = open_run(run)
     data = training_data(p.replace(packing=packing), corpus)
-    return validate(Trainer(open_model(run)[0], data, p))["validation_loss"]
+    return Trainer(open_model(run)[0], data, p).validate()["validation_loss"]
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #87146bb1
 def unigram_baseline(

@@ -39,7 +39,7 @@ from ..encoding.sentence_transformers import save_sentence_encoder
 from ..model.langsamp import LangSAMPForMaskedLM
 from ..params.base import positional_arguments
 from ..params.pretrain import ModelParams, PretrainParams
-from ..training.loop import Trainer, train_step
+from ..training.loop import Trainer
 from ..training.plan import flops_per_token
 from ..training.prepare import Corpus, prepare, training_data
 from ..training.pretrain import initial_model, scratch_config
@@ -143,7 +143,7 @@ def _train_langsamp(p: PretrainParams, corpus: Corpus, languages: int, sentences
     metadata = {"parameters": _count_parameters(model), "flops": useful_flops(model, corpus, p.max_seq_length)}
     loop = TimedLoop(metadata, loss=lambda: sentence_loss(trainer.plain, corpus, p.max_seq_length, sentences))
     for step in range(p.max_steps):
-        loop.add(train_step(trainer, step)["tokens"])
+        loop.add(trainer.train_step(step)["tokens"])
     loop.finish()
 
 # %% ../../nbs/library/benchmark/03_workers.ipynb #de815696
