@@ -791,7 +791,7 @@ STAGES["training suite"] = suite_stage(
     tokens_per_step=Effect([256], "tokens, micro-batches"),
     tokens_per_micro_batch=[
         Effect([32], "micro-batches", perhaps="tokens", why="what goes through the model at a time"),
-        Effect([48], refused="tokens_per_micro_batch 48 must be a multiple of max_seq_length 32"),
+        Effect([16], refused="tokens_per_micro_batch 16 must be a multiple of max_seq_length 32"),
     ],
     max_workers=Effect(
         [2], MORE, why="how many live at a time, for want of memory: the first of ours is there each time"
@@ -806,7 +806,7 @@ STAGES["overhead suite"] = suite_stage(
     tokens_per_step=Effect([256], "tokens, micro-batches"),
     tokens_per_micro_batch=[
         Effect([32], "micro-batches", why="what goes through the model at a time"),
-        Effect([48], refused="tokens_per_micro_batch 48 must be a multiple of max_seq_length 32"),
+        Effect([16], refused="tokens_per_micro_batch 16 must be a multiple of max_seq_length 32"),
     ],
     variants=Effect([["langsamp_bf16"]], "processes"),
     size=Effect(["2x32/200"], "rows, parameters, flops"),
@@ -819,7 +819,7 @@ STAGES["equal-loss suite"] = suite_stage(
     tokens_per_step=Effect([256], f"micro-batches, {TRAINS}"),
     tokens_per_micro_batch=[
         Effect([32], "micro-batches, losses", perhaps="tokens"),
-        Effect([48], refused="tokens_per_micro_batch 48 must be a multiple of max_seq_length 32"),
+        Effect([16], refused="tokens_per_micro_batch 16 must be a multiple of max_seq_length 32"),
     ],
     variants=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
     size=Effect(["2x32/200"], "rows, parameters, flops, losses"),

@@ -480,7 +480,7 @@ def test_a_table_of_numbers_that_are_none_is_refused():
     table = tables.score_table(rows, {"a": ["one"], "b": ["two"]}, "sib200:frozen:f1_macro")
     table.runs.iloc[0, 0] = np.nan
     with pytest.raises(UserError, match="number 1 is nan"):
-        tables.differences([table], "b")
+        tables.group_differences([table], "b")
 
 
 # Files that are gone, broken or cannot be written
