@@ -391,7 +391,7 @@ def test_runs_that_cannot_be_compared_are_refused(short, corpus, unbroken):
 @pytest.mark.parametrize(
     "page,pictures",
     [
-        ("embedding_map", ["vectors-sums", "vectors-tables", "vectors-family"]),
+        ("embedding_map", ["embedding-map-sums", "embedding-map-tables", "embedding-map-family"]),
         ("embedding_similarity", ["similarity"]),
         ("resource_levels", ["resources"]),
     ],

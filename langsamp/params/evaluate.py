@@ -104,7 +104,7 @@ class EmbeddingParams(Params):
     "Runs whose language and script embeddings are shown."
 
     runs: Names = Field(["smoke"], description="Folders under outputs/; the first is shown")
-    name: Name = Field("vectors", description="Prefix of the output files")
+    name: Name = Field("embedding-map", description="Prefix of the output files")
     languages: list[str] = Field([], description="Language codes to show; [] shows some of each large family")
     n_neighbors: Count = Field(5, description="Nearest languages that vote on a language's family")
     n_resamples: Count = Field(10_000, description="Permutations per test")
