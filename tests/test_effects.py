@@ -1,7 +1,7 @@
-"""Every parameter does what its comment says: one field at a time, through the cells of the notebook that a user runs.
+"""Every parameter does what its description says: one field at a time, through the cells of the runner notebook.
 
-An entry names what is seen to change, and all of it: what is not named must stay the same. The entries are compared
-with the fields of the dataclasses, so a new parameter without an effect, or an effect without its parameter, fails.
+An entry lists everything that changes; whatever it does not list must stay the same. The entries are compared with the
+fields of the models, so a new parameter without an effect fails, and so does an effect without a parameter.
 """
 
 import importlib
@@ -43,32 +43,32 @@ from langsamp.params.evaluate import EvaluationParams
 from langsamp.training import loop
 from langsamp.training.pretrain import pretrain
 
-Seen = dict[str, Any]  # What can be seen of a run, by name
+Seen = dict[str, Any]  # Observations of a run, by name
 
 
 @dataclass(frozen=True)
 class Effect:
-    "What other values of one field change."
+    "What changes with other values of one field."
 
-    values: list[Any]  # Each is compared with the base, and with each other
-    changes: str = ""  # Names of what changes, all of it
-    given: dict[str, Any] = field(default_factory=dict)  # Other fields, where this one means something only then
-    perhaps: str = ""  # Names of what may change or not
-    refused: str = ""  # Instead: the values are a `UserError` that says this
-    why: str = ""  # What the field is good for, where no number of the result changes
+    values: list[Any]  # Compared with the base, and with each other
+    changes: str = ""  # Names of all observations that change
+    given: dict[str, Any] = field(default_factory=dict)  # Other fields, if this one only matters with them
+    perhaps: str = ""  # Names of observations that may change
+    refused: str = ""  # Instead: part of the `UserError` for these values
+    why: str = ""  # Purpose of the field, if it changes no number of the result
 
 
 @dataclass(frozen=True)
 class Stage:
-    "A runner notebook, its small base, and what is seen of a run of it."
+    "A runner notebook, small base parameters for it, and how a run is observed."
 
-    kind: type[Params]  # Whose fields are changed
-    base: dict[str, Any]  # The notebook's parameters, but for its defaults
+    kind: type[Params]  # Model whose fields are changed
+    base: dict[str, Any]  # Parameters that differ from the notebook's defaults
     see: Callable[["Bench", dict[str, Any], Path], Seen]  # From the notebook's names after its last cell
     effects: dict[str, Effect | list[Effect]]
-    inside: tuple[str, ...] = ()  # Where in the notebook's parameters the fields are, if not on top
-    outputs: str = "outputs"  # A folder of the fixture `places`; what a run adds but for `data` is deleted again
-    notebook: str = ""  # Its name, if not that of the stage
+    inside: tuple[str, ...] = ()  # Path to the fields in the notebook's parameters, if nested
+    outputs: str = "outputs"  # A folder of the fixture `places`; all that a run adds, except `data`, is deleted
+    notebook: str = ""  # Its name, if it differs from that of the stage
 
 
 STAGES: dict[str, Stage] = {}
@@ -78,7 +78,7 @@ STAGES: dict[str, Stage] = {}
 
 
 def cells_of(notebook: str) -> tuple[str, str]:
-    "The source of a runner's parameters cell, and of all others."
+    "Return the source of a runner's parameters cell, and of all other cells."
     code = [cell for cell in read_json(tiny.ROOT / f"nbs/{notebook}.ipynb")["cells"] if cell["cell_type"] == "code"]
     tagged = ["parameters" in cell["metadata"].get("tags", []) for cell in code]
     texts = ["".join(cell["source"]) for cell in code]
@@ -86,21 +86,21 @@ def cells_of(notebook: str) -> tuple[str, str]:
 
 
 def parameters_of(notebook: str) -> dict[str, Any]:
-    "The names in a runner's parameters cell, and their values."
+    "Return the names and values in a runner's parameters cell."
     names: dict[str, Any] = {}
     exec(cells_of(notebook)[0], {}, names)
     return {name: value for name, value in names.items() if not name.startswith("_")}
 
 
 def run_cells(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    "Run a notebook as papermill does, in this process; its names afterwards."
+    "Run a notebook as papermill does, in this process; return its names afterwards."
     names = {**parameters_of(notebook), **values}  # What papermill's second cell does
     exec(cells_of(notebook)[1], names)
     return names
 
 
 class Bench:
-    "Runs notebooks, each with the same values once."
+    "Runs notebooks; the same values only once."
 
     def __init__(self, places: Mapping[str, Path], patch: pytest.MonkeyPatch) -> None:
         self.places, self.patch = places, patch
@@ -108,7 +108,7 @@ class Bench:
         self.noted: dict[str, list[Any]] = {}
 
     def place(self, value: Any) -> Any:
-        "Fill in the folders that are known when tests run: `@corpus` is one of them."
+        "Fill in the folders of the fixture, for example `@corpus`."
         if isinstance(value, str):
             return re.sub(r"@(\w+)", lambda found: str(self.places[found[1]]), value)
         if isinstance(value, dict):
@@ -116,7 +116,7 @@ class Bench:
         return [self.place(one) for one in value] if isinstance(value, list) else value
 
     def see(self, name: str, values: Mapping[str, Any]) -> Seen:
-        "What is seen of a run with these values instead of the base's."
+        "Return the observations of a run with these values instead of those of the base."
         key = f"{name} {json.dumps(values, sort_keys=True)}"
         if key not in self.known:
             stage, outputs = STAGES[name], self.places[STAGES[name].outputs]
@@ -152,14 +152,14 @@ class Bench:
 
 
 def nested(base: Mapping[str, Any], inside: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:
-    "The base with other values, on top or further in."
+    "Return the base with other values, at the top or nested."
     if not inside:
         return {**base, **values}
     return {**base, inside[0]: nested(base[inside[0]], inside[1:], values)}
 
 
 def names_of(label: str) -> list[str]:
-    "The fields that are changed in a stage: those of the parameters cell, or of the mapping inside."
+    "Return the fields of a stage: those of the parameters cell, or of the nested mapping."
     stage = STAGES[label]
     return list(stage.kind.model_fields) if stage.inside else list(parameters_of(stage.notebook or label))
 
@@ -168,7 +168,7 @@ def names_of(label: str) -> list[str]:
 
 
 def alike(one: Any, two: Any) -> bool:
-    "Equal; numbers to 1e-5."
+    "Return whether two observations are equal; numbers to 1e-5."
     if isinstance(one, float) and isinstance(two, float):
         return math.isclose(one, two, rel_tol=0, abs_tol=1e-5) or math.isnan(one) and math.isnan(two)
     if isinstance(one, list) and isinstance(two, list):
@@ -177,7 +177,7 @@ def alike(one: Any, two: Any) -> bool:
 
 
 def check(bench: Bench, stage: str, name: str) -> None:
-    "The field has its effect, and no other."
+    "Check that a field has its effect and no other."
     effects = STAGES[stage].effects[name]
     for effect in effects if isinstance(effects, list) else [effects]:
         base = bench.see(stage, effect.given)
@@ -194,12 +194,12 @@ def check(bench: Bench, stage: str, name: str) -> None:
 
 
 def text_of(table: pd.DataFrame) -> str:
-    "A table as it would be written down."
+    "Return a table as text."
     return table.to_csv(index=False, float_format="%.6g")
 
 
 def files_in(folder: Path) -> dict[str, str]:
-    "The tables under a folder, as text."
+    "Return the tables in a folder as text."
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*.csv"))}
 
 
@@ -207,7 +207,7 @@ def files_in(folder: Path) -> dict[str, str]:
 
 
 def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
-    "A run's folder."
+    "Observe the folder of a run."
     run = outputs / names["params"].run_name
     report, lines, result = read_json(run / "corpus.json"), tiny.metrics_of(run), read_json(run / "result.json")
     held_out = [line for line in lines if "validation_loss" in line]
@@ -258,7 +258,7 @@ STAGES["03_pretrain"] = Stage(
     TINY,
     see_run,
     {
-        "run_name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
+        "run_name": Effect(["another"], "folder", why="only the name of the folder"),
         "corpus": Effect(["@other"], f"tokens, {STARTS}", perhaps="parameters"),
         "languages": Effect([["eng_Latn", "rus_Cyrl"], ["rus_Cyrl"]], f"lines, tokens, parameters, {STARTS}"),
         "on_bad_line": Effect(["stop"], given={"corpus": "@bad"}, refused="eng_Latn.txt"),
@@ -283,7 +283,7 @@ STAGES["03_pretrain"] = Stage(
             [1],
             "micro-batches, weights",
             given={"dropout": 0.0},
-            why="how many go through the model at a time: losses are the same to 1e-5, weights but for rounding",
+            why="sequences at a time: losses are the same to 1e-5, weights except for rounding",
         ),
         "learning_rate": Effect([1e-2], LEARNS),
         "warmup_steps": Effect([0, 3], LEARNS),
@@ -294,9 +294,9 @@ STAGES["03_pretrain"] = Stage(
             [True],
             "compiled, weights",
             given={"dropout": 0.0},
-            why="the encoder is compiled (here only noted): losses are the same to 1e-5",
+            why="the encoder is compiled (here only recorded): losses are the same to 1e-5",
         ),
-        "save_steps": Effect([1], "validations, checkpoints", why="when the loss is measured and a checkpoint written"),
+        "save_steps": Effect([1], "validations, checkpoints", why="when the loss is validated and a checkpoint saved"),
         "early_stopping_patience": Effect(
             [1], LASTS, given={"save_steps": 1, "max_steps": 6, "learning_rate": 0.3, "warmup_steps": 0}
         ),
@@ -308,7 +308,7 @@ STAGES["03_pretrain"] = Stage(
 
 
 def see_corpus(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
-    "A corpus' folder, and what was found in it."
+    "Observe the folder of a corpus and the matches found in it."
     (folder,) = (outputs / "corpora").iterdir()
     texts = {path: path.read_text().splitlines() for path in sorted((folder / "text").glob("*/*.txt"))}
     report = read_json(folder / "audit.json")
@@ -336,7 +336,7 @@ STAGES["01_corpus"] = Stage(
     },
     see_corpus,
     {
-        "name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
+        "name": Effect(["another"], "folder", why="only the name of the folder"),
         "corpus": Effect(["@leaky+@other"], "training text, held-out text"),
         "languages": Effect([["eng_Latn"]], "languages, training text, held-out text"),
         "min_characters": Effect([500], "languages, training text, held-out text, warnings"),
@@ -353,7 +353,7 @@ STAGES["01_corpus"] = Stage(
 
 
 def see_start(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
-    "A start's folder."
+    "Observe the folder of an adapted checkpoint."
     (folder,) = [path for path in (outputs / "starts").iterdir() if path.is_dir()]
     return {
         "folder": folder.name,
@@ -371,7 +371,7 @@ STAGES["02_start"] = Stage(
     {"name": "one", "backbone": "@stock", "corpus": "@corpus", "languages": [], "num_new_tokens": 40},
     see_start,
     {
-        "name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
+        "name": Effect(["another"], "folder", why="only the name of the folder"),
         "backbone": Effect(["@stock2"], "weights"),
         "tokenizer": Effect(["@stock3"], FITS, given={"num_new_tokens": 0, "min_count": 0}),
         "corpus": Effect(["@other"], FITS),
@@ -388,7 +388,7 @@ STAGES["02_start"] = Stage(
 
 
 def see_plan(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
-    "A plan's numbers, without those of the clock."
+    "Observe the numbers of a plan, without times."
     costs = {name: value for name, value in names["costs"].items() if not name.startswith(("seconds", "peak"))}
     return {"costs": costs, "measured steps": len(bench.noted["train_step"])}
 
@@ -400,7 +400,7 @@ STAGES["02a_plan"] = Stage(
     {
         "params": Effect(["@plans/b.yaml"], "costs"),
         "overrides": Effect([{"variant": "baseline"}, {"max_steps": 9}], "costs"),
-        "measured_steps": Effect([6], "measured steps", why="from how many steps the time is taken"),
+        "measured_steps": Effect([6], "measured steps", why="number of steps that are timed"),
     },
 )
 
@@ -409,7 +409,7 @@ STAGES["02a_plan"] = Stage(
 
 
 def see_evaluation(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
-    "What was asked, and the scores by task."
+    "Observe what was evaluated, and the scores by task."
     table = names["results"]
     scores = {
         task: table[table.task == task].drop(columns=["run", "layer", "mode", "source"]).sort_values(["name", "metric"])
@@ -478,7 +478,7 @@ STAGES["fine-tuning"] = Stage(
 
 
 def see_figure(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
-    "What lies in figures/, a name a table; the figure's own name is left out of them."
+    "Observe the files in figures/, without the prefix of the figure."
     place, name = outputs / "figures", names["params"].name
     tables = {path.name.removeprefix(name).strip("-"): path.read_text() for path in sorted(place.glob("*.csv"))}
     pages = {path.name.removeprefix(name): re.sub(rf"\b{name}\b", "", path.read_text()) for path in place.glob("*.txt")}
@@ -488,8 +488,8 @@ def see_figure(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
 
 
 def figure_effects(**changes: Any) -> dict[str, Any]:
-    "The two fields that all figures have, and others."
-    return {"name": Effect(["another"], "name", why="begins the names of the files, and nothing else"), **changes}
+    "Return the effects that all figures share, and others."
+    return {"name": Effect(["another"], "name", why="only the prefix of the files"), **changes}
 
 
 STAGES["figures/pretraining"] = Stage(
@@ -596,7 +596,7 @@ STAGES["figures/embedding_similarity"] = Stage(
 
 
 def see_reproduction(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
-    "The notebooks that would be run; each takes its parameters."
+    "Observe the notebooks that would run; each accepts its parameters."
     jobs = bench.noted["run_job"]
     for job in jobs:
         label = job.notebook.removesuffix(".ipynb")
@@ -620,7 +620,7 @@ STAGES["05_reproduce"] = Stage(
         "benchmarks": Effect([["sib200"]], "evaluate"),
         "layer": Effect([0], "evaluate, show"),
         "scores": Effect([["udhr:raw:acc10"]], "show"),
-        "num_processes": Effect([2], "at once", why="how many notebooks are run at a time"),
+        "num_processes": Effect([2], "at once", why="number of notebooks at a time"),
     },
 )
 
@@ -629,7 +629,7 @@ STAGES["05_reproduce"] = Stage(
 
 
 class Enough(Exception):
-    "A process of a benchmark has done what it is watched for."
+    "Raised when a process of a benchmark has done all that is observed."
 
 
 class Watched:
@@ -688,21 +688,21 @@ class InProcess:
 
 
 def measured(variant: str, home: Path | None = None, **values: Any) -> dict[str, float]:
-    "In place of a process that measures the corpus pass."
+    "Replaces the process that measures corpus preparation."
     if home:
         home.mkdir(parents=True)
     return {"seconds": 1.0, "tokens": 1.0, "CPU seconds": 1.0}
 
 
 def sizes_in(variant: str, corpus: Path | None = None, folder: Path | None = None, **values: Any) -> list[Any]:
-    "What a process that measures the corpus pass is given."
+    "Return the arguments of a process that measures corpus preparation."
     texts = sorted(path.name for path in (corpus or folder or Path("nowhere")).glob("*"))
     size = sum(path.stat().st_size for path in (corpus or Path("nowhere")).glob("*"))
     return [variant, texts, size, values.get("processes"), (values.get("params") or {}).get("max_seq_length")]
 
 
 def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
-    "The rows, and what was done for them."
+    "Observe the rows of the benchmark, and the work behind them."
     (folder,) = (outputs / "benchmarks").iterdir()
     rows, work = names["rows"], bench.noted.get("work", [])
     found = [what for kind, _, what in work if kind[1] == "training"]
@@ -754,7 +754,7 @@ STAGES["06_benchmark"] = Stage(
     BENCHMARK | {"sizes": {"1x32/200": TRAINING_SPEED}, "equal_loss": LOSS},
     see_benchmark,
     {
-        "name": Effect(["another"], "folder", why="the name of the folder, and nothing else"),
+        "name": Effect(["another"], "folder", why="only the name of the folder"),
         "sizes": Effect([{"2x32/200": TRAINING_SPEED}], "rows, parameters, flops"),
         "overhead": Effect([OVERHEAD], f"rows, {MORE}"),
         "equal_loss": Effect([{}], f"rows, {MORE}"),
@@ -764,14 +764,14 @@ STAGES["06_benchmark"] = Stage(
         "languages": Effect([["eng_Latn"]], f"parameters, flops, {TRAINS}"),
         "max_seq_length": Effect([16], f"parameters, flops, micro-batches, {TRAINS}"),
         "learning_rate": Effect([5e-3], "losses"),
-        "threads": Effect([2], "threads", why="how many each process may use"),
-        "torch_compile": Effect([True], "compiled, losses", why="our encoder is compiled, with the dropout of torch"),
+        "threads": Effect([2], "threads", why="number of threads per process"),
+        "torch_compile": Effect([True], "compiled, losses", why="our encoder is compiled, with PyTorch's dropout"),
     },
 )
 
 
 def suite_stage(kind: type[Params], base: dict[str, Any], inside: tuple[str, ...], **effects: Any) -> Stage:
-    "The fields of a mapping inside the parameters of a benchmark."
+    "Return the stage of a mapping inside the parameters of a benchmark."
     whole: dict[str, Any] = base
     for name in reversed(inside):
         whole = {name: whole}
@@ -779,8 +779,8 @@ def suite_stage(kind: type[Params], base: dict[str, Any], inside: tuple[str, ...
 
 
 ROUNDS = {
-    "rounds": Effect([2], "measurements", why="how often each is measured"),
-    "seconds": Effect([0.6], "measurements", why="how long each is measured"),
+    "rounds": Effect([2], "measurements", why="number of measurements"),
+    "seconds": Effect([0.6], "measurements", why="length of a measurement"),
 }
 
 STAGES["training suite"] = suite_stage(
@@ -790,12 +790,10 @@ STAGES["training suite"] = suite_stage(
     **ROUNDS,
     tokens_per_step=Effect([256], "tokens, micro-batches"),
     tokens_per_micro_batch=[
-        Effect([32], "micro-batches", perhaps="tokens", why="what goes through the model at a time"),
+        Effect([32], "micro-batches", perhaps="tokens", why="tokens per forward pass"),
         Effect([16], refused="tokens_per_micro_batch 16 must be a multiple of max_seq_length 32"),
     ],
-    max_workers=Effect(
-        [2], MORE, why="how many live at a time, for want of memory: the first of ours is there each time"
-    ),
+    max_workers=Effect([2], MORE, why="variants in memory at a time: the first of ours is always one of them"),
     variants=Effect([["langsamp_bf16"]], f"rows, {MORE}"),
 )
 STAGES["overhead suite"] = suite_stage(
@@ -805,7 +803,7 @@ STAGES["overhead suite"] = suite_stage(
     **ROUNDS,
     tokens_per_step=Effect([256], "tokens, micro-batches"),
     tokens_per_micro_batch=[
-        Effect([32], "micro-batches", why="what goes through the model at a time"),
+        Effect([32], "micro-batches", why="tokens per forward pass"),
         Effect([16], refused="tokens_per_micro_batch 16 must be a multiple of max_seq_length 32"),
     ],
     variants=Effect([["langsamp_bf16"]], "processes"),
@@ -857,12 +855,12 @@ MANY = [*(f"{language}_Latn" for language in LATIN.split()), "hin_Deva", "npi_De
 
 
 def alphabet_of(code: str) -> str:
-    "The language-script of tiny's three that is written alike."
+    "Return the language-script of `tiny` with the same script."
     return next(known for known in tiny.ALPHABETS if known[-4:] == code[-4:])
 
 
 def write_text(folder: Path, counts: Mapping[str, int], seed: int = 0, held_out: int = 4) -> Path:
-    "A corpus folder, with so many lines to learn from."
+    "Write a corpus folder with given numbers of training lines."
     for number, (code, count) in enumerate(counts.items()):
         lines = tiny.sentences(alphabet_of(code), count + held_out, seed + number)
         tiny.write(folder / f"train/{code}.txt", "\n".join(lines[:count]) + "\n")
@@ -871,7 +869,7 @@ def write_text(folder: Path, counts: Mapping[str, int], seed: int = 0, held_out:
 
 
 def write_leaky(home: Path) -> None:
-    "Text with evaluation sentences: one whole, one with half and one with two fifths of its grams of three words."
+    "Write text with evaluation sentences: one complete, one with half and one with two fifths of its trigrams."
     write_text(home / "leaky", ENDS, held_out=20)
     lines = (home / "leaky/train/eng_Latn.txt").read_text().splitlines()
     long = [
@@ -882,7 +880,7 @@ def write_leaky(home: Path) -> None:
 
 
 def write_sets(folder: Path, seed: int) -> None:
-    "Tatoeba in nine languages, and topics in four language-scripts."
+    "Write a Tatoeba in nine languages, and a SIB-200 in four language-scripts."
     for number, name in enumerate("deu eus fin fra hun ind swh tur vie".split()):
         lines = {"eng": tiny.sentences("eng_Latn", 30, seed + number)}
         lines[name] = [f"{ours} {theirs}" for ours, theirs in zip(lines["eng"], tiny.sentences("eng_Latn", 30, seed))]
@@ -900,7 +898,7 @@ def write_sets(folder: Path, seed: int) -> None:
 
 
 def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
-    "Three encoders and one of another packing; and in one of the folders what they answer to all that tables ask."
+    "Train three encoders and one with another packing; evaluate them in one of the folders."
     for name, variant, seed in (
         ("both-7", "language+script", 7),
         ("both-8", "language+script", 8),
@@ -923,7 +921,7 @@ def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory, stock) -> dict[str, Path]:
-    "Small text, and what is made of it."
+    "Return small texts, data sets and runs, by name."
     home = tmp_path_factory.mktemp("places")
     for name, seed in {"corpus": 0, "other": 50, "bad": 0}.items():
         write_text(home / name, ENDS, seed)
@@ -948,19 +946,19 @@ def places(tmp_path_factory, stock) -> dict[str, Path]:
 
 
 def no_text(home: Path, *sizes: Any) -> params.PretrainParams:
-    "In place of gigabytes of text that says nothing."
+    "Replaces gigabytes of synthetic text."
     home.mkdir(parents=True)
     return params.PretrainParams()
 
 
 def few_paragraphs(corpus: Path) -> dict[str, dict[str, str]]:
-    "The first eight of what is the same in all languages."
+    "Return the first eight parallel paragraphs."
     return {code: dict(list(texts.items())[:8]) for code, texts in parallel_paragraphs(corpus).items()}
 
 
 @pytest.fixture(scope="module")
 def bench(places):
-    "Everything runs in this process, from the checkout; no picture is drawn."
+    "Run everything in this process, from the checkout, without drawing figures."
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny.ROOT)
         patch.setenv("LANGSAMP_DATA", str(places["sets"]))
@@ -1006,15 +1004,15 @@ SLOW = {label for label, stage in STAGES.items() if stage.see is see_benchmark}
     [pytest.param(*case, id="-".join(case), marks=[pytest.mark.slow] * (case[0] in SLOW)) for case in CASES],
 )
 def test_one_field_at_a_time(bench, label, name):
-    assert name in STAGES[label].effects, f"say in STAGES what {name} changes"
+    assert name in STAGES[label].effects, f"add the effect of {name} to STAGES"
     check(bench, label, name)
 
 
 def classes() -> set[type[Params]]:
-    "All parameters of the library that stand for themselves: no class is derived from them."
-    for path in (tiny.ROOT / "langsamp").glob("[!_]*.py"):
+    "Return all parameter models of the library."
+    for path in (tiny.ROOT / "langsamp").rglob("[!_]*.py"):
         if "(Params)" in path.read_text():
-            importlib.import_module(f"langsamp.{path.stem}")
+            importlib.import_module(".".join(path.relative_to(tiny.ROOT).with_suffix("").parts))
     found, known = [Params], set()
     while found:
         kind = found.pop()
@@ -1023,22 +1021,22 @@ def classes() -> set[type[Params]]:
     return {kind for kind in known if kind.__module__.startswith("langsamp.")} - {Params}
 
 
-def test_every_class_of_parameters_is_here():
-    "Itself, or a class that has all of its fields."
+def test_every_model_of_parameters_is_tested():
+    "The model itself, or one derived from it."
     here = {stage.kind for stage in STAGES.values()}
     assert [kind.__name__ for kind in classes() if not any(issubclass(known, kind) for known in here)] == []
 
 
 @pytest.mark.parametrize("kind", sorted({stage.kind for stage in STAGES.values()}, key=lambda kind: kind.__name__))
 def test_every_field_has_an_effect_and_every_effect_a_field(kind):
-    "A field that no runner offers cannot have one; a stage has no effects of fields that it does not offer."
+    "The effects of a stage are those of the fields that its notebook offers; together they cover the model."
     labels = [label for label, stage in STAGES.items() if stage.kind is kind]
     for label in labels:
         assert STAGES[label].effects.keys() == {*names_of(label)}, label
     assert {name for label in labels for name in names_of(label)} == kind.model_fields.keys()
 
 
-def test_what_changes_no_number_says_what_it_is_for():
+def test_a_field_that_changes_no_number_has_a_purpose():
     for label, stage in STAGES.items():
         for name, effects in stage.effects.items():
             for effect in effects if isinstance(effects, list) else [effects]:

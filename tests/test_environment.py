@@ -45,7 +45,7 @@ def refusal(call, *arguments, **words) -> str:
     return str(error.value)
 
 
-# A params file is read without forgiveness
+# Params files are read strictly
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def refusal(call, *arguments, **words) -> str:
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )
 def test_params_file_is_refused_with_its_line(tmp_path, text, words):
-    "A name that stands twice, a number read as another one, a name that is a number, an anchor: file, line and reason."
+    "Duplicate names, ambiguous numbers, numbers as names and anchors: file, line and reason."
     (tmp_path / "p.yaml").write_text(text)
     told = refusal(read_yaml, tmp_path / "p.yaml")
     assert [word for word in [str(tmp_path / "p.yaml"), *words] if word not in told] == [] and "\n" not in told
 
 
 def test_alias_bomb_is_refused_in_a_line(tmp_path, capsys):
-    "266 bytes that would become 254 MB of message."
+    "266 bytes that would expand to a message of 254 MB."
     levels = "".join(f"{name}: &{name} [{9 * f'*{inner},'}]\n" for inner, name in zip("abcdefg", "bcdefgh"))
     (tmp_path / "p.yaml").write_text(f"a: &a [{9 * 'x,'}]\n{levels}")
     assert main([str(tmp_path / "p.yaml"), str(tmp_path / "outputs")]) == 2
@@ -85,14 +85,14 @@ def test_alias_bomb_is_refused_in_a_line(tmp_path, capsys):
 
 
 def test_numbers_that_mean_what_they_show(tmp_path):
-    "Decimal numbers, with a sign or underscores, pass; so does a quoted one that begins with 0."
+    "Decimal numbers with a sign or underscores are accepted; so is a quoted one that begins with 0."
     (tmp_path / "p.yaml").write_text("a: -1\nb: 10_000\nc: '010'\nd: 010.5\ne: 1.0e-3\nf: 0\n")
     assert read_yaml(tmp_path / "p.yaml") == {"a": -1, "b": 10_000, "c": "010", "d": 10.5, "e": 1.0e-3, "f": 0}
 
 
 @pytest.mark.parametrize("value", [[[9 * [9 * [9 * [9 * ["x"]]]]]], "x" * 100_000, {"x" * 100_000: 1}, 10**4000])
 def test_message_about_a_large_value_is_short(value):
-    "A message shows the beginning of a value, and no more."
+    "A message shows only the beginning of a value."
     for values in (
         {"max_steps": value},
         {"variant": value},
@@ -121,7 +121,7 @@ def test_message_about_a_large_value_is_short(value):
     ],
 )
 def test_run_name_that_is_refused(name):
-    "Hidden folders, options, folders of all runs, and names that no file system takes."
+    "Hidden folders, options, folders of all runs, and names that no file system accepts."
     assert "run_name" in refusal(PretrainParams, run_name=name)
 
 
@@ -136,8 +136,8 @@ def test_other_names_that_are_refused(kind, name):
 
 @pytest.mark.parametrize("value", [2**32, 2**64 - 1, 2**64, -1, 10**30])
 @pytest.mark.parametrize("kind", [PretrainParams, AdaptParams, EmbeddingParams])
-def test_seed_that_some_generator_could_not_take(kind, value):
-    "32 bits are what all of them take."
+def test_seed_that_some_generator_does_not_accept(kind, value):
+    "All generators accept 32 bits."
     told = refusal(kind, seed=value)
     assert "seed" in told and "must" in told
 
@@ -159,12 +159,12 @@ def test_seed_that_some_generator_could_not_take(kind, value):
     ids=str,
 )
 def test_number_out_of_its_range(kind, values):
-    "Found among the brothers of the seed: each is refused by its name."
+    "Each is refused by its name."
     assert next(iter(values)) in refusal(kind.model_validate, values)
 
 
-def test_mistakes_of_every_kind_are_told_together():
-    "Unknown names, types and conflicts in one message; nothing that only follows from a mistake told already."
+def test_mistakes_of_every_kind_are_reported_together():
+    "Unknown names, types and conflicts in one message; nothing that only follows from another mistake."
     values = {
         "max_stepps": 1,
         "seed": "x",
@@ -186,8 +186,8 @@ def test_mistakes_of_every_kind_are_told_together():
     assert "multiple" not in told
 
 
-def test_value_that_is_no_plain_one_is_not_dropped():
-    "A NumPy number in the parameters cell is refused; it was left out, and the default taken."
+def test_value_that_is_not_plain_is_not_dropped():
+    "A NumPy integer in the parameters cell is refused, not replaced by the default."
     import numpy as np
 
     assert "`max_steps` must be a whole number" in refusal(from_notebook, PretrainParams, {"max_steps": np.int64(5)})
@@ -211,13 +211,13 @@ def test_value_that_is_no_plain_one_is_not_dropped():
     ],
     ids=str,
 )
-def test_the_form_that_papermill_reads_as_it_is_meant(values, form):
-    "The message gives the option and the words that work."
+def test_the_hint_for_papermill_works(values, form):
+    "The message gives an option that papermill reads as intended."
     assert form in refusal(PretrainParams.model_validate, values)
 
 
-def test_papermill_is_held_to_the_same_file(tmp_path):
-    "`papermill -f` reads the file itself, and forgives: the notebook reads it again, and stops in its second cell."
+def test_a_file_for_papermill_is_read_strictly_too(tmp_path):
+    "`papermill -f` itself accepts the file; the notebook reads it again, and stops in its second cell."
     (tmp_path / "p.yaml").write_text("max_steps: 2\nseed: 010\n")
     command = [sys.executable, "-m", "papermill", str(tiny.ROOT / "nbs/03_pretrain.ipynb"), str(tmp_path / "out.ipynb")]
     command += ["-f", "p.yaml", "--no-progress-bar"]
