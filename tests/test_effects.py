@@ -74,31 +74,6 @@ class Stage:
 STAGES: dict[str, Stage] = {}
 
 
-# The cells
-
-
-def cells_of(notebook: str) -> tuple[str, str]:
-    "Return the source of a runner's parameters cell, and of all other cells."
-    code = [cell for cell in read_json(tiny.ROOT / f"nbs/{notebook}.ipynb")["cells"] if cell["cell_type"] == "code"]
-    tagged = ["parameters" in cell["metadata"].get("tags", []) for cell in code]
-    texts = ["".join(cell["source"]) for cell in code]
-    return texts[tagged.index(True)], "\n".join(text for text, first in zip(texts, tagged) if not first)
-
-
-def parameters_of(notebook: str) -> dict[str, Any]:
-    "Return the names and values in a runner's parameters cell."
-    names: dict[str, Any] = {}
-    exec(cells_of(notebook)[0], {}, names)
-    return {name: value for name, value in names.items() if not name.startswith("_")}
-
-
-def run_cells(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    "Run a notebook as papermill does, in this process; return its names afterwards."
-    names = {**parameters_of(notebook), **values}  # What papermill's second cell does
-    exec(cells_of(notebook)[1], names)
-    return names
-
-
 class Bench:
     "Runs notebooks; the same values only once."
 
@@ -124,7 +99,7 @@ class Bench:
             wanted, before = nested(stage.base, stage.inside, values), set(outputs.iterdir())
             self.noted = {}
             try:
-                names = run_cells(stage.notebook or name, self.place(wanted))
+                names = tiny.run_notebook(stage.notebook or name, self.place(wanted), self.places["scripts"])
                 self.known[key] = stage.see(self, names, outputs)
             finally:
                 plt.close("all")
@@ -161,7 +136,7 @@ def nested(base: Mapping[str, Any], inside: tuple[str, ...], values: Mapping[str
 def names_of(label: str) -> list[str]:
     "Return the fields of a stage: those of the parameters cell, or of the nested mapping."
     stage = STAGES[label]
-    return list(stage.kind.model_fields) if stage.inside else list(parameters_of(stage.notebook or label))
+    return list(stage.kind.model_fields) if stage.inside else list(tiny.defaults_of(stage.notebook or label))
 
 
 # The test
@@ -600,7 +575,7 @@ def see_reproduction(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen
     jobs = bench.noted["run_job"]
     for job in jobs:
         label = job.notebook.removesuffix(".ipynb")
-        assert STAGES[label].kind.model_validate(job.parameters) and job.parameters.keys() <= {*parameters_of(label)}
+        assert STAGES[label].kind.model_validate(job.parameters) and job.parameters.keys() <= {*tiny.defaults_of(label)}
     stages = ("pretrain", "evaluate", "show")
     found = {stage: [[job.output, job.parameters] for job in jobs if job.stage == stage] for stage in stages}
     return found | {"at once": bench.noted["ThreadPoolExecutor"]}
@@ -936,7 +911,7 @@ def places(tmp_path_factory, stock) -> dict[str, Path]:
     for name, changes in {"a": {}, "b": {"global_batch_size": 8}}.items():
         values = {**TINY, "corpus": str(home / "corpus"), **changes}
         tiny.write(home / f"plans/{name}.yaml", yaml.safe_dump(values))
-    for name in ("outputs", "runs"):
+    for name in ("outputs", "runs", "scripts"):
         (home / name).mkdir()
     tiny.stock_checkpoint(home / "second", seed=1)
     make_runs(home / "runs", home / "unasked", home / "many", home / "sets1")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import yaml
 from pydantic import ValidationError
 
@@ -210,10 +211,7 @@ def test_papermill_fails_in_the_second_cell(tmp_path):
 
 def test_notebook_repeats_the_defaults():
     "The parameters cell of the runner sets every parameter, to the default of the library."
-    import papermill
-
-    found = papermill.inspect_notebook(str(ROOT / "nbs/03_pretrain.ipynb"))
-    values = {name: eval(facts["default"]) for name, facts in found.items()}
+    values = tiny.defaults_of("03_pretrain")
     assert values == vars(PretrainParams()) and values.keys() == PretrainParams.model_fields.keys()
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import papermill
 import pytest
+import tiny
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from langsamp.params import benchmark, evaluate
 from langsamp.params import pretrain as params
-from langsamp.params.base import from_notebook
 from langsamp.params.pretrain import PretrainParams
 from langsamp.params.yaml_reader import read_yaml
 
@@ -344,11 +344,10 @@ def test_there_are_workflows_for_tests_and_docs():
 
 
 def test_smoke_is_what_the_notebook_and_the_library_default_to():
-    cell = next(c for c in cells(ROOT / "nbs/03_pretrain.ipynb") if "parameters" in c["metadata"].get("tags", []))
-    names: dict = {}
-    exec("".join(cell["source"]), names)
     written = yaml.safe_load((ROOT / "params/smoke.yaml").read_text())
-    assert from_notebook(PretrainParams, names) == PretrainParams() == PretrainParams.model_validate(written)
+    assert (
+        PretrainParams(**tiny.defaults_of("03_pretrain")) == PretrainParams() == PretrainParams.model_validate(written)
+    )
 
 
 def test_baseline_differs_in_its_variant_only():

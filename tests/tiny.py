@@ -1,18 +1,27 @@
 "A made-up corpus in three scripts, tiny runs on it, and ways to start and compare them."
 
+import ast
 import json
 import multiprocessing
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from nbconvert.exporters import PythonExporter
+from nbformat import NotebookNode
+from papermill import inspect_notebook
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from transformers import AutoModelForMaskedLM, AutoTokenizer, XLMRobertaConfig
 
 from langsamp.core.files import sha256
@@ -26,6 +35,7 @@ from langsamp.training.loop import Data
 from langsamp.training.pretrain import main
 
 ALPHABETS = {"eng_Latn": "abcdefghijklmnop", "hin_Deva": "कखगघचछजझटठडढतथदध", "rus_Cyrl": "абвгдежзиклмнопр"}
+EXPORTER = PythonExporter()
 FORK = multiprocessing.get_context("forkserver")  # Processes that start in no time, with everything imported
 FORK.set_forkserver_preload(["langsamp.training.pretrain"])
 
@@ -202,6 +212,28 @@ def furthest(a: torch.nn.Module, b: torch.nn.Module) -> float:
 # Notebooks
 
 ROOT = Path(__file__).parents[1]
+
+
+@cache
+def notebook_node(notebook: str) -> NotebookNode:
+    "A runner such as `03_pretrain`, as papermill loads it."
+    return load_notebook_node(str(ROOT / f"nbs/{notebook}.ipynb"))
+
+
+def defaults_of(notebook: str) -> dict[str, Any]:
+    "The parameters of a runner and their defaults."
+    found = inspect_notebook(str(ROOT / f"nbs/{notebook}.ipynb"))
+    return {name: ast.literal_eval(facts["default"]) for name, facts in found.items()}
+
+
+def run_notebook(notebook: str, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run a runner in this process, as the script that nbconvert exports; its names afterwards.
+
+    A new kernel for each of hundreds of runs would take minutes, and would not see what a test replaces.
+    """
+    node = parameterize_notebook(notebook_node(notebook), values)
+    (script := folder / f"{Path(notebook).name}.py").write_text(EXPORTER.from_notebook_node(node)[0], encoding="utf-8")
+    return runpy.run_path(str(script))
 
 
 def papermill(notebook: str, output: Path, outputs: Path, *options: str) -> str:
