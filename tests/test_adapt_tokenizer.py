@@ -1,4 +1,4 @@
-"What was covered is cut as before, what was not can be spelled, and every id finds its way back."
+"Covered text is tokenized as before, other text becomes encodable, and every id maps back."
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def sources(corpus):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    "A Unigram tokenizer that has seen Latin letters only."
+    "A Unigram tokenizer trained on Latin letters only."
     home = tmp_path_factory.mktemp("base")
     (home / "eng_Latn.txt").write_text("\n".join(LATIN))
     return trained_tokenizer({"eng_Latn": [Source("eng_Latn", home / "eng_Latn.txt", "train")]}, "latin", home, 300)
@@ -42,7 +42,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wordpiece(tmp_path_factory) -> Path:
-    "A BERT-like tokenizer that has seen Latin letters only."
+    "A BERT-like tokenizer trained on Latin letters only."
     home = tmp_path_factory.mktemp("wordpiece")
     fast = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     fast.normalizer, fast.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -176,7 +176,7 @@ def test_dropping_rare_pieces_makes_nothing_unknown(kind, least, request, source
 
 
 def test_pruning_does_not_change_text_of_kept_tokens(base):
-    "The claim for any set of pieces, not only for those that a corpus leaves."
+    "For any set of tokens, not only for those that a corpus uses."
     content, encoder, random = (
         read_tokenizer_file(base, "Unigram"),
         CorpusTokenizer(base).fast,
@@ -233,7 +233,7 @@ def test_unsupported_tokenizer_types_are_named(tmp_path, sources, base):
     folder = pretrained_tokenizer(str(tmp_path / "bpe"), tmp_path)
     with pytest.raises(UserError, match="BPE tokenizer"):
         fit_vocabulary(sources, folder, min_count=1)
-    with pytest.raises(UserError, match="BPE pieces cannot become Unigram pieces"):
+    with pytest.raises(UserError, match="cannot map a BPE tokenizer to a Unigram one"):
         old_ids(read_json(base / "tokenizer.json"), read_json(folder / "tokenizer.json"))
 
 

@@ -362,7 +362,9 @@ def test_killed_worker_is_noticed(large, tmp_path):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    with pytest.raises(UserError, match="was killed, perhaps because memory ran out; the same command keeps"):
+    with pytest.raises(
+        UserError, match="was killed, perhaps for lack of memory; run the same command again, which keeps"
+    ):
         write_shards(sources, tokenizer, tmp_path, 2)
     killer.join()
     write_shards(sources, tokenizer, tmp_path, 1)

@@ -1,4 +1,4 @@
-"Corpora that others made: what is read, joined, left out, and how that is said; and nothing half written stays."
+"Unusual corpora: what is read, merged, left out and reported; and leftovers of killed processes are removed."
 
 import gc
 import json
@@ -57,7 +57,7 @@ def scraps(folder: Path) -> list[str]:
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    "Also where the next one has another name, as with a tokenizer of other text."
+    "Also if the next folder has another name, as for a tokenizer of other text."
     for death in DEATHS:
         done = subprocess.run([sys.executable, "-c", KILLED.format(death), tmp_path])
         assert done.returncode == -signal.SIGKILL
@@ -78,7 +78,7 @@ def test_files_still_being_written_are_kept(tmp_path):
 
 
 def test_a_run_with_all_data_prepared_removes_leftovers(outputs, corpus):
-    "Tokenizers, shards and corpora are swept where all text is prepared already."
+    "Leftovers among tokenizers, shards and corpora are removed even if all text is prepared."
     p = tiny.params_of(corpus)
     prepare(p, outputs)
     for place in ("data/tokenizers", "data/shards", "corpora"):
@@ -91,7 +91,7 @@ def test_a_run_with_all_data_prepared_removes_leftovers(outputs, corpus):
 
 
 def folder_of(folder: Path, **files: str) -> Path:
-    "A corpus folder; `__` in a name stands for `/`."
+    "Write a corpus folder; `__` in a name means `/`."
     for name, text in files.items():
         tiny.write(folder / f"{name.replace('__', '/')}.txt", text)
     return folder
@@ -106,7 +106,7 @@ FOREIGN = ["test", "Validation", "dev", "validation/old", "train/part", "TRAIN",
 
 @pytest.mark.parametrize("other", FOREIGN)
 def test_only_the_documented_layout_is_read(tmp_path, other):
-    "Anything else is a warning, with the folder that was meant; nothing in it is trained on."
+    "Other folders cause a warning with a suggestion, and are not used."
     folder_of(tmp_path, train__eng_Latn="one\n", validation__eng_Latn="two\n", rus_Cyrl="один\n")
     tiny.write(tmp_path / other / "eng_Latn.txt", "a test sentence\n")
     tiny.write(tmp_path / other / "fra_Latn.txt", "une phrase\n")
@@ -125,22 +125,22 @@ def test_corpus_with_only_unexpected_subfolders(tmp_path):
 
 
 def test_two_names_of_one_language_script_are_merged_with_a_notice(tmp_path):
-    "As in a dataset; the note is no reason to stop."
+    "As in a dataset; the notice never stops a run."
     for half in ("", "train/"):
         tiny.write(tmp_path / f"{half}zho_Hans.txt", f"简体{half}\n")
         tiny.write(tmp_path / f"{half}zho_Hant.txt.gz", "")
         tiny.write(tmp_path / f"{half}zho_Hani.txt", f"漢字{half}\n")
     sources, notes = find_sources(tmp_path)
     assert read(sources) == {"zho_Hani": ["漢字", "简体"]}, "text was lost"
-    assert len(notes) == 1 and "zho_Hani and zho_Hans and zho_Hant are one language-script" in notes[0]
+    assert len(notes) == 1 and "zho_Hani and zho_Hans and zho_Hant are the same language-script" in notes[0]
     assert open_corpus(str(tmp_path), stop=True)[0] == sources
 
 
 def test_duplicate_name_is_an_error(tmp_path):
-    "A file and its packed copy are one text, and which is the newer nobody knows."
+    "A file and its compressed copy are ambiguous."
     for name in ("eng_Latn.txt", "eng_Latn.txt.gz"):
         tiny.write(tmp_path / name, "one\n")
-    with pytest.raises(UserError, match="are both eng_Latn: join them into one file, or remove one"):
+    with pytest.raises(UserError, match="are both eng_Latn: merge them into one file, or remove one"):
         find_sources(tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_duplicate_name_is_an_error(tmp_path):
 
 @pytest.fixture
 def noisy(corpus, tmp_path) -> Path:
-    "A good corpus, and beside it what people take for one: four warnings."
+    "A corpus with four unexpected files and folders: four warnings."
     folder = tiny.write_corpus(tmp_path / "noisy")
     for name in ("de_Latn", "DEU_Latn", "de-DE"):
         tiny.write(folder / "train" / f"{name}.txt", "Alle Menschen sind frei geboren.\n")
@@ -162,7 +162,7 @@ LOST = ["de_Latn.txt", "DEU_Latn.txt", "de-DE.txt", "deu_Latn.txt: not read"]
 
 
 def test_command_line_reports_what_is_left_out(noisy, tmp_path, capfd):
-    "At the start and in the result; and which languages no validation loss tells of."
+    "At the start and in the result; including languages without validation text."
     p = tiny.params_of(noisy, run_name="run", max_steps=2, warmup_steps=0, save_steps=2)
     assert main([str(tiny.write_params(tmp_path / "p.yaml", p)), str(tmp_path)]) == 0
     before, begun, after = capfd.readouterr().out.partition("step      1")
@@ -201,7 +201,7 @@ def test_skipped_lines_stop_a_later_strict_run(tmp_path):
         file.write(b"caf\xe9\n\nna\xefve\n")
     prepare(tiny.params_of(folder), tmp_path)
     for again in (lambda p: prepare(p, tmp_path), lambda p: run_shard_task(p, tmp_path, 0, 1)):
-        with pytest.raises(UserError, match=r"eng_Latn.txt:61: not UTF-8 \(2 such lines\); mend the line, or set"):
+        with pytest.raises(UserError, match=r"eng_Latn.txt:61: not UTF-8 \(2 such lines\); fix the line, or set"):
             again(tiny.params_of(folder, on_bad_line="stop"))
     assert prepare(tiny.params_of(folder), tmp_path).report["filter_reports"][0]["dropped"] == {
         "not UTF-8": 2,
@@ -210,14 +210,14 @@ def test_skipped_lines_stop_a_later_strict_run(tmp_path):
 
 
 def test_dropped_lines_of_a_written_corpus_are_reported_again(tmp_path):
-    "Bad lines and foreign files of its sources; what a rule left out is no fault."
+    "Bad lines and unexpected files of its sources; lines dropped by a rule are no problem."
     folder = folder_of(tmp_path / "corpus", eng_Latn="one\none\nтри\nfour\n", rus_Cyrl="один\n", readme="")
     sources, warnings = find_sources(folder)
     rule = [lambda code, split, text: "evaluation text" * (text == "four")]
     write_corpus(sources, tmp_path / "corpora/made", rule, warnings=warnings)
     for name in ("made", str(tmp_path / "corpora/made")):
         found, (one, two) = find_corpus(name, outputs=tmp_path)
-        assert "when corpus made was made: " in one and "readme.txt" in one
+        assert "when corpus made was created: " in one and "readme.txt" in one
         assert two.endswith("eng_Latn.txt:3: another script") and list(found) == ["eng_Latn", "rus_Cyrl"]
         with pytest.raises(UserError, match="readme.txt"):
             open_corpus(name, outputs=tmp_path, stop=True)
@@ -229,7 +229,7 @@ def test_dropped_lines_of_a_written_corpus_are_reported_again(tmp_path):
 
 
 def test_full_temporary_folder():
-    seen = Deduplicator(room=0)
+    seen = Deduplicator(in_memory=0)
     seen.table.execute("PRAGMA max_page_count = 3")
     with pytest.raises(UserError, match="set SQLITE_TMPDIR"):
         for number in range(2000):
@@ -240,11 +240,11 @@ def test_full_temporary_folder():
 
 
 ROWS = {  # What stands beside two good rows in lines of JSON -> the line and why
-    "a number": (b'{"text": 7}', "`text` holds int"),
-    "zero": (b'{"text": 0}', "`text` holds int"),
-    "false": (b'{"text": false}', "`text` holds bool"),
-    "an empty list": (b'{"text": []}', "`text` holds list"),
-    "a list": (b'{"text": ["one"]}', "`text` holds list"),
+    "a number": (b'{"text": 7}', "`text` is int"),
+    "zero": (b'{"text": 0}', "`text` is int"),
+    "false": (b'{"text": false}', "`text` is bool"),
+    "an empty list": (b'{"text": []}', "`text` is list"),
+    "a list": (b'{"text": ["one"]}', "`text` is list"),
     "broken JSON": (b'{"text": ', "Expecting value"),
     "a row of another kind": (b'["one"]', "list"),
     "no JSON": (b"\0\1\2", "Expecting value"),
@@ -254,7 +254,7 @@ ROWS = {  # What stands beside two good rows in lines of JSON -> the line and wh
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 @pytest.mark.parametrize("name", ROWS)
 def test_row_without_text_is_counted_and_skipped(tmp_path, monkeypatch, name, first):
-    "With its place, also where it is the first; under `stop` it ends the run, whoever copied the dataset before."
+    "With its place, also for the first row; with `stop` it is an error, even if the dataset was copied before."
     monkeypatch.setenv("LANGSAMP_CACHE", str(tmp_path / "cache"))
     row, why = ROWS[name]
     good = [b'{"text": "benn"}', b'{"text": "two"}', b'{"text": null}']
@@ -269,7 +269,7 @@ def test_row_without_text_is_counted_and_skipped(tmp_path, monkeypatch, name, fi
         assert "(2 such lines)" in warning
     with pytest.raises(UserError, match="row without text"):
         open_corpus(f"hub:{tmp_path}/glot", outputs=tmp_path, stop=True)
-    with pytest.raises(UserError, match="row without text; mend the line, or set"):
+    with pytest.raises(UserError, match="row without text; fix the line, or set"):
         list(clean_lines(sources["wol_Latn"], FilterReport("wol_Latn"), stop=True))
 
 
@@ -284,7 +284,7 @@ def test_invalid_utf8_drops_only_its_row(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 3, 6])
 def test_rows_without_text_are_counted_once(tmp_path, cut):
-    "A copy that broke off goes on after its last part, and its books are those of an undisturbed one."
+    "An interrupted copy continues after its last part, with the counts of an uninterrupted one."
     rows = [{"text": 1 if n % 3 else "benn"} for n in range(30)]
     tiny.write(tmp_path / "glot/wol_Latn/a.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
     _, whole = hub_sources(str(tmp_path / "glot"), [], tmp_path / "whole", 4)
@@ -303,7 +303,7 @@ WITHDRAWN = {"iw": "heb", "in": "ind", "ji": "yid", "jw": "jav", "mo": "ron", "s
 
 @pytest.mark.parametrize("old", WITHDRAWN)
 def test_withdrawn_code_suggests_its_language(old):
-    "They are still in old files; the name of a file and a code asked for are answered alike."
+    "File names and requested codes get the same suggestion."
     with pytest.raises(UserError, match=f"did you mean `{WITHDRAWN[old]}_Latn`"):
         parse_code(f"{old}_Latn")
     with pytest.raises(UserError, match=f"the script is missing; write `{WITHDRAWN[old]}_`"):
@@ -323,7 +323,7 @@ def test_every_alias_resolves_to_a_code():
 
 @contextmanager
 def at_most(files: int) -> Iterator[None]:
-    "So many open files more than there are now."
+    "Limit the process to the given number of additional open files."
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + files, hard))
     try:
@@ -339,7 +339,7 @@ def codes(count: int) -> list[str]:
 
 
 def test_open_files_do_not_grow_with_written_languages(corpus, tmp_path):
-    "Alphabet, corpus, audit and shards of 40 languages, and a dataset of 20, where twelve files more may be open."
+    "Characters, corpus, audit and shards of 40 languages, and a dataset of 20, with at most twelve more open files."
     names = codes(40)
     folder = folder_of(tmp_path / "many", **{f"train__{c}": f"abc {c}\nabc def\n" for c in names})
     for code in names[:20]:
@@ -363,7 +363,7 @@ def test_open_files_do_not_grow_with_written_languages(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_notebooks_report_what_is_left_out(noisy, tmp_path):
-    "Where a corpus is made of the folder, and in each run on that corpus; at the start and in the summary."
+    "When a corpus is made from the folder, and in each run on it; at the start and in the summary."
     asked = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": []}
     params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(asked))
     said = tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
@@ -373,7 +373,7 @@ def test_notebooks_report_what_is_left_out(noisy, tmp_path):
     said = tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "run.ipynb", tmp_path, "-f", str(params))
     cells = json.loads((tmp_path / "run.ipynb").read_text(encoding="utf-8"))["cells"]
     (result,) = [str(cell["outputs"]) for cell in cells if "\npretrain(params" in "\n" + "".join(cell["source"])]
-    for part in ["when corpus made was made: ", *LOST, "1 of 3 language-scripts have no held-out text"]:
+    for part in ["when corpus made was created: ", *LOST, "1 of 3 language-scripts have no held-out text"]:
         assert part in said, f"not said at the start: {part}"
         assert part in result, f"not said in the summary: {part}"
 
@@ -393,7 +393,7 @@ EMPTY = {
 @pytest.mark.parametrize("packing", ["sentences", "stream"])
 @pytest.mark.parametrize("kind", EMPTY)
 def test_corpus_without_training_lines(tmp_path, outputs, stock, kind, packing):
-    "It was the model that was blamed: `XLMRobertaForMaskedLM does not run on input_ids and attention_mask alone`."
+    "The error names the corpus, not the model."
     files, said = EMPTY[kind]
     folder_of(tmp_path, **files)
     p = tiny.params_of(
@@ -407,7 +407,7 @@ def test_corpus_without_training_lines(tmp_path, outputs, stock, kind, packing):
 
 @pytest.mark.parametrize("name", ["fra_Latn.TXT", "fr_Latn.txt", "FRA_Latn.txt"])
 def test_error_names_the_unreadable_file_of_a_wanted_language(tmp_path, name):
-    "And no other language that happens to look alike."
+    "And suggests no other language with a similar code."
     folder_of(tmp_path, ita_Latn="una frase\n")
     tiny.write(tmp_path / name, "une phrase\n")
     with pytest.raises(UserError, match="for fra_Latn; ") as error:

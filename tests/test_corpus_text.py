@@ -1,4 +1,4 @@
-"Whatever a corpus holds is counted, placed and explained; a user never meets a traceback."
+"Every dropped line of a corpus is counted and reported with its place; there is never a traceback."
 
 import gzip
 import lzma
@@ -59,7 +59,7 @@ def source(folder: Path, content: bytes, name: str = "eng_Latn.txt") -> Source:
 
 
 def clean(file: Source, stop: bool = False) -> tuple[list[str], FilterReport]:
-    "The kept texts of a file, and a filter_report that adds up."
+    "The kept texts of a file, and a filter report that adds up."
     filter_report = FilterReport(file.code)
     texts = [text for _, text in clean_lines([file], filter_report, stop)]
     assert filter_report.lines == len(texts) + sum(filter_report.dropped.values()) and filter_report.kept[
@@ -70,7 +70,7 @@ def clean(file: Source, stop: bool = False) -> tuple[list[str], FilterReport]:
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_bad_line(tmp_path, name):
-    "Each kind of bad line is dropped for its reason, with file and line; good lines around it are kept."
+    "Each kind of bad line is dropped and reported with file and line; other lines are kept."
     content, kept, dropped, where = CORPORA[name]
     file = source(tmp_path, content)
     texts, filter_report = clean(file)
@@ -80,13 +80,13 @@ def test_bad_line(tmp_path, name):
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_on_bad_line_stop(tmp_path, name):
-    "Under `stop` the first bad line ends the run with the mend; blanks and duplicates never do."
+    "With `stop` the first bad line is an error with a hint; blank and duplicate lines never are."
     content, kept, dropped, where = CORPORA[name]
     file = source(tmp_path, content)
     if set(dropped) <= {"blank", "duplicate"}:
         assert clean(file, stop=True)[0] == kept
         return
-    with pytest.raises(UserError, match="mend the line, or set on_bad_line to skip") as error:
+    with pytest.raises(UserError, match="fix the line, or set on_bad_line to skip") as error:
         clean(file, stop=True)
     assert str(error.value).startswith(f"{file.path}:{where}: ")
 
@@ -112,7 +112,7 @@ NOTICED = [(s, h) for s in PACKERS for h in HARM if (s, h) != (".zst", "overwrit
 
 @pytest.mark.parametrize(("suffix", "how"), NOTICED)
 def test_broken_archive(tmp_path, suffix, how):
-    "Lines up to the break are kept, the break is counted and placed; under `stop` it ends the run."
+    "Lines up to the break are kept, the break is counted and located; with `stop` it is an error."
     file = source(tmp_path, HARM[how](PACKERS[suffix](LINES)), f"eng_Latn.txt{suffix}")
     texts, filter_report = clean(file)
     if how in ("cut by a byte", "garbage after it") and not filter_report.dropped:
@@ -129,7 +129,7 @@ def test_broken_archive(tmp_path, suffix, how):
 
 @pytest.mark.parametrize("suffix", PACKERS)
 def test_compressed_files(tmp_path, suffix):
-    "Each kind of compression gives the text back."
+    "Every compression format is read."
     assert (
         clean(source(tmp_path, PACKERS[suffix](LINES), f"eng_Latn.txt{suffix}"))[0] == LINES.decode().split("\n")[:-1]
     )
@@ -151,7 +151,7 @@ def test_compressed_files(tmp_path, suffix):
     ],
 )
 def test_file_name_without_a_code(tmp_path, name, word):
-    "Such a file is named in a warning and left out; the others are used."
+    "Such a file causes a warning and is left out; the others are used."
     (tmp_path / "rus_Cyrl.txt").write_text("один\n")
     (tmp_path / name).write_text("one\n")
     sources, (warning,) = find_sources(tmp_path)
@@ -160,10 +160,10 @@ def test_file_name_without_a_code(tmp_path, name, word):
 
 @pytest.mark.parametrize("half", ["", "train/"])
 def test_two_files_for_one_code(tmp_path, half):
-    "Which of them is meant is not guessed."
+    "Ambiguity is an error."
     for name in ("eng_Latn.txt", "eng_Latn.txt.gz"):
         tiny.write(tmp_path / f"{half}{name}", "one\n")
-    with pytest.raises(UserError, match="are both eng_Latn: join them"):
+    with pytest.raises(UserError, match="are both eng_Latn: merge them"):
         find_sources(tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_missing_files(tmp_path, languages, word):
 
 
 def test_file_without_permission(tmp_path, monkeypatch):
-    "A file that may not be read is named in a warning and left out."
+    "An unreadable file is reported and left out."
     for name in ("eng_Latn.txt", "rus_Cyrl.txt"):
         (tmp_path / name).write_text("one\n")
     if os.geteuid():
@@ -184,7 +184,7 @@ def test_file_without_permission(tmp_path, monkeypatch):
     else:  # Root may read everything
         monkeypatch.setattr(os, "access", lambda path, _: path.name != "rus_Cyrl.txt")
     sources, (warning,) = find_sources(tmp_path)
-    assert list(sources) == ["eng_Latn"] and "rus_Cyrl.txt: may not be read" in warning
+    assert list(sources) == ["eng_Latn"] and "rus_Cyrl.txt: not readable" in warning
 
 
 # From text to blocks
@@ -192,12 +192,12 @@ def test_file_without_permission(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tokenizer(corpus, tmp_path_factory) -> Path:
-    "A tokenizer of 300 pieces."
+    "A tokenizer with a vocabulary of 300."
     return trained_tokenizer(find_sources(corpus)[0], "0", tmp_path_factory.mktemp("tokenizer"), 300)
 
 
 def test_the_same_text_gives_the_same_tokenizer(corpus, tokenizer, tmp_path):
-    "Byte for byte, in any process: else a run could not go on where its prepared text was made anew."
+    "Byte for byte, in any process; otherwise a run could not resume after its text was prepared again."
     code = f"""
 from pathlib import Path
 from langsamp.corpora.text import find_sources
@@ -210,7 +210,7 @@ trained_tokenizer(find_sources({str(corpus)!r})[0], "0", Path({str(tmp_path)!r})
 
 
 def test_no_token_is_lost(corpus, tokenizer, tmp_path):
-    "Lines = kept + dropped; the tokens of the kept lines are those of the blocks, in order."
+    "Lines = kept + dropped; the tokens of the kept lines are those of the sequences, in order."
     sources, _ = find_sources(corpus)
     shards = [write_shard(code, files, tokenizer, tmp_path) for code, files in sources.items()]
     facts, report = read_manifest(tokenizer), corpus_report(shards)
@@ -226,7 +226,7 @@ def test_no_token_is_lost(corpus, tokenizer, tmp_path):
 
 
 def test_three_lines_are_one_sequence(tokenizer, tmp_path):
-    "A file of three lines is not rounded away: it gives a padded block with all its tokens."
+    "A file of three lines gives a padded sequence with all its tokens."
     shard = write_shard("eng_Latn", [source(tmp_path, b"abc def\nabc\ndef abc\n")], tokenizer, tmp_path)
     blocks = TokenDataset([shard], "train", 256, pad=1)
     assert len(blocks) == 1
@@ -246,7 +246,7 @@ def test_specials_in_the_text_are_text(tokenizer, tmp_path):
 
 
 def test_every_dropped_line_has_a_location(tokenizer, tmp_path):
-    "The table of dropped lines says for each reason where it occurred first."
+    "The table of dropped lines has the first places of each reason."
     content = gzip.compress(b"one\n\none\n\xff\n\0\n" + "один\n".encode() + LINES)[:-3000]
     shard = write_shard("eng_Latn", [source(tmp_path, content, "eng_Latn.txt.gz")], tokenizer, tmp_path)
     table = drop_table(corpus_report([shard]))
@@ -255,7 +255,7 @@ def test_every_dropped_line_has_a_location(tokenizer, tmp_path):
 
 
 def random_corpus(folder: Path, seed: int) -> Path:
-    "Files of random bytes, of random pieces of good and bad text, or of nothing, under good names and bad ones."
+    "Files of random bytes, random good and bad text, or empty ones, with valid and invalid names."
     random = np.random.default_rng(seed)
     pieces = [b"\n", b" ", b"\r\n", b"\0", b"\xff", "\u2028".encode(), b"<mask>", b"abc", "где".encode(), b"\xe0\xa4"]
     names = [
@@ -278,7 +278,7 @@ def random_corpus(folder: Path, seed: int) -> Path:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_bytes(tmp_path, seed):
-    "Noise as a corpus: prepared with a filter_report that adds up, or refused with a `UserError`; nothing else."
+    "Random files as a corpus: prepared with a filter report that adds up, or a `UserError`."
     params = tiny.params_of(random_corpus(tmp_path / "noise", seed), on_bad_line=["skip", "stop"][seed % 2])
     try:
         report = prepare(params, tmp_path).report
@@ -299,7 +299,7 @@ def test_run_on_a_tiny_corpus(tmp_path, capsys, content):
 
 
 def peak(folder: Path, tokenizer: Path, lines: int) -> int:
-    "Bytes by which writing a shard of so many lines lets a process grow."
+    "Memory growth of a process that writes a shard of the given number of lines."
     with open(folder / "eng_Latn.txt", "w", encoding="utf-8") as file:
         for number in range(lines):
             file.write(f"line {number} of a text that is as long as it is dull, {number * 7919} times\n")

@@ -114,8 +114,8 @@ def test_temporary_folder_that_is_a_glob_pattern(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"wol_Latn/a.csv": "text\nbenn\n"}, "wol_Latn: a.csv: not read, for rows are read from"),
-        ({"wol_Latn/test/a.jsonl": jsonl("benn")}, "wol_Latn: there is only test, and rows are read from the split"),
+        ({"wol_Latn/a.csv": "text\nbenn\n"}, "wol_Latn: a.csv: not read; rows are read only from"),
+        ({"wol_Latn/test/a.jsonl": jsonl("benn")}, "wol_Latn: there is only test; rows are read only from the split"),
         ({"wol_Latn/notes.jsonl": jsonl("a"), "wol_Latn/test.jsonl": jsonl("b")}, "wol_Latn: notes.jsonl: not read"),
         ({"wol_Latn/a.jsonl": ""}, "has no rows for wol_Latn"),
         ({"wol_Latn/.hidden": ""}, "has no file for wol_Latn"),
@@ -149,7 +149,7 @@ def test_configs_of_one_language_script_are_merged_with_a_notice(tmp_path):
         write(tmp_path / f"glot/{name}/a.jsonl", jsonl(name))
     found, (warning,) = read_hub(tmp_path / "glot", tmp_path / "home")
     assert found == {"zho_Hani": ["zho_Hans", "zho_Hant"]}
-    assert "zho_Hans and zho_Hant are one language-script here, zho_Hani; their text is joined" in warning
+    assert "zho_Hans and zho_Hant are the same language-script, zho_Hani; their text is merged" in warning
 
 
 @pytest.mark.parametrize("name", [*ODD_NAMES, "a**b"])
@@ -231,7 +231,7 @@ def test_ranges_and_empty_nodes_do_not_end_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("x\ttwo\t_\tNOUN", "`x` in the first column is no number, range or empty node"),
+        ("x\ttwo\t_\tNOUN", "`x` in the first column is not a number, range or empty node"),
         ("_\ttwo\t_\tNOUN", "`_` in the first column"),
         ("\ttwo\t_\tNOUN", "`` in the first column"),
         ("2 two _ NOUN", "`2 two _ NOUN` in the first column"),
@@ -265,7 +265,7 @@ def test_word_numbers_starting_at_zero_are_rejected(tmp_path):
 def test_many_bad_lines_are_counted(tmp_path):
     text = "".join(f"x\t{i}\t_\tNOUN\n\n" for i in range(30))
     found, warnings = sentences_of(tmp_path, text)
-    assert found == [] and len(warnings) == 6 and "30 times something is left out" in warnings[-1]
+    assert found == [] and len(warnings) == 6 and "30 lines were left out" in warnings[-1]
 
 
 def test_words_stay_in_their_sentence(tmp_path):
@@ -331,7 +331,7 @@ ROWS = [b"index_id\tcategory\ttext", b"1\tsports\tOne", b"2\tsports\tTwo", b"3\t
         (b"9\tsports", "3: not 3 columns between tabs"),
         (b"9\tsports\tNine\tten", "3: not 3 columns between tabs"),
         (b"9\tsports\tN\xffne", "3: not UTF-8"),
-        (b'9\tsports\t"Ni"ne"', "3: no row of a table"),
+        (b'9\tsports\t"Ni"ne"', "3: not a table row"),
         (b'9\tsports\t"Nine\n\xff"', "4: not UTF-8"),
     ],
 )
@@ -353,7 +353,7 @@ def test_unclosed_quotation_keeps_earlier_rows(tmp_path):
     found = tsv_rows(path, bad=(bad := BadLines(path)))
     assert [row["text"] for row in found] == ["One"]
     (warning,) = bad.warnings()
-    assert warning.startswith(f"{path}:3: no row of a table (") and warning.endswith("left out up to line 5")
+    assert warning.startswith(f"{path}:3: not a table row (") and warning.endswith("left out up to line 5")
 
 
 def test_invalid_utf8_in_tatoeba_drops_its_pair(tmp_path):
@@ -382,13 +382,13 @@ def test_unreadable_taxi1500_verse_is_dropped(tmp_path):
     (english,), warnings = load_labelled("taxi1500", tmp_path)
     assert english.splits["test"] == LabelledTexts(["The book", "Juda"], ["Faith", "Sin"])
     assert any("eng_test.tsv:2: not verse, label and text" in warning for warning in warnings)
-    assert any("eng_test.tsv:3: `Mat 1` is no verse" in warning for warning in warnings)
+    assert any("eng_test.tsv:3: `Mat 1` is not a verse number" in warning for warning in warnings)
 
 
 def test_dropped_lines_of_a_text_folder_are_reported(tmp_path):
     write(tmp_path / "own/wol_Latn.txt", "Dem na.\n" + "".join(f"Привет {i}\n" for i in range(9)))
     (part,), warnings = evaluation_sentences(f"folder:{tmp_path / 'own'}")
-    assert part.sentences == ["Dem na."] and "wol_Latn: 9 lines in all are left out: another script" in warnings
+    assert part.sentences == ["Dem na."] and "wol_Latn: 9 lines in total are left out: another script" in warnings
 
 
 def test_two_spellings_of_a_script_are_merged_with_a_notice(tmp_path):
@@ -400,7 +400,7 @@ def test_two_spellings_of_a_script_are_merged_with_a_notice(tmp_path):
     assert (part.code, part.sentences) == ("zho_Hani", ["走", "來"])
     found, (other,) = read_hub(tmp_path / "glot", tmp_path / "home")
     assert found == {"zho_Hani": ["走", "來"]}
-    assert all("zho_Hans and zho_Hant" in said and "joined" in said for said in (warning, other))
+    assert all("zho_Hans and zho_Hant" in said and "merged" in said for said in (warning, other))
 
 
 # Bibles
@@ -436,7 +436,7 @@ def test_numbered_bible_beside_vref(tmp_path, vref):
     found, (warning,) = read_bible(tmp_path, [*lines[:3], "and more", *lines[3:]], vref)
     assert found == dict(zip(IDS, VERSES))
     assert warning.endswith(
-        "eng-a.txt:4: `and more` is no verse; write it as `40001001` or `MAT 1:1`; the line is left out"
+        "eng-a.txt:4: `and more` is not a verse number; write it as `40001001` or `MAT 1:1`; the line is left out"
     )
 
 
@@ -475,7 +475,7 @@ def test_pairs_need_letters(tmp_path):
 
 def test_bad_vref_is_reported_with_its_line(tmp_path):
     found, (warning,) = read_bible(tmp_path, VERSES, VREF.replace("MAT 1:3", "Mat 1,3"))
-    assert found == {} and warning.startswith(str(tmp_path / "bible/vref.txt:3: `Mat 1,3` is no verse"))
+    assert found == {} and warning.startswith(str(tmp_path / "bible/vref.txt:3: `Mat 1,3` is not a verse number"))
     assert read_bible(tmp_path, VERSES) == (dict(zip(IDS, VERSES)), []), "the mended list is not read"
 
 
@@ -547,7 +547,7 @@ def test_unreadable_tatoeba_config_is_dropped(tmp_path, monkeypatch, no_folder):
     (bitext,), warnings = load_bitexts("tatoeba")
     assert (bitext.name, bitext.target_texts) == ("deu", ["Ja."])
     for part in (
-        "fra-eng, on the Hugging Face hub cannot be read",
+        "fra-eng, on the Hugging Face Hub cannot be read",
         "nld-eng: no column `sentence2`",
         "swe has no sentence",
         "deu has 1 lines",
@@ -566,13 +566,13 @@ def test_unreadable_sib200_config_is_dropped(tmp_path, monkeypatch, no_folder):
     monkeypatch.setitem(HOMES, "sib200-parallel", home)
     monkeypatch.setitem(SETS, "sib200", replace(SETS["sib200"], dataset=home))
     (bitext,), warnings = load_bitexts("sib200-parallel")
-    assert bitext.name == "deu_Latn" and len(warnings) == 1 and "fra_Latn, on the Hugging Face hub" in warnings[0]
+    assert bitext.name == "deu_Latn" and len(warnings) == 1 and "fra_Latn, on the Hugging Face Hub" in warnings[0]
     sets, warnings = load_labelled("sib200")
     assert [one.name for one in sets] == [
         "deu_Latn",
         "eng_Latn",
     ] and "deu_Latn test: left out, no text: 1" in warnings
-    assert any("fra_Latn, on the Hugging Face hub cannot be read" in warning for warning in warnings)
+    assert any("fra_Latn, on the Hugging Face Hub cannot be read" in warning for warning in warnings)
 
 
 # Through the public command
@@ -592,7 +592,11 @@ def test_evaluation_reports_dropped_examples(tmp_path, unbroken, outputs):
     tasks = ["sib200", "tatoeba", "bible"]
     p = EvaluationParams(encoder=unbroken.name, tasks=tasks, data_dir=str(tmp_path), seeds=1)
     table, warnings = evaluate(p, outputs)
-    for part in ("test.tsv:8: not 3 columns", "deu-eng.deu:2: not UTF-8", "eng_Latn.txt:2: `Amen` is no verse"):
+    for part in (
+        "test.tsv:8: not 3 columns",
+        "deu-eng.deu:2: not UTF-8",
+        "eng_Latn.txt:2: `Amen` is not a verse number",
+    ):
         assert sum(part in warning for warning in warnings) == 1, warnings
     assert set(table.task) == set(tasks) and set(table[table.task == "tatoeba"]["items"]) == {2}
 

@@ -1,4 +1,4 @@
-"Evaluation text in a training corpus is found at its place, whatever its spelling; what is merely alike is not."
+"Decontamination finds evaluation text in any spelling and at its place, and nothing that is only similar."
 
 import json
 import os
@@ -34,7 +34,7 @@ LONG = "The old ferry crosses the wide river twice a day, except on Sundays and 
 
 
 def sentence(code: str, words: int, seed: int) -> str:
-    "A made-up sentence of so many words; characters without blanks where the script has none."
+    "An artificial sentence of a given number of words, without spaces if the script has none."
     draw, script = random.Random(f"{code} {seed}"), code.rpartition("_")[2]
     units = ["".join(draw.choices(LETTERS[script], k=5)) for _ in range(words)]
     return ngram_units(script)[0].join(units) + "."
@@ -56,7 +56,7 @@ def part(code: str, *sentences: str, name: str = "") -> EvaluationText:
 
 
 def kinds(evaluation: str, training: str, code: str = "eng_Latn", **options) -> list[str]:
-    "How an evaluation sentence is in a training line of the same language."
+    "The kind of match of an evaluation sentence in a training line of the same language."
     return [hit.kind for hit in find_matches(build_detector([part(code, evaluation)], **options), code, [training])]
 
 
@@ -76,7 +76,7 @@ def kinds(evaluation: str, training: str, code: str = "eng_Latn", **options) -> 
     ],
 )
 def test_spelling_variants_match(spelling):
-    "Case, punctuation, blanks, soft hyphens and full-width letters make no new sentence."
+    "Case, punctuation, spaces, soft hyphens and full-width letters do not prevent a match."
     assert kinds(LONG, spelling) == ["equal"]
 
 
@@ -88,7 +88,7 @@ def test_inside_a_document(before, after):
 @pytest.mark.parametrize("code", ["eng_Latn", "rus_Cyrl", "hin_Deva", "cmn_Hani", "tha_Thai"])
 @pytest.mark.parametrize("words", [1, 3, 4, 7, 8, 9, 30])
 def test_any_length_in_any_script(code, words):
-    "A copied line is found whatever its length; a document that contains it from half a gram on."
+    "A copied line is found at any length, inside a document from half an n-gram on."
     mine, other = sentence(code, words, 1), sentence(code, 12, 2)
     assert kinds(mine, mine, code) == ["equal"]
     units = words * (1 if ngram_units(code[-4:])[0] else 5)
@@ -99,14 +99,14 @@ def test_any_length_in_any_script(code, words):
 
 @pytest.mark.parametrize(("kept", "found"), [(18, True), (17, True), (13, True), (12, False), (8, False), (7, False)])
 def test_share_of_ngrams(kept, found):
-    "Of 18 words, 11 grams: a line with the first 13 words has 6 of them, one with 12 words 5."
+    "18 words have 11 n-grams: a line with the first 13 words has 6 of them, one with 12 words 5."
     words = sentence("eng_Latn", 18, 1).rstrip(".").split()
     line = " ".join(words[:kept] + sentence("eng_Latn", 18 - kept, 3).rstrip(".").split())
     assert bool(kinds(" ".join(words), line)) == found
 
 
 def test_share_is_of_one_line():
-    "Two lines with a third of a sentence each are no leak, though together they have more than half."
+    "Two lines with a third of a sentence each are no match, although together they have more than half."
     words = sentence("eng_Latn", 30, 1).rstrip(".").split()
     detector = build_detector([part("eng_Latn", " ".join(words))])
     assert find_matches(detector, "eng_Latn", [" ".join(words[:15]), " ".join(words[15:])]) == []
@@ -121,7 +121,7 @@ def test_repeated_ngram_counts_once():
 
 @pytest.mark.parametrize(("ngram", "found"), [(4, True), (8, False)])
 def test_ngram_length_is_a_parameter(ngram, found):
-    "Every sixth word is another: grams of four survive, grams of eight do not."
+    "Every sixth word is different: n-grams of four match, n-grams of eight do not."
     words = sentence("eng_Latn", 30, 1).rstrip(".").split()
     line = " ".join("other" if i % 6 == 5 else word for i, word in enumerate(words))
     assert bool(kinds(" ".join(words), line, ngram=ngram, share=0.3)) == found
@@ -149,7 +149,7 @@ def test_sentence_without_a_letter_never_matches(text):
 
 
 def test_long_sentences_match_under_a_wrong_code():
-    "It is found in another language's file, and the report says that it was elsewhere."
+    "A match in another language's file is reported as `elsewhere`."
     detector = build_detector([part("eng_Latn", LONG), part("zho_Hans", sentence("cmn_Hani", 9, 1))])
     assert [hit.sentence for hit in find_matches(detector, "deu_Latn", [LONG])] == [0]
     assert [hit.sentence for hit in find_matches(detector, "jpn_Jpan", [sentence("cmn_Hani", 9, 1)])] == [1]
@@ -191,11 +191,11 @@ SETS = [
 
 
 def test_report(planted):
-    "Each sentence is counted once, at its worst; places are files and lines; what is clean has a row too."
+    "Each sentence is counted once, by its strongest match; places are files and lines; clean sets have a row too."
     report = audit_corpus(planted, build_detector(SETS), warnings=["x is missing"])
     english, chinese, french = report["sets"]
-    assert {k: english[k] for k in ("sentences", "short", "equal", "contained", "grams", "found", "elsewhere")} == {
-        **{"sentences": 3, "short": 1, "equal": 2, "contained": 0, "grams": 0, "found": 2, "elsewhere": 0}
+    assert {k: english[k] for k in ("sentences", "short", "equal", "contained", "ngrams", "found", "elsewhere")} == {
+        **{"sentences": 3, "short": 1, "equal": 2, "contained": 0, "ngrams": 0, "found": 2, "elsewhere": 0}
     }
     assert english["percent"] == pytest.approx(200 / 3, abs=0.001) and english["validation"] == 1
     places = {example["where"] for example in english["examples"]}
@@ -220,7 +220,7 @@ def test_matches_in_validation_are_not_leaks(tmp_path):
 
 
 def test_tables(planted):
-    "The worst language first; totals add up; languages of which a set knows nothing are counted."
+    "The language with most matches is first; totals add up; languages missing in a set are counted."
     report = audit_corpus(planted, build_detector(SETS))
     table, totals = overlap_table(report), overlap_totals(report)
     assert table.name.tolist() == ["zho_Hans", "eng_Latn", "fra_Latn"] and table.found.tolist() == [1, 2, 0]
@@ -238,7 +238,7 @@ def test_empty_evaluation_sets(planted):
 
 
 def test_places_where_a_language_has_several_files(tmp_path):
-    "Line numbers begin anew in each file, also behind blanks and duplicates."
+    "Line numbers start at 1 in each file and count blank and duplicate lines."
     corpus(tmp_path / "a", eng_Latn=["One.", "", "One.", "Two."])
     corpus(tmp_path / "b", eng_Latn=["One.", LONG])
     files = [Source("eng_Latn", tmp_path / name / "train" / "eng_Latn.txt", "train") for name in "ab"]
@@ -248,7 +248,7 @@ def test_places_where_a_language_has_several_files(tmp_path):
 
 @pytest.mark.parametrize("options", [{"ngram": 1}, {"share": 0.0}, {"share": 1.1}])
 def test_invalid_parameters(options):
-    with pytest.raises(UserError, match=r"give at least 2 words, and a share above 0 and up to 1"):
+    with pytest.raises(UserError, match=r"use at least 2 words, and a share above 0 and up to 1"):
         build_detector(SETS, **options)
 
 
@@ -256,7 +256,7 @@ def test_invalid_parameters(options):
 
 
 def rewrite(sources: dict[str, list[Source]], folder: Path, rule: Rule) -> dict[str, list[Source]]:
-    "A corpus without the lines that may not be kept."
+    "The clean lines that the rule keeps."
     for code, files in sources.items():
         for split, text in clean_lines(files, FilterReport(code)):
             path = folder / split / f"{code}.txt"
@@ -281,7 +281,7 @@ def test_exactly_the_matching_lines_are_dropped(planted, tmp_path):
 
 
 def test_batching_does_not_change_matches():
-    "Every line of a random corpus gets the same verdict alone as among the others."
+    "Every line of a random corpus has the same matches alone and in a batch."
     evaluation = [sentence("eng_Latn", words, words) for words in range(1, 40)]
     lines = (
         [sentence("eng_Latn", 10, 1000 + i) for i in range(100)] + evaluation + [f"So {text}" for text in evaluation]
@@ -299,7 +299,7 @@ def text_of(folder: Path) -> dict[str, str]:
 
 
 def test_written_corpus(planted, tmp_path):
-    "Dropped lines are in the filter_reports, the audit beside them, and all of it sealed; without `drop` they stay."
+    "Dropped lines are in the filter reports, the audit is in the manifest; without `drop` the lines are kept."
     detector = build_detector(SETS)
     report = audit_corpus(planted, detector)
     filter_reports = write_audited_corpus(planted, tmp_path / "clean", detector, report, params={"name": "clean"})
@@ -333,7 +333,7 @@ def test_rerun_gives_the_same_corpus_and_report(planted, tmp_path):
 
 
 def plain(evaluation: str, line: str, code: str) -> bool:
-    "The rule in words: a short sentence is the line, or from half a gram on inside it; of a long one, half is."
+    "The naive rule: a short sentence equals the line, or is inside it from half an n-gram on; of a long one, half is."
     gap, size = ngram_units(code.rpartition("_")[2])
     mine, other = (
         list(filter(None, normalize_text(text, gap).split(gap) if gap else normalize_text(text, gap)))
@@ -348,7 +348,7 @@ def plain(evaluation: str, line: str, code: str) -> bool:
 
 @pytest.mark.parametrize("code", ["eng_Latn", "cmn_Hani", "tha_Thai"])
 def test_agrees_with_a_naive_implementation(code):
-    "On text of few different words, where everything overlaps a little, both convict the same pairs."
+    "On text with few different words, where everything overlaps, both find the same pairs."
     draw, gap = random.Random(code), ngram_units(code.rpartition("_")[2])[0]
     unit = list("abc") if gap else list(LETTERS[code.rpartition("_")[2]][:2])
     texts = [gap.join(draw.choices(unit, k=draw.randint(1, 14 if gap else 60))) for _ in range(160)]
@@ -363,7 +363,7 @@ def test_agrees_with_a_naive_implementation(code):
 
 
 def test_memory_depends_only_on_the_evaluation_sets(tmp_path):
-    "Ten times the training text takes no more memory: nothing of it is kept but counts."
+    "Ten times the training text takes no more memory."
     detector, peaks = build_detector(SETS), []
     for times in (1, 10):
         lines = [sentence("eng_Latn", 12, i) for i in range(3_000 * times)]
@@ -377,7 +377,7 @@ def test_memory_depends_only_on_the_evaluation_sets(tmp_path):
 
 
 def test_same_report_in_another_process(planted, tmp_path):
-    "Hashes do not depend on the process: Python's own would."
+    "Hashes do not depend on the process, unlike Python's own."
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[2]); from test_decontamination import *;"
         "print(json.dumps(audit_corpus(find_sources(sys.argv[1])[0], build_detector(SETS))))"
@@ -391,7 +391,7 @@ def test_same_report_in_another_process(planted, tmp_path):
 
 
 def test_tatoeba_holds_the_first_article():
-    "Somebody gave Tatoeba the declaration's first article: whoever learns the one has seen the other."
+    "Tatoeba contains the first article of the declaration."
     folder = Path(os.environ.get("LANGSAMP_DATA") or repo_root().parent / "shared" / "data")
     if not (folder / "tatoeba").is_dir():
         pytest.skip("no evaluation sets: set LANGSAMP_DATA to their folder")

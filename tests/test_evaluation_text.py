@@ -1,4 +1,4 @@
-"Evaluation sets are read whole, as upstream lays them out; what cannot be read is told, never left out in silence."
+"Evaluation sets are read completely in their original layouts; unreadable parts are reported."
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def data(tmp_path) -> Path:
 
 
 def test_quotes_and_spaces_in_sib200(data):
-    "Doubled quotes are single again, outer blanks go, and the splits are joined."
+    "Doubled quotes become single ones, values are stripped, and the splits are merged."
     parts, warnings = evaluation_sentences("sib200", data)
     assert warnings == [] and [part.name for part in parts] == ["fra_Latn", "zho_Hans", "zho_Hant"]
     assert sorted(parts[0].sentences) == sorted(
@@ -57,7 +57,7 @@ def test_folders_of_one_code_stay_separate(data):
 
 
 def test_both_sides_of_tatoeba(data):
-    "The script is read off the text; blank lines are no sentences."
+    "The script is detected from the text; blank lines are no sentences."
     parts, warnings = evaluation_sentences("tatoeba", data)
     assert warnings == []
     assert [(part.name, part.code) for part in parts] == [("cmn-eng.cmn", "cmn_Hani"), ("cmn-eng.eng", "eng_Latn")]
@@ -65,7 +65,7 @@ def test_both_sides_of_tatoeba(data):
 
 
 def test_words_of_a_treebank(data):
-    "Ranges and empty nodes are no words, a word may hold a blank, and the text is the written one where it is given."
+    "Ranges and empty nodes are no words, a word may contain a space, and `# text =` is used if given."
     first, second = tagged_sentences(data / "ud/UD_Spanish-X/es_x-ud-test.conllu", 3)
     assert first.text == "Vámonos al mar." and first.words == ["Vamos", "nos", "a", "el", "mar", "."]
     assert first.tags == ["VERB", "PRON", "ADP", "DET", "NOUN", "PUNCT"]
@@ -80,7 +80,7 @@ def test_words_of_a_treebank(data):
     ],
 )
 def test_languages_of_treebanks(data, name, expected):
-    "ISO 639-1 in the file's name, the script of the text, and splits joined under the folder's name."
+    "ISO 639-1 in the file name, the script of the text, and splits merged under the folder name."
     (part,), warnings = evaluation_sentences(name, data)
     assert warnings == [] and (part.name, part.code, part.sentences) == expected
 
@@ -89,7 +89,7 @@ def test_languages_of_treebanks(data, name, expected):
 def test_missing_set_is_an_error(tmp_path, name):
     parts, warnings = evaluation_sentences(name, tmp_path)
     assert parts == [] and len(warnings) == 1
-    assert LAYOUTS[name].shape in warnings[0] and LAYOUTS[name].home in warnings[0]
+    assert LAYOUTS[name].example in warnings[0] and LAYOUTS[name].origin in warnings[0]
 
 
 @pytest.mark.parametrize("lost", ["sib200/fra_Latn/dev.tsv", "tatoeba/tatoeba.cmn-eng.eng"])
@@ -108,7 +108,7 @@ def test_missing_file_is_reported(data, lost):
         ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\t\xff\n", "dev.tsv"),
         ("tatoeba/tatoeba.cmn-eng.cmn", b"\xff\xfe\n", "cmn-eng.cmn"),
         ("ud/UD_Spanish-X/es_x-ud-test.conllu", b"1\tsolo\n", "es_x-ud-test.conllu:1: fewer than 4 columns"),
-        ("ner/UNER_Serbian-SET/qz_set-ud-dev.iob2", b"1\tBo\tO\t-\t-\n", "`qz` names no language"),
+        ("ner/UNER_Serbian-SET/qz_set-ud-dev.iob2", b"1\tBo\tO\t-\t-\n", "`qz` is not a language"),
     ],
 )
 def test_unreadable_files_are_reported_and_the_rest_is_read(data, path, content, words):
@@ -120,22 +120,22 @@ def test_unreadable_files_are_reported_and_the_rest_is_read(data, path, content,
 
 
 def test_names_and_folders(data, monkeypatch):
-    "A misspelt name, no folder and a wrong folder are mistakes of the user's; a name given twice is read once."
+    "A misspelled name, no folder and a wrong folder are errors; a repeated name is read once."
     with pytest.raises(UserError, match="did you mean `tatoeba`"):
         evaluation_sentences("tatoebo", data)
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
     with pytest.raises(UserError, match="set LANGSAMP_DATA") as error:
         evaluation_sentences("sib200")
-    assert all(layout.shape in str(error.value) and layout.home in str(error.value) for layout in LAYOUTS.values())
+    assert all(layout.example in str(error.value) and layout.origin in str(error.value) for layout in LAYOUTS.values())
     monkeypatch.setenv("LANGSAMP_DATA", str(data / "absent"))
-    with pytest.raises(UserError, match="absent is no folder"):
+    with pytest.raises(UserError, match="absent is not a folder"):
         evaluation_sentences("sib200")
     monkeypatch.setenv("LANGSAMP_DATA", str(data))
     assert len(read_evaluation_sets(["ud", "ner", "ud"])[0]) == 2
 
 
 def test_text_folder(tmp_path):
-    "A folder of xxx_Yyyy.txt files, cleaned like a corpus; what was dropped and what is no such file is told."
+    "A folder of xxx_Yyyy.txt files, cleaned like a corpus; dropped lines and other files are reported."
     write(tmp_path / "swe_Latn.txt", "Hej.\n\nHej.\nПривет\n")
     write(tmp_path / "notes.txt", "")
     (part,), warnings = evaluation_sentences(f"folder:{tmp_path}")
@@ -151,7 +151,7 @@ def test_text_folder(tmp_path):
     [("sib200", 205, 203, 205_820), ("tatoeba", 224, 112, 177_754), ("ud", 15, 14, 18_502), ("ner", 12, 11, 30_894)],
 )
 def test_real_sets_are_read_completely(real, name, folders, codes, sentences):
-    "As many as their authors say, with no warning."
+    "The published numbers of sentences, without warnings."
     parts, warnings = evaluation_sentences(name, real)
     assert warnings == []
     assert (len(parts), len({part.code for part in parts})) == (folders, codes)
@@ -160,7 +160,7 @@ def test_real_sets_are_read_completely(real, name, folders, codes, sentences):
 
 
 def test_scripts_of_tatoeba_are_those_of_the_paper(real):
-    "The detector gives the published script for all pairs but the one whose file is mostly in the other."
+    "The detector gives the published script for all pairs except one, whose file is mostly in another."
     published = {row["language_script"] for row in tatoeba_rows(real / "paper" / "task_languages.csv")}
     found = {part.code for part in evaluation_sentences("tatoeba", real)[0]}
     assert sorted(published - found) == ["uzb_Cyrl"] and len(published) == 98
@@ -173,7 +173,7 @@ def tatoeba_rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_sib200_is_parallel(real):
-    "The same ids in the same order in every folder: a reader that lost a row would break the pairs."
+    "The same ids in the same order in every folder."
     ids = {
         folder.name: tuple(
             row["index_id"] for split in ("train", "dev", "test") for row in tsv_rows(folder / f"{split}.tsv")

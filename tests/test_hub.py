@@ -1,4 +1,4 @@
-"A dataset of the hub becomes the same corpus as a folder of text, whatever its files, its network and its power do."
+"A Hub dataset becomes the same corpus as a text folder, despite odd files, network errors and kills."
 
 import gzip
 import hashlib
@@ -48,7 +48,7 @@ LINES = [(text or "").replace("\r", " ").replace("\n", " ") for text in TEXTS]
 
 
 def write(path: Path, texts: list, **others: list) -> str:
-    "Write rows in the format of the file's name; `.ipc.arrow` is the file format, `.arrow` the stream."
+    "Write rows in the format given by the file name; `.ipc.arrow` is the file format, `.arrow` the stream."
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.table({"text": texts, **others})
     if path.suffix == ".parquet":
@@ -73,7 +73,7 @@ def kept(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def glot(tmp_path) -> Path:
-    "Three languages: Arrow with and without an index column, Parquet, JSON; and the description that the hub has."
+    "Three languages: Arrow with and without an index column, Parquet, JSON; and a description as on the Hub."
     folder = tmp_path / "Glot500"
     write(folder / "eng_Latn/train/data-00000-of-00002.arrow", TEXTS)
     write(folder / "eng_Latn/train/data-00001-of-00002.arrow", ["last"], __index_level_0__=[7])
@@ -203,9 +203,9 @@ def test_missing_and_unexpected_configs_are_reported(glot, tmp_path):
         "`notes` is not",
         "has no fra_Latn",
         "no file for tel_Telu",
-        "and cmn_Hans are one",
+        "and cmn_Hans are the same",
     ):
-        assert any(part in warning for warning in warnings), f"nobody complains that {part}"
+        assert any(part in warning for warning in warnings), f"no warning about {part}"
     assert len(warnings) == 5
     with pytest.raises(UserError, match="has no fra_Latn"):
         hub_sources(str(glot), ["fra_Latn"], tmp_path)
@@ -264,7 +264,7 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class Hub(BaseHTTPRequestHandler):
-    "As much of the Hugging Face hub as one dataset needs, from a local folder."
+    "A minimal Hugging Face Hub that serves one dataset from a local folder."
 
     protocol_version, root, asked = "HTTP/1.1", Path(), []
 
@@ -313,7 +313,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(glot) -> Iterator[str]:
-    "The address of a hub on this machine that has the dataset `cis-lmu/Glot500`."
+    "The URL of a local Hub with the dataset `cis-lmu/Glot500`."
     describe(glot, eng_Latn="eng_Latn/train/*.arrow", wol_Latn="wol_Latn/train/*", tel_Telu="tel_Telu/train/*.arrow")
     Hub.root, Hub.asked = glot, []
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
@@ -336,7 +336,7 @@ except UserError as error:
 
 
 def ask(name: str, folder: Path, **environment: str):
-    "Sources and warnings, or the message of a `UserError`, from a process that takes another address for the hub's."
+    "Sources and warnings, or the message of a `UserError`, from a process with another Hub URL."
     names = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf"), "HF_TOKEN": "", **environment}
     done = subprocess.run([sys.executable, "-c", ASK, name, folder], env=names, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -363,7 +363,7 @@ def test_every_hub_error_has_a_hint(glot, endpoint, tmp_path):
     assert login in ask("cis-lmu/Unknown", tmp_path, HF_ENDPOINT=endpoint)
     assert login in ask("cis-lmu/Gated", tmp_path, HF_ENDPOINT=endpoint)
     assert "unset it, or give a local folder" in ask("cis-lmu/Glot500", tmp_path, HF_HUB_OFFLINE="1")
-    assert "run again" in ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "run the command again" in ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert "cannot be read" in ask("./no/such/folder", tmp_path)
     (glot / "Glot500.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
     assert "scripts are no longer supported" in ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT=endpoint)

@@ -178,19 +178,19 @@ def test_taxi1500_has_its_own_english_and_needs_bibles(data):
         ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsport\tHa\n", "`sport` is no label of sib200: 1"),
         ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\t \n", "fra_Latn dev: left out, no text: 1"),
         ("sib200/eng_latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\tHa\n", "did you mean `eng_Latn`"),
-        ("ud/UD_French-Q/qfn_q-ud-test.conllu", WORD.format("mot").encode(), "`qfn` names no language"),
+        ("ud/UD_French-Q/qfn_q-ud-test.conllu", WORD.format("mot").encode(), "`qfn` is not a language"),
         ("ud/UD_Spanish-X/es_x-ud-test.conllu", b"1\tsolo\n", "es_x-ud-test.conllu:1: fewer than 4 columns"),
         ("ud/UD_French-Q/notes.txt", b"", "UD_French-Q: nothing to read"),
         ("ud/UD_Spanish-X/es_x-ud-dev.conllu", b"1\tsolo\tsolo\t_\n", "`_` is no label of ud: 1"),
         ("ner/UNER_Serbian-SET/sr_set-ud-dev.iob2", b"1\tAna\tPER\t-\t-\n", "`PER` is no label of ner: 1"),
         ("wikiann/sl/dev", b"sl:Ana\n", "dev:1: not `en:Paris<TAB>B-LOC`"),
-        ("wikiann/xq/dev", b"xq:Ana\tO\n", "`xq` names no language"),
+        ("wikiann/xq/dev", b"xq:Ana\tO\n", "`xq` is not a language"),
         ("taxi1500/eng_data/eng_dev.tsv", None, "eng_dev.tsv is missing"),
         ("taxi1500/eng_data/eng_dev.tsv", b"45011032\tSin\n", "eng_dev.tsv:1: not verse, label and text"),
-        ("taxi1500/eng_data/eng_dev.tsv", b"Gen 1\tSin\tText\n", "eng_dev.tsv:1: `Gen 1` is no verse"),
+        ("taxi1500/eng_data/eng_dev.tsv", b"Gen 1\tSin\tText\n", "eng_dev.tsv:1: `Gen 1` is not a verse number"),
         ("taxi1500/eng_data/eng_dev.tsv", b"45011032\tSins\tText\n", "`Sins` is no label of taxi1500"),
         ("taxi1500/eng_data/eng_dev.tsv", b"45011032\tSin\t\xff\n", "eng_dev.tsv"),
-        ("bible/xqx-bible.txt", b"40001001\tText\n", "`xqx` names no language"),
+        ("bible/xqx-bible.txt", b"40001001\tText\n", "`xqx` is not a language"),
     ],
 )
 def test_what_is_wrong_is_told_and_the_rest_is_read(data, path, content, words):
@@ -304,7 +304,7 @@ def test_wikiann_from_the_hub(hub):
         ("dev", [["B-LOC"]]),
         ("test", [["B-LOC"]]),
     ]
-    assert "simple has no train" in warnings and any("`xq` names no language" in c for c in warnings)
+    assert "simple has no train" in warnings and any("`xq` is not a language" in c for c in warnings)
     assert "sl test: `I-` where a name begins read as `B-`: 1" in warnings
 
 

@@ -41,7 +41,7 @@ def messages(word: str) -> dict:
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    "What a MediaWiki holds: two folders of messages, a copy of another project's, and a file that is no message."
+    "A MediaWiki tree: two folders of messages, a copy of another project's, and another file."
     russian = messages("Страница") | {
         k: v.replace("number", "номер") for k, v in messages("Страница").items() if k[0] != "@"
     }
@@ -87,7 +87,7 @@ def debian(path: Path, files: dict[str, bytes], ending: str = "xz", root: str = 
 
 @pytest.mark.parametrize("ending", ["xz", "gz", "zst"])
 def test_package_and_tree_have_the_same_messages(files, tree, tmp_path, ending):
-    "However Debian packs it; `extensions-core` is Debian's name of `extensions`."
+    "With any compression; `extensions-core` is Debian's name of `extensions`."
     package = debian(tmp_path / "mediawiki_1_all.deb", files, ending)
     assert sorted(package_files(package)) == sorted(tree_files(tree))
     assert len(dict(tree_files(tree))) == len(files) - 2
@@ -96,7 +96,7 @@ def test_package_and_tree_have_the_same_messages(files, tree, tmp_path, ending):
 @pytest.mark.parametrize("root", ["./usr/share/mediawiki/../../../../", "/", "../"])
 def test_path_outside_the_package_is_an_error(files, tmp_path, root):
     package = debian(tmp_path / "mediawiki_1_all.deb", files, root=root)
-    with pytest.raises(UserError, match="lies outside the package; delete it"):
+    with pytest.raises(UserError, match="is outside the package; delete it"):
         list(package_files(package))
     assert [path.name for path in tmp_path.iterdir()] == [package.name]
 
@@ -110,7 +110,7 @@ def test_broken_package(files, tmp_path, length):
 
 
 def test_checksum_of_the_known_version(files, tmp_path):
-    "The tested version must be the tested bytes; of another one the manifest keeps name and checksum."
+    "The tested version must have the known checksum; for others the manifest stores name and checksum."
     other = debian(tmp_path / "mediawiki_1%3a1.43.1_all.deb", files)
     assert fetch_mediawiki(tmp_path) == other
     facts = read_manifest(mediawiki_corpus(cache=tmp_path))
@@ -122,7 +122,7 @@ def test_checksum_of_the_known_version(files, tmp_path):
 
 def test_missing_apt_suggests_a_source_tree(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"no apt-get .* give a source tree of MediaWiki .* `mediawiki:"):
+    with pytest.raises(UserError, match=r"no apt-get .* use a source tree of MediaWiki .* `mediawiki:"):
         fetch_mediawiki(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_failing_apt_suggests_an_update(tmp_path, monkeypatch):
 
 
 def test_folder_that_is_not_mediawiki(tmp_path):
-    with pytest.raises(UserError, match="give the folder that holds languages/i18n/en.json"):
+    with pytest.raises(UserError, match="give the folder with languages/i18n/en.json"):
         mediawiki_corpus(tmp_path, tmp_path / "cache")
 
 
@@ -174,7 +174,7 @@ def test_cleaning(name):
 
 
 def test_languages():
-    "Codes that mean another language in ISO 639-3 are translated, and macrolanguages are told apart as elsewhere."
+    "Codes that mean another language in ISO 639-3 are mapped, and macrolanguages are handled as elsewhere."
     known = {
         "en": "eng",
         "als": "gsw",
@@ -189,7 +189,7 @@ def test_languages():
 
 
 def test_messages(tree):
-    "Left out: constructed languages, documentation, other projects' copies, and what was never translated."
+    "Constructed languages, documentation, copies of other projects and untranslated messages are left out."
     table = read_messages(tree_files(tree))
     assert set(table.code) == {"eng_Latn", "deu_Latn", "por_Latn", "ekk_Latn", "rus_Cyrl"}
     assert not table.text.str.contains(r"[\[\]{}]|'''|Kopie").any()
@@ -203,11 +203,11 @@ def test_held_out_keys_are_the_same_in_every_language(tree, tmp_path):
     held_out = {code: set(rows.key[rows.held_out]) for code, rows in table.groupby("code")}
     assert 8 < len(held_out["eng_Latn"]) < 45 and all(keys == held_out["eng_Latn"] for keys in held_out.values())
     assert table[table.held_out & (table.variant == "en")].words.between(5, 15).all()
-    parallel = parallel_messages(folder, least=8)
+    parallel = parallel_messages(folder, min_keys=8)
     assert set(parallel) == set(held_out)
     assert {len(texts) for texts in parallel.values()} == {len(held_out["eng_Latn"])}
     assert all(text.startswith("Página") for text in parallel["por_Latn"].values()), "pt comes before pt-br"
-    assert parallel_messages(folder, least=100) == {}
+    assert parallel_messages(folder, min_keys=100) == {}
 
 
 def test_ambiguous_or_incomplete_english_is_not_held_out():
@@ -224,7 +224,7 @@ def test_ambiguous_or_incomplete_english_is_not_held_out():
 
 
 def test_held_out_messages_are_not_in_train(tree, tmp_path):
-    "Also where another key has the same text."
+    "Also if another key has the same text."
     sources, warnings = find_sources(mediawiki_corpus(tree, tmp_path) / "text")
     assert warnings == []
     for code, files in sources.items():

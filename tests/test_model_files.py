@@ -397,7 +397,7 @@ def test_a_corpus_that_was_built_is_checked(corpus, tmp_path, how):
     text = built / "text/train/eng_Latn.txt"
     harms = {"planted": lambda: shutil.copy(text, built / "text/train/deu_Latn.txt"), "flipped": lambda: flip(text)}
     harms.get(how, lambda: without_checksum(built))()
-    with pytest.raises(UserError, match="is not what was written: .*; make it again"):
+    with pytest.raises(UserError, match="was changed: .*; create it again"):
         find_corpus("mine", outputs=tmp_path)
     assert find_corpus(str(built / "text"))[0], "the text itself, as a folder of one's own"
 

@@ -1,4 +1,4 @@
-"What `packing` says is what a run does: whole sentences kept apart, or windows on running text."
+"The parameter `packing`: whole sentences kept apart, or windows on a stream."
 
 import subprocess
 import sys
@@ -49,14 +49,14 @@ def test_the_two_packings_differ(runs):
 
 
 def test_the_default_is_sentences(corpus, outputs, runs):
-    "What nobody asks for is what the params file with the word gives, to the bit."
+    "The default equals the explicit value exactly."
     pretrain(tiny.params_of(corpus, run_name="packed-default", max_steps=6), outputs)
     default = outputs / "packed-default/model/model.safetensors"
     assert sha256(default) == sha256(runs["sentences"] / "model/model.safetensors")
 
 
 def test_papermill_and_the_command_line_read_it(corpus, outputs, tmp_path, runs):
-    "The runner notebook shows the sequences of the way that was asked for, and both ends are the same weights."
+    "The runner notebook shows the packing's sequences, and gives the weights of the command line."
     options = {"run_name": "packed-notebook", "packing": "stream", "max_steps": 6}
     params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, **options))
     tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "out.ipynb", outputs, "-f", str(params))
@@ -67,14 +67,14 @@ def test_papermill_and_the_command_line_read_it(corpus, outputs, tmp_path, runs)
 
 
 def test_a_run_cannot_change_its_packing(corpus, outputs, runs):
-    "Half a run of one way and half of the other is neither."
+    "A run cannot resume with another packing."
     with pytest.raises(UserError, match="packing"):
         pretrain(tiny.params_of(corpus, run_name="packed-stream", packing="sentences", max_steps=6), outputs)
 
 
 @both
 def test_the_run_report_describes_its_packing(runs, packing):
-    "Sequences, how full they are, how far a token sees and how many sentences were cut, as counted by hand."
+    "Sequences, fill, context and cut sentences, as counted by hand."
     report = read_json(runs[packing] / "corpus.json")["sequences"]
     p, corpus = open_run(runs[packing])
     data = training_data(p, corpus)
@@ -92,7 +92,7 @@ def test_the_run_report_describes_its_packing(runs, packing):
 
 @both
 def test_every_reader_of_a_run_uses_its_packing(runs, packing):
-    "Masked tokens of the unigram figure are those of the validation, and epochs count the sequences."
+    "The unigram baseline uses the masked tokens of the validation, and epochs count sequences."
     p, corpus = open_run(runs[packing])
     validated = tiny.metrics_of(runs[packing])[0]["by_language_script"]
     unigrams = unigram_table(runs[packing]).query("variant == 'own'").set_index("code")
@@ -104,7 +104,7 @@ def test_every_reader_of_a_run_uses_its_packing(runs, packing):
 
 @both
 def test_plan_predicts_the_tokens_of_the_run(runs, outputs, packing):
-    "Within what the drawing of sequences that are not all as full varies."
+    "Within the variation from sequences of different fill."
     p, _ = open_run(runs[packing])
     file = tiny.write_params(outputs / f"plan-{packing}.yaml", p)
     spent = read_json(runs[packing] / "result.json")["tokens"]
@@ -117,11 +117,11 @@ def test_plan_predicts_the_tokens_of_the_run(runs, outputs, packing):
 
 
 def borders_hold(model, data, packing: str) -> float:
-    "How far the loss of a batch as the training loop makes it is from that of its sentences, each by itself."
+    "The difference between a batch's loss in the training loop and that of its sentences alone."
     p = tiny.params_of(Path("nowhere"), dropout=0.0)
     t = Trainer(model.eval(), data, p)
     numbers = np.arange(min(4, len(data.train)))
-    batch = make_batch(data.train, numbers, numbers * 0, 1, data.pieces)
+    batch = make_batch(data.train, numbers, numbers * 0, 1, data.token_ids)
     items = float((batch.labels_BL != -100).sum())
     together, alone = t.batch_loss(t.plain.eval(), batch, items).item(), 0.0
     begins = batch.inputs_BL == 0  # `<s>`, which is never hidden
@@ -142,7 +142,7 @@ def borders_hold(model, data, packing: str) -> float:
 
 @torch.no_grad()
 def test_no_token_attends_to_another_sentence(corpus, outputs):
-    "As the loop feeds it, a packed sequence costs what its sentences cost alone; a window on the stream does not."
+    "In the training loop, the loss of a packed sequence is that of its sentences alone; for a stream it is not."
     found = {}
     for packing in WAYS:
         p = tiny.params_of(corpus, packing=packing, dropout=0.0)
@@ -158,7 +158,7 @@ SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 
 
 def test_a_model_with_a_window_keeps_it():
-    "A sliding layer sees its own sentence, and of that only what is near: masks of pairs would lose the window."
+    "A layer with a sliding window attends within its sentence and its window."
     options = {"local_attention": 8, "pad_token_id": 1, "max_position_embeddings": 128, "global_attn_every_n_layers": 2}
     torch.manual_seed(0)
     modernbert = AutoModelForMaskedLM.from_config(ModernBertConfig(**SMALL, **options))
@@ -169,7 +169,7 @@ def test_a_model_with_a_window_keeps_it():
 
 
 def test_unsupported_model_is_an_error_before_training(corpus, outputs, tmp_path):
-    "With the mend; and the mend works."
+    "With a hint that works."
     sizes = {**SMALL, "vocab_size": 300}
     AutoModelForMaskedLM.from_config(MPNetConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "m")
     tokenizer = prepare(tiny.params_of(corpus), outputs).tokenizer
@@ -181,7 +181,7 @@ def test_unsupported_model_is_an_error_before_training(corpus, outputs, tmp_path
 
 
 def test_attention_follows_the_kind_of_sequences(corpus, outputs):
-    "The loop's mask has pairs for packed sentences, and padding alone for a stream."
+    "The mask is pairwise for packed sentences, and only for padding for a stream."
     for packing, dimensions in (("sentences", 4), ("stream", 2)):
         p = tiny.params_of(corpus, packing=packing)
         prepared = prepare(p, outputs)
@@ -200,7 +200,7 @@ def test_attention_follows_the_kind_of_sequences(corpus, outputs):
 
 
 def test_changed_text_is_packed_again(corpus, tmp_path):
-    "A packing knows the text it was made from: places in another one would be wrong without looking wrong."
+    "A packing records the version of its text, because positions in another version would be wrong."
     p = tiny.params_of(corpus)
     prepared = prepare(p, tmp_path)
     shard, size = prepared.shards[0], p.max_seq_length
@@ -213,7 +213,7 @@ def test_changed_text_is_packed_again(corpus, tmp_path):
 
 
 def test_array_tasks_pack_their_shards(corpus, tmp_path):
-    "What the array wrote is found by the run, packings too."
+    "The run uses the packings that the array tasks wrote."
     p = tiny.params_of(corpus)
     for task in range(2):
         run_shard_task(p, tmp_path, task, of=2)
@@ -272,7 +272,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_seven_thousand_languages_train_with_256_handles(tmp_path):
-    "What the command runs, from text to backbone, in a process that may open 256 files; most have no held-out text."
+    "The command, from text to backbone, in a process that may open 256 files; most languages have no held-out text."
     special = {"mis", "mul", "und", "zxx"}  # ISO 639-3's codes for no language in particular
     every = {language.alpha_3 for language in pycountry.languages} - special
     known = sorted({str(parse_code(f"{code}_Latn")) for code in every})[:7000]
@@ -291,7 +291,7 @@ def test_seven_thousand_languages_train_with_256_handles(tmp_path):
 
 @both
 def test_a_window_beside_padding_is_trained(corpus, outputs, packing):
-    "Places far from any token see nothing in a sliding layer: they answer nothing, and no gradient is spoilt."
+    "Positions far from any token attend to nothing in a sliding window, and do not affect gradients."
     model = {"architecture": "modernbert", "num_layers": 4, "hidden_size": 32, "dropout": 0.0, "max_seq_length": 128}
     options = model | {"max_steps": 4, "global_batch_size": 12, "warmup_steps": 1}
     p = tiny.params_of(corpus, run_name=f"window-{packing}", packing=packing, **options)

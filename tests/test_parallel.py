@@ -52,7 +52,7 @@ def test_verse_numbers_sort_as_the_books_do():
 
 @pytest.mark.parametrize("text", ["", "400010", "٤٠٠٠١٠٠١", "400010011", "Mat 1:1", "MAT 1", "MAT 1:1-2", "Amen."])
 def test_what_is_no_verse_number_is_refused(text):
-    with pytest.raises(UserError, match="is no verse; write it as `40001001`"):
+    with pytest.raises(UserError, match="is not a verse number; write it as `40001001`"):
         verse_id(text)
 
 
@@ -96,7 +96,7 @@ def test_a_verse_on_two_lines_is_one(tmp_path):
         (b"One\nTwo\n", "xho.txt has 2 lines and its vref.txt 1"),
         (b"40001001\t\xff\n", "xho.txt:1: not UTF-8"),
         (b"", "xho.txt has 0 lines and its vref.txt 1"),
-        (b"# nothing yet\n40001001\t\n", "xho.txt has no verse"),
+        (b"# nothing yet\n40001001\t\n", "xho.txt has no verses"),
     ],
 )
 def test_a_broken_bible_is_told_and_the_rest_is_read(data, content, message):
@@ -177,7 +177,7 @@ def test_lines_stay_paired(data):
         ("fra-eng.fra", b"\xff\n\n\n", "tatoeba.fra-eng.fra:1: not UTF-8"),
         ("fra-eng.fra", b"\n\n\n", "fra has no sentence"),
         ("fra-eng.fra", b"1\n2\n3\n", "fra has no sentence"),
-        ("zzy-eng.zzy", b"Ba.\n", "`zzy` names no language"),
+        ("zzy-eng.zzy", b"Ba.\n", "`zzy` is not a language"),
     ],
 )
 def test_every_broken_pair_has_one_line_and_the_other_pair_is_read(data, file, content, message):
@@ -264,7 +264,7 @@ def test_the_hub_gives_what_a_folder_gives(data, hub, task):
 def test_a_failed_download_names_the_way_out(monkeypatch, task):
     "The hub is out of reach in the tests: HF_HUB_OFFLINE."
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
-    with pytest.raises(UserError, match="set LANGSAMP_DATA to a folder that holds the set"):
+    with pytest.raises(UserError, match="set LANGSAMP_DATA to a folder with the set"):
         load_bitexts(task)
 
 
@@ -327,7 +327,7 @@ def test_mistakes_of_the_user(data, monkeypatch):
         load_bitexts("son_of_man", data)
     with pytest.raises(UserError, match="did you mean `eng_Latn`"):
         load_bitexts("bible", data, source="eng_latn")
-    with pytest.raises(UserError, match="absent is no folder; set LANGSAMP_DATA"):
+    with pytest.raises(UserError, match="absent is not a folder; set LANGSAMP_DATA"):
         load_bitexts("bible", data / "absent")
     monkeypatch.setenv("LANGSAMP_DATA", str(data))
     assert len(load_bitexts("tatoeba")[0]) == 2

@@ -1,4 +1,4 @@
-"One name for any corpus and for several together; what one of them holds out, none of them teaches."
+"Corpora by name, alone and merged; text held out by one is not in the training text of another."
 
 import json
 from itertools import permutations
@@ -43,14 +43,14 @@ def named(home: Path, names: str) -> str:
 
 
 def test_one_folder_is_what_find_sources_gives(home):
-    "Order and codes too: the identity of prepared text hangs on them."
+    "Order and codes too, because the identity of prepared text depends on them."
     for name in FOLDERS:
         assert find_corpus(str(home / name), outputs=home) == find_sources(home / name)
 
 
 @pytest.mark.parametrize("names", [*map("".join, permutations("abc"))])
 def test_text_held_out_by_one_corpus_is_not_trained_on(home, names):
-    "Whatever the order of the corpora."
+    "In any order of the corpora."
     sources, warnings = find_corpus(named(home, names), outputs=home)
     found = texts(sources)["ekk_Latn"]
     assert warnings == [] and list(sources) == sorted(sources)
@@ -59,7 +59,7 @@ def test_text_held_out_by_one_corpus_is_not_trained_on(home, names):
 
 
 def test_macrolanguages_merge_only_across_corpora(home):
-    "Serbo-Croatian stands beside Serbian in one corpus, so it is something else; Estonian joins its one standard."
+    "A corpus with Serbo-Croatian and Serbian keeps both; Estonian is merged with its representative."
     sources, _ = find_corpus(named(home, "bc"), outputs=home)
     assert list(sources) == ["ekk_Latn", "hbs_Latn", "srp_Latn"]
     assert list(find_corpus(named(home, "ad"), outputs=home)[0]) == ["eng_Latn", "est_Latn", "lav_Latn", "lvs_Latn"]
@@ -67,7 +67,7 @@ def test_macrolanguages_merge_only_across_corpora(home):
 
 
 def test_wanted_languages(home):
-    "One that only one corpus has will do, in either spelling; one that none has is an error with the likely one."
+    "A language may be in one corpus only, with either code; a missing one is an error with a suggestion."
     assert list(find_corpus(named(home, "ab"), ["eng_Latn", "est_Latn"], home)[0]) == ["ekk_Latn", "eng_Latn"]
     with pytest.raises(UserError, match="no file in .* for zul_Latn"):
         find_corpus(named(home, "ab"), ["eng_Latn", "zul_Latn"], home)
@@ -84,7 +84,7 @@ def test_wanted_languages(home):
         ("hub:", "no corpus `hub:`"),
         ("", "no corpus ``"),
         ("mediawiki:nowhere", "no MediaWiki in nowhere"),
-        ("udhr+udhr", "names udhr twice"),
+        ("udhr+udhr", "contains udhr twice"),
     ],
 )
 def test_unknown_name_gets_a_suggestion(home, monkeypatch, corpus, message):
@@ -102,7 +102,7 @@ def test_a_folder_with_a_plus_in_its_name(home):
 
 
 def test_mediawiki_from_a_source_tree(home, monkeypatch):
-    "Named with its folder; it joins the others under their codes."
+    "Given by its folder; merged with other corpora by code."
     monkeypatch.setenv("LANGSAMP_CACHE", str(home / "cache"))
     messages = {"en": {"a": "Save the page"}, "et": {"a": "Salvesta lehekülg"}}
     for language, content in messages.items():
@@ -115,7 +115,7 @@ def test_mediawiki_from_a_source_tree(home, monkeypatch):
 
 
 def test_drop_small_languages(home):
-    "Characters of clean training text; what is left out is named with its count."
+    "Characters of clean training text count; dropped languages are reported with their count."
     sources = merge_corpora([find_sources(home / name)[0] for name in "ab"])
     for least in range(12):
         kept, warnings = drop_small_languages(sources, least)
@@ -125,7 +125,7 @@ def test_drop_small_languages(home):
 
 
 def test_write_corpus_writes_clean_lines(home):
-    "Nothing is lost or left to clean, and two copies are equal byte for byte."
+    "The copy is complete and clean, and two copies are equal byte for byte."
     sources, _ = find_corpus(named(home, "abc"), outputs=home)
     filter_reports = write_corpus(sources, home / "corpora/one", corpus="a+b+c")
     write_corpus(sources, home / "corpora/two", corpus="a+b+c")
@@ -139,7 +139,7 @@ def test_write_corpus_writes_clean_lines(home):
 
 
 def test_lines_dropped_by_a_rule_are_counted(home):
-    "With its reason and the text; the books still balance."
+    "With the reason and the text; the counts still add up."
     sources, _ = find_corpus(named(home, "ab"), outputs=home)
     filter_reports = {
         x.code: x for x in write_corpus(sources, home / "clean", [lambda code, split, text: "four" * (text == "neli")])
@@ -160,13 +160,13 @@ def test_interrupted_write_leaves_the_old_corpus(home):
 
     with pytest.raises(KeyboardInterrupt):
         write_corpus(sources, home / "clean", [fails])
-    with pytest.raises(UserError, match="no line to learn from"):
+    with pytest.raises(UserError, match="no training lines are left"):
         write_corpus(sources, home / "clean", [lambda code, split, text: "all" * (split == "train")])
     assert (home / "clean/manifest.json").read_bytes() == before and find_damage(home / "clean") == ""
 
 
 def test_limit_held_out(tmp_path):
-    "About as many characters as asked for, of every language-script, the same ones every time; training text stays."
+    "About the given number of characters per language-script, reproducibly; training text is kept."
     for split in ("train", "validation"):
         (tmp_path / split).mkdir()
         for code, lines in [("eng_Latn", 4000), ("fra_Latn", 40)]:

@@ -1,4 +1,4 @@
-"The shares of an epoch: the published rule to the line, temperature to the block, and a filter_report that adds up."
+"Sampling: the published rule exactly, temperature shares to the sequence, and a table that adds up."
 
 import ast
 import csv
@@ -32,11 +32,9 @@ def report_of(lines: dict[str, int], tokens: int = 25) -> dict:
     return {"filter_reports": [{"code": code, "splits": split} for code, split in splits.items()]}
 
 
-def blocks_for(report: dict, max_seq_length: int = 100) -> np.ndarray:
-    "How many blocks the shards of a report have."
-    return np.array(
-        [-(-filter_report["splits"]["train"]["tokens"] // max_seq_length) for filter_report in report["filter_reports"]]
-    )
+def sequences_of(report: dict, max_seq_length: int = 100) -> np.ndarray:
+    "The numbers of sequences in the shards of a report."
+    return np.array([-(-part["splits"]["train"]["tokens"] // max_seq_length) for part in report["filter_reports"]])
 
 
 def random_lines(seed: int) -> dict[str, int]:
@@ -120,10 +118,10 @@ def test_shares_follow_the_exponent(alpha):
 
 @pytest.mark.parametrize("alpha", [0, 0.3, 1])
 def test_temperature_quotas(alpha):
-    "An epoch is as long as the corpus, within one block of the exact shares, and nobody who has text is left out."
+    "An epoch is as long as the corpus, within one sequence of the exact shares, and no language with text is left out."
     for seed in range(30):
         report = report_of(lines := random_lines(seed))
-        counts = blocks_for(report)
+        counts = sequences_of(report)
         found = quotas("temperature", alpha, counts, report)
         exact = counts.sum() * np.array(list(temperature_shares(lines, alpha).values()))
         assert found.dtype == np.int64 and ((found > 0) == (counts > 0)).all()
@@ -132,9 +130,9 @@ def test_temperature_quotas(alpha):
 
 
 def test_an_epoch_of_batches_keeps_the_shares():
-    "Draws of one epoch, counted by language-script, are the temperature's shares to the block."
+    "Draws of one epoch, counted by language-script, are the temperature shares to the sequence."
     report = report_of({"eng_Latn": 40_000, "hbs_Latn": 900, "wol_Latn": 37})
-    counts = blocks_for(report)
+    counts = sequences_of(report)
     wanted = quotas("temperature", 0.3, counts, report)
     last, size = np.cumsum(counts), int(wanted.sum())
     drawn = np.concatenate([sequences_of_step(step, 64, last, 5, wanted)[1] for step in range(-(-size // 64))])[:size]
@@ -146,31 +144,31 @@ def test_an_epoch_of_batches_keeps_the_shares():
 
 def test_all_is_every_sequence_once():
     report = report_of(random_lines(3))
-    assert (quotas("all", 0.3, blocks_for(report), report) == blocks_for(report)).all()
+    assert (quotas("all", 0.3, sequences_of(report), report) == sequences_of(report)).all()
 
 
 def test_glot500_quotas():
     "Blocks are drawn as often as the rule wants lines; who is below the bar gets none."
     report = report_of({"deu_Latn": 2_000_000, "hbs_Latn": 640_000, "yua_Latn": 40_000, "chr_Cher": 29_999})
-    counts = blocks_for(report)
+    counts = sequences_of(report)
     found = quotas("glot500", 0.3, counts, report)
     rare = 30 * 40_000
     assert (found == [rare // 4, round(rare * 16**0.3 / 4), rare // 4, 0]).all()
 
 
 def test_unknown_rule_is_named():
-    with pytest.raises(UserError, match="`glot5000` is unknown; did you mean `glot500`"):
+    with pytest.raises(UserError, match="unknown sampling `glot5000`; did you mean `glot500`"):
         quotas("glot5000", 0.3, np.array([1]), report_of({"eng_Latn": 1}))
 
 
-# The filter_report
+# The sampling table
 
 
 def test_sampling_table_adds_up():
-    "Shares to 100 %, passes to the blocks drawn; whoever is repeated too often is marked and on top."
+    "Shares sum to 100 %, passes to the sequences drawn; languages repeated too often are marked and on top."
     for seed in range(10):
         report = report_of(lines := random_lines(seed))
-        counts = blocks_for(report)
+        counts = sequences_of(report)
         table = sampling_table(report, counts, wanted := quotas("temperature", 0.3, counts, report), drawn=10**6)
         assert set(table.index) == set(lines) and table.passes.is_monotonic_decreasing
         assert table["% of epoch"].sum() == pytest.approx(100, abs=0.1) == table["% of tokens"].sum()
@@ -182,20 +180,20 @@ def test_sampling_table_adds_up():
 
 
 def test_trained_tokens_are_those_of_the_batches(tmp_path):
-    "What the filter_report expects of a run is what its steps read, within a block a language-script."
+    "The table agrees with what the steps read, within a sequence per language-script."
     data = tiny.synthetic_data(tmp_path, {"eng_Latn": 3_210, "rus_Cyrl": 555, "wol_Latn": 70})
     code_tokens = dict(zip(data.train.codes, data.train.tokens.tolist()))
     report = report_of(code_tokens, tokens=1)
     wanted = quotas("temperature", 0.3, counts := np.diff(data.train.shard_ends, prepend=0), report)
     drawn = 3 * int(wanted.sum())
-    blocks, shards = data.train[sequences_of_step(0, drawn, data.train.shard_ends, 9, wanted)[1]]
-    found = np.bincount(shards, (blocks != data.pieces.pad).sum(axis=1), minlength=3)
+    tokens, shards = data.train[sequences_of_step(0, drawn, data.train.shard_ends, 9, wanted)[1]]
+    found = np.bincount(shards, (tokens != data.token_ids.pad).sum(axis=1), minlength=3)
     expected = sampling_table(report, counts, wanted, drawn)["trained tokens"].reindex(data.train.codes)
     assert np.abs(found - expected).max() <= 16 and found.sum() > 10_000
 
 
 def test_training_draws_by_the_quotas(tmp_path):
-    "Quotas equal to the blocks change no loss, and others do."
+    "Quotas equal to the numbers of sequences change no loss, others do."
     data, size = tiny.synthetic_data(tmp_path), {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, intermediate_size=32, **size)
     p, found = TrainingParams(max_steps=12, global_batch_size=8, micro_batch_size=8), {}

