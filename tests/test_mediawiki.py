@@ -122,7 +122,7 @@ def test_checksum_of_the_known_version(files, tmp_path):
 
 def test_missing_apt_suggests_a_source_tree(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"no apt-get .* use a source tree of MediaWiki .* `mediawiki:"):
+    with pytest.raises(UserError, match=r"no apt-get .* use a source tree of MediaWiki, as in `mediawiki:"):
         fetch_mediawiki(tmp_path)
 
 
