@@ -41,7 +41,7 @@ def unigram_baseline(
 ) -> float:  # Nats per masked token
     "Compute the loss of the unigram baseline per language-script on single sentences."
     data = training_data(p.replace(packing="sentences"), corpus)
-    return mean_loss(unigram_losses(data.train, data.validation, data.pieces), "own")
+    return mean_loss(unigram_losses(data.train, data.validation, data.token_ids), "own")
 
 # %% ../../nbs/library/analysis/04_packing_study.ipynb #713376a3
 def _check_pairs(params: Sequence[PretrainParams]) -> None:

@@ -90,7 +90,7 @@ class Data:
 
     train: TokenDataset
     validation: TokenDataset
-    pieces: TokenIds
+    token_ids: TokenIds
     quotas: np.ndarray | None = None  # Sequences of each language-script in an epoch; all by default
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ class _Batches(_Placement):
         train, seed = self.data.train, self.p.seed
         passes_B, sequences_B = sequences_of_step(step, global_batch_size, train.shard_ends, seed, self.data.quotas)
         mine = slice(self.rank, None, self.world)
-        return make_batch(train, sequences_B[mine], passes_B[mine], seed, self.data.pieces)
+        return make_batch(train, sequences_B[mine], passes_B[mine], seed, self.data.token_ids)
 
     def batch_loss(self, model: torch.nn.Module, batch: Batch, items: float | None = None) -> torch.Tensor:
         "Cross-entropy summed over masked tokens and divided by `items`, by default the masked tokens of the batch."
@@ -262,7 +262,7 @@ class _Validation(_Steps):
         sums, parts = np.zeros((len(held_out.codes), 2)), list(sequences_by_shard(held_out, self.p.micro_batch_size))
         for number in range(self.rank, -(-len(parts) // self.world) * self.world, self.world):
             shard, rows = parts[number % len(parts)]  # A process without a part repeats one, with weight 0
-            batch = validation_batch(held_out, rows, self.data.pieces)
+            batch = validation_batch(held_out, rows, self.data.token_ids)
             masked = int((batch.labels_BL != -100).sum()) * (number < len(parts))
             sums[shard] += self.batch_loss(self.plain, batch).item() * masked, masked
         self.plain.train()

@@ -148,7 +148,7 @@ def _forward_seconds(t: Trainer) -> Iterator[float]:
     size = t.p.micro_batch_size
     for start in range(0, len(t.data.validation), size):
         rows = np.arange(start, min(start + size, len(t.data.validation)))
-        batch = validation_batch(t.data.validation, rows, t.data.pieces)
+        batch = validation_batch(t.data.validation, rows, t.data.token_ids)
         begun = time.perf_counter()
         t.batch_loss(t.plain, batch).item()
         yield time.perf_counter() - begun
