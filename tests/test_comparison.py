@@ -404,7 +404,7 @@ def evaluated(tmp_path_factory, corpus):
     }
     for ((task, way), rows), run in itertools.product(parts.items(), RUNS):
         home = results_folder(open_encoder(run, outputs).identity, outputs)
-        settings = {"task": task, "way": way, "layer": -1, "code": protocol_version(way)}
+        settings = {"task": task, "protocol": way, "layer": -1, "code": protocol_version(way)}
         with open_results(home, settings) as results:
             units = rows[rows.run == run].groupby(["name", "seed"])
             for (name, seed), some in units:

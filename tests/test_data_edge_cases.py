@@ -23,8 +23,8 @@ from langsamp.corpora.registry import find_corpus
 from langsamp.corpora.sources import hub_configs, hub_splits
 from langsamp.corpora.text import FilterReport
 from langsamp.corpora.text_files import BadLines, tagged_sentences, text_lines, tsv_rows
-from langsamp.evaluation.bitext import HOMES, load_bitexts
-from langsamp.evaluation.datasets import SETS, LabelledTexts, load_labelled, validate_labels
+from langsamp.evaluation.bitext import load_bitexts
+from langsamp.evaluation.datasets import DATASETS, LabelledTexts, load_labelled, validate_labels
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.params.evaluate import EvaluationParams
 from langsamp.tokenization.train import pretrained_tokenizer
@@ -296,7 +296,9 @@ def test_missing_tag_drops_its_sentence(tmp_path, line):
     path.write_bytes(head + (line if isinstance(line, bytes) else line.encode()) + tail)
     (slovene,), (warning,) = load_labelled("wikiann", tmp_path)
     assert slovene.splits["test"] == LabelledTexts([["Ana", "spi"], ["Bo"]], [["B-PER", "O"], ["B-PER"]])
-    assert warning.startswith(f"{path}:4: not `en:Paris<TAB>B-LOC`") and warning.endswith("the sentence is left out")
+    assert warning.startswith(f"{path}:4: not a word and its tag, as in `en:Paris<TAB>B-LOC`") and warning.endswith(
+        "the sentence is left out"
+    )
 
 
 @pytest.mark.parametrize("task", ["ud", "ner"])
@@ -543,7 +545,7 @@ def test_unreadable_tatoeba_config_is_dropped(tmp_path, monkeypatch, no_folder):
         **sets,
         **{"nld-eng": rows({"sentence1": "Ja."}), "swe-eng": rows({"sentence1": 5, "sentence2": "x"})},
     )
-    monkeypatch.setitem(HOMES, "tatoeba", home)
+    monkeypatch.setitem(DATASETS, "tatoeba", replace(DATASETS["tatoeba"], hub=home))
     (bitext,), warnings = load_bitexts("tatoeba")
     assert (bitext.name, bitext.target_texts) == ("deu", ["Ja."])
     for part in (
@@ -563,8 +565,7 @@ def test_unreadable_sib200_config_is_dropped(tmp_path, monkeypatch, no_folder):
         "deu_Latn": rows(row, {**row, "index_id": 2, "text": None}),
     }
     home = publish(tmp_path / "hub", **sets)
-    monkeypatch.setitem(HOMES, "sib200-parallel", home)
-    monkeypatch.setitem(SETS, "sib200", replace(SETS["sib200"], dataset=home))
+    monkeypatch.setitem(DATASETS, "sib200", replace(DATASETS["sib200"], hub=home))
     (bitext,), warnings = load_bitexts("sib200-parallel")
     assert bitext.name == "deu_Latn" and len(warnings) == 1 and "fra_Latn, on the Hugging Face Hub" in warnings[0]
     sets, warnings = load_labelled("sib200")

@@ -32,7 +32,7 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256
 from langsamp.corpora.udhr import parallel_paragraphs
 from langsamp.data import sampling
-from langsamp.evaluation import evaluate as evaluation
+from langsamp.evaluation import tasks
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.evaluation.finetune import FineTuning, fine_tune
 from langsamp.params import benchmark as benchmark_params
@@ -949,7 +949,7 @@ def bench(places):
         )
         made.spy(torch.nn.Module, "compile", lambda self: type(self).__name__, instead=lambda self: None)
         made.spy(loop.Trainer, "train_step", lambda t, step: step)
-        patch.setattr(evaluation, "fine_tune", made.tuned)
+        patch.setattr(tasks, "fine_tune", made.tuned)
         patch.setattr(workers, "TimedLoop", Watched)
         patch.setattr(InProcess, "bench", made, raising=False)
         patch.setattr(suites, "Worker", InProcess)

@@ -112,7 +112,9 @@ def test_nothing_is_asked_twice(uninterrupted, fresh, outputs, monkeypatch):
     evaluate(fresh, outputs)
     real = Encoder.encode
     monkeypatch.setattr(Encoder, "encode", lambda self, texts, *more: pytest.fail() if texts else real(self, texts))
-    monkeypatch.setattr("langsamp.evaluation.evaluate.frozen", lambda *arguments: pytest.fail("something was trained"))
+    monkeypatch.setattr(
+        "langsamp.evaluation.tasks.train_probe", lambda *arguments: pytest.fail("something was trained")
+    )
     assert rows_of(evaluate(fresh, outputs)[0]) == uninterrupted
 
 
@@ -148,7 +150,7 @@ def test_results_with_nan_are_refused(tmp_path):
 def test_reading_does_not_cut_what_is_being_written(asked, outputs):
     encoder = open_encoder(asked.encoder, outputs)
     home = results_folder(encoder.identity, outputs)
-    settings = {"task": "made up", "way": "retrieval", "layer": -1, "code": protocol_version("retrieval")}
+    settings = {"task": "made up", "protocol": "retrieval", "layer": -1, "code": protocol_version("retrieval")}
     with open_results(home, settings) as results:
         results.add(("a", 0, "d"), [{"metric": "acc1", "value": 1.0}])
         record_request(results, [("a", 0, "d")], "d")
@@ -186,7 +188,7 @@ def test_a_language_that_one_task_lacks_stops_no_other(asked, outputs):
 
 
 def test_a_source_without_training_text_is_an_error(asked, outputs):
-    with pytest.raises(UserError, match="source may be one of .*eng_Latn"):
+    with pytest.raises(UserError, match="set source_language to one of .*eng_Latn"):
         evaluate(asked.replace(tasks=["sib200"], source_language="wol_Latn"), outputs)
 
 

@@ -12,7 +12,6 @@ from langsamp.core.errors import UserError
 from langsamp.evaluation.datasets import LabelledTexts
 from langsamp.evaluation.finetune import (
     IGNORE_INDEX,
-    PRESETS,
     FineTuning,
     accumulate_gradients,
     epoch_order,
@@ -22,6 +21,7 @@ from langsamp.evaluation.finetune import (
 )
 from langsamp.evaluation.linear_probe import encode_words, pad_batch, train_probe, word_windows
 from langsamp.evaluation.metrics import accuracy, token_accuracy
+from langsamp.evaluation.tasks import TASKS, LabelledTask
 
 QUICK = FineTuning(num_train_epochs=6, micro_batch_size=4, learning_rate=3e-3)
 TAGGING = QUICK.replace(metric_for_best_model="token_accuracy", num_train_epochs=3)
@@ -288,6 +288,7 @@ def test_a_loss_that_is_no_number_stops(encoder):
 
 def test_presets_are_the_paper_s():
     "Section 3.2: effective batches, epochs, rates and lengths."
+    presets = {name: task.fine_tuning for name, task in TASKS.items() if isinstance(task, LabelledTask)}
     facts = {
         task: (
             how.learning_rate,
@@ -296,8 +297,8 @@ def test_presets_are_the_paper_s():
             how.max_seq_length,
             how.max_grad_norm,
         )
-        for task, how in PRESETS.items()
+        for task, how in presets.items()
     }
     assert facts["sib200"] == (1e-5, 16, 40, 160, 0.0) and facts["taxi1500"] == (1e-5, 16, 40, 100, 0.0)
     assert facts["wikiann"] == facts["ner"] == facts["ud"] == (2e-5, 32, 10, 256, 1.0)
-    assert not any(how.reference_accumulation or how.weight_decay for how in PRESETS.values())
+    assert not any(how.reference_accumulation or how.weight_decay for how in presets.values())

@@ -12,9 +12,10 @@ from langsamp.core.errors import UserError
 from langsamp.corpora.sources import hub_configs, hub_splits
 from langsamp.evaluation import datasets as labelled
 from langsamp.evaluation.datasets import (
+    DATASETS,
     LABELS,
+    LAYOUTS,
     NER_TAGS,
-    SETS,
     LabelledTexts,
     load_labelled,
     repair_ner_tags,
@@ -107,7 +108,7 @@ def test_english_without_train_is_moved_one_on_and_no_other_is(data):
         "dev": [["test"]],
     }
     assert list(splits["UD_Xibe-XDT"]) == ["dev", "test"] and list(splits["UD_English-PUD"]) == ["test"]
-    assert warnings == ["UD_English-EWT: no train; dev serves as train and test as dev, and none is left to test on"]
+    assert warnings == ["UD_English-EWT: no train; dev is used as train and test as dev, so it has no test"]
     write(data / "ud/UD_English-EWT/en_ewt-ud-train.conllu", WORD.format("train"))
     sets, warnings = load_labelled("ud", data)
     (whole,) = [one for one in sets if one.name == "UD_English-EWT"]
@@ -175,20 +176,20 @@ def test_taxi1500_has_its_own_english_and_needs_bibles(data):
         ("sib200/fra_Latn/dev.tsv", b"index_id\ttext\n1\tHa\n", "dev.tsv:1: no column `category`"),
         ("sib200/fra_Latn/dev.tsv", b'index_id\tcategory\ttext\n1\tsports\t"open\n', "dev.tsv"),
         ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\t\xff\n", "dev.tsv"),
-        ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsport\tHa\n", "`sport` is no label of sib200: 1"),
+        ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsport\tHa\n", "`sport` is not a label of sib200: 1"),
         ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\t \n", "fra_Latn dev: left out, no text: 1"),
         ("sib200/eng_latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\tHa\n", "did you mean `eng_Latn`"),
         ("ud/UD_French-Q/qfn_q-ud-test.conllu", WORD.format("mot").encode(), "`qfn` is not a language"),
         ("ud/UD_Spanish-X/es_x-ud-test.conllu", b"1\tsolo\n", "es_x-ud-test.conllu:1: fewer than 4 columns"),
-        ("ud/UD_French-Q/notes.txt", b"", "UD_French-Q: nothing to read"),
-        ("ud/UD_Spanish-X/es_x-ud-dev.conllu", b"1\tsolo\tsolo\t_\n", "`_` is no label of ud: 1"),
-        ("ner/UNER_Serbian-SET/sr_set-ud-dev.iob2", b"1\tAna\tPER\t-\t-\n", "`PER` is no label of ner: 1"),
-        ("wikiann/sl/dev", b"sl:Ana\n", "dev:1: not `en:Paris<TAB>B-LOC`"),
+        ("ud/UD_French-Q/notes.txt", b"", "UD_French-Q: no data found"),
+        ("ud/UD_Spanish-X/es_x-ud-dev.conllu", b"1\tsolo\tsolo\t_\n", "`_` is not a label of ud: 1"),
+        ("ner/UNER_Serbian-SET/sr_set-ud-dev.iob2", b"1\tAna\tPER\t-\t-\n", "`PER` is not a label of ner: 1"),
+        ("wikiann/sl/dev", b"sl:Ana\n", "dev:1: not a word and its tag, as in `en:Paris<TAB>B-LOC`"),
         ("wikiann/xq/dev", b"xq:Ana\tO\n", "`xq` is not a language"),
         ("taxi1500/eng_data/eng_dev.tsv", None, "eng_dev.tsv is missing"),
         ("taxi1500/eng_data/eng_dev.tsv", b"45011032\tSin\n", "eng_dev.tsv:1: not verse, label and text"),
         ("taxi1500/eng_data/eng_dev.tsv", b"Gen 1\tSin\tText\n", "eng_dev.tsv:1: `Gen 1` is not a verse number"),
-        ("taxi1500/eng_data/eng_dev.tsv", b"45011032\tSins\tText\n", "`Sins` is no label of taxi1500"),
+        ("taxi1500/eng_data/eng_dev.tsv", b"45011032\tSins\tText\n", "`Sins` is not a label of taxi1500"),
         ("taxi1500/eng_data/eng_dev.tsv", b"45011032\tSin\t\xff\n", "eng_dev.tsv"),
         ("bible/xqx-bible.txt", b"40001001\tText\n", "`xqx` is not a language"),
     ],
@@ -206,7 +207,7 @@ def test_what_is_wrong_is_told_and_the_rest_is_read(data, path, content, words):
 @pytest.mark.parametrize("task", LABELS)
 def test_a_set_that_is_not_there_is_told(tmp_path, task):
     sets, warnings = load_labelled(task, tmp_path)
-    home = SETS[task].home if task in SETS else "cisnlp/Taxi1500"
+    home = DATASETS[task].url
     assert sets == [] and home in warnings[-1] and f"{task}/" in warnings[-1]
 
 
@@ -291,7 +292,7 @@ def hub(tmp_path, monkeypatch) -> Path:
         "ud": publish(tmp_path / "ud", config("es_x", test="a"), classes, a=words),
     }
     for task, home in homes.items():
-        monkeypatch.setitem(SETS, task, replace(SETS[task], dataset=home))
+        monkeypatch.setitem(DATASETS, task, replace(DATASETS[task], hub=home))
     return tmp_path
 
 
@@ -334,11 +335,11 @@ def test_sets_with_a_program_of_their_own_are_read_from_the_plain_copy(hub, monk
     assert hub_splits(plain, "da_ddt") == {"validation": [{"tokens": ["Ana"], "ner_tags": ["B-PER"]}]}
 
 
-@pytest.mark.parametrize("task", SETS)
+@pytest.mark.parametrize("task", LAYOUTS)
 def test_no_hub_is_the_users_to_mend(monkeypatch, task):
     "Without a network the error names the dataset and the way out."
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
-    with pytest.raises(UserError, match=f"{SETS[task].dataset}.*set LANGSAMP_DATA"):
+    with pytest.raises(UserError, match=f"{DATASETS[task].hub}.*set LANGSAMP_DATA"):
         load_labelled(task)
 
 

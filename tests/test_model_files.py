@@ -25,7 +25,7 @@ from langsamp.encoding.fill_mask import open_model
 from langsamp.encoding.open_encoder import open_encoder
 from langsamp.encoding.sentence_transformers import save_sentence_encoder
 from langsamp.evaluation.datasets import LabelledTexts
-from langsamp.evaluation.finetune import PRESETS, fine_tune
+from langsamp.evaluation.finetune import CLASSIFICATION, fine_tune
 from langsamp.model.adapt_checkpoint import adapt_checkpoint
 from langsamp.model.backbones import load_backbone
 from langsamp.params.pretrain import AdaptParams, PretrainParams
@@ -178,9 +178,7 @@ def test_a_whole_encoder_is_opened_everywhere(stock, tmp_path):
     made = save_sentence_encoder(one, tmp_path / "made", layer=1)
     assert open_encoder(str(made), tmp_path).model.config.num_hidden_layers == 1
     labelled = LabelledTexts(["one", "two"] * 2, ["a", "b"] * 2)
-    tuned = fine_tune(
-        one.model, one.tokenizer, labelled, labelled, PRESETS["sib200"].replace(num_train_epochs=1), seed=0
-    )
+    tuned = fine_tune(one.model, one.tokenizer, labelled, labelled, CLASSIFICATION.replace(num_train_epochs=1), seed=0)
     assert len(tuned.predict(["one"])) == 1
 
 

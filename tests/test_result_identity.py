@@ -22,7 +22,7 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, write_json
 from langsamp.encoding.open_encoder import Encoder, open_encoder
 from langsamp.evaluation import evaluate as evaluation
-from langsamp.evaluation import metrics, results, retrieval
+from langsamp.evaluation import metrics, results, retrieval, tasks
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.evaluation.results import read_results
 from langsamp.params import evaluate as analysis_params
@@ -143,7 +143,7 @@ def test_a_retrained_encoder_has_no_results_of_the_old_one(home, sets):
     mine = asked(home, sets["A"])
     old = evaluate(mine, home)[0].value.tolist()
     other_weights(home.parent / "mine")
-    with pytest.raises(UserError, match="no results of .*mine` with its present weights"):
+    with pytest.raises(UserError, match="no results of .*mine` with its current weights"):
         read_results([mine.encoder], home)
     new = evaluate(mine, home)[0].value.tolist()
     assert new != old and read_results([mine.encoder], home).value.tolist() == new
@@ -181,8 +181,8 @@ def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
 
         return call
 
-    for way, name in [("retrieval", "retrieval_rows"), ("frozen", "_frozen"), ("fine-tuned", "_fine_tuned")]:
-        monkeypatch.setattr(evaluation, name, watched(way, getattr(evaluation, name)))
+    for way, name in [("retrieval", "retrieval_rows"), ("frozen", "_train_probes"), ("fine-tuned", "_fine_tune")]:
+        monkeypatch.setattr(tasks, name, watched(way, getattr(tasks, name)))
     monkeypatch.setattr(Encoder, "encode", watched("retrieval", Encoder.encode))
     evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)
     quick = {"num_train_epochs": 1, "micro_batch_size": 8, "gradient_accumulation_steps": 1}
@@ -195,7 +195,7 @@ def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
             "encoding.open_encoder"
         }
         assert len(ours) > 2
-        for name in ours | {"evaluation.evaluate"}:
+        for name in ours | {"evaluation.tasks"}:
             before, path = results.protocol_version(way), tmp_path / "edited" / f"{name.replace('.', '/')}.py"
             path.write_text(path.read_text() + "\n# Edited\n")
             assert results.protocol_version(way) != before, f"{name} is no part of the code of {way}"
@@ -204,9 +204,8 @@ def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
 def test_hyperparameters_count_named_or_not(home, sets):
     "The paper's value written out is the same question; another one is another."
     mine = asked(home, sets["A"], tasks=["sib200"], mode="fine-tuned")
-    encoder = open_encoder(mine.encoder, home)
     settings = [
-        evaluation._settings(mine.replace(overrides=c), "sib200", encoder)
+        tasks.get_task("sib200").settings(mine.replace(overrides=c))
         for c in ({}, {"num_train_epochs": 40}, {"num_train_epochs": 41})
     ]
     assert settings[0] == settings[1] != settings[2]
@@ -547,7 +546,7 @@ def test_metrics_that_broke_off_are_no_shorter_run(harmed):
         plots.validation_losses(harmed / "one")
 
 
-@pytest.mark.parametrize("name", ["settings.json", "asked.json", "rows.jsonl"])
+@pytest.mark.parametrize("name", ["settings.json", "request.json", "rows.jsonl"])
 def test_broken_results_are_named(home, sets, name):
     mine = asked(home, sets["A"])
     evaluate(mine, home)
