@@ -607,5 +607,5 @@ def test_error_in_the_source_language_stops_the_evaluation(tmp_path, unbroken, o
         for split in ("train", "dev", "test"):
             write(tmp_path / f"sib200/{language}/{split}.tsv", ROWS[0].decode() + "\n1\tsports\tOne\n")
     write(tmp_path / "sib200/eng_Latn/dev.tsv", ROWS[0].decode() + "\n1\tsports\n")
-    with pytest.raises(UserError, match=r"(?s)nothing to train on in eng_Latn.*dev.tsv:2: not 3 columns"):
+    with pytest.raises(UserError, match=r"(?s)no training data in eng_Latn.*dev.tsv:2: not 3 columns"):
         evaluate(EvaluationParams(encoder=unbroken.name, tasks=["sib200"], data_dir=str(tmp_path), seeds=1), outputs)

@@ -167,10 +167,8 @@ def parallel_retrieval(
         if not keys:
             raise UserError(f"{source} and {target} have no key in common; leave out one of them")
         queries, candidates = [np.array([vectors[code, key] for key in keys]) for code in (source, target)]
-        ranked = {
-            "raw": translation_ranks(queries, candidates),
-            "centred": translation_ranks(subtract_mean(queries), subtract_mean(candidates)),
-        }
+        centred = subtract_mean(queries), subtract_mean(candidates)
+        ranked = {"raw": translation_ranks(queries, candidates), "centred": translation_ranks(*centred)}
         for kind, ranks_N in ranked.items():
             found = retrieval_scores(ranks_N) | chance_scores(len(keys))
             named = {name: found[name.replace("top", "acc")] for name in ("top1", "mrr", "chance_top1", "chance_mrr")}

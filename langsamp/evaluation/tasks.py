@@ -57,7 +57,7 @@ def _select_languages(
     absent = [f"{task} has nothing in `{x}`{did_you_mean(x, known)}" for x in languages if x not in known]
     return [one for one in found if not languages or {one.name, code(one)} & set(languages)], absent
 
-# %% ../../nbs/library/evaluation/07_tasks.ipynb #a9a7ac6d
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #e786aaec
 class RetrievalTask(Task):
     "Find the translation of each sentence."
 
@@ -77,13 +77,19 @@ class RetrievalTask(Task):
         found, warnings = self.load(p.data_dir, p.source_language)
         chosen, absent = _select_languages(self.name, found, p.languages, lambda bitext: bitext.target)
         units: dict[str, Unit] = {bitext.name: (bitext.name, 0, content_hash(asdict(bitext))) for bitext in found}
-        missing = [bitext for bitext in chosen if units[bitext.name] not in results]
-        for bitext, source_NH, target_NH in encode_bitexts(missing, lambda texts: encoder.encode(texts, p.layer)):
-            facts = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
-            rows = retrieval_rows(source_NH, target_NH, p.similarity)
-            results.add(units[bitext.name], [facts | row for row in rows])
+        _add_retrieval(p, encoder, [bitext for bitext in chosen if units[bitext.name] not in results], units, results)
         requested = [units[bitext.name] for bitext in chosen]
         return record_request(results, requested, content_hash(sorted(units.values()))), warnings + absent
+
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #074fcfac
+def _add_retrieval(
+    p: EvaluationParams, encoder: Encoder, missing: Sequence[Bitext], units: Mapping[str, Unit], results: Results
+) -> None:
+    "Score retrieval in some bitexts; store the rows of each before the next."
+    for bitext, source_NH, target_NH in encode_bitexts(missing, lambda texts: encoder.encode(texts, p.layer)):
+        facts = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
+        rows = retrieval_rows(source_NH, target_NH, p.similarity)
+        results.add(units[bitext.name], [facts | row for row in rows])
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #5c5bd940
 def source_dataset(
@@ -103,7 +109,7 @@ def source_dataset(
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #fc495720
 Predict = Callable[[Sequence[Any]], list[list[Any]]]  # Texts to labels, for each of some seeds
 
-# %% ../../nbs/library/evaluation/07_tasks.ipynb #81eb26cd
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #80533730
 class LabelledTask(Task):
     "Label texts after training in one language."
 
@@ -116,56 +122,57 @@ class LabelledTask(Task):
     def protocol(self, p: EvaluationParams) -> str:
         return p.mode
 
-    def hyperparameters(self, p: EvaluationParams) -> FineTuning:
-        "Return the paper's hyperparameters with the user's overrides."
-        return FineTuning.model_validate(self.fine_tuning.model_dump() | p.overrides)
-
     def settings(self, p: EvaluationParams) -> dict[str, Any]:
-        if p.mode == "frozen":
-            return {"layer": p.layer}
-        return {"layer": -1, "fine_tuning": self.hyperparameters(p).model_dump()}
+        return {"layer": p.layer} if p.mode == "frozen" else {"layer": -1, "fine_tuning": _hyperparameters(self, p)}
 
     def score(self, gold: Sequence[Any], predicted: Sequence[Any]) -> list[dict[str, Any]]:
         "Return a row for each metric."
         return [{"metric": metric, "value": SCORES[metric](gold, predicted)} for metric in self.metrics]
 
-    def train(self, p: EvaluationParams, encoder: Encoder, source: LabelledDataset, seeds: Sequence[int]) -> Predict:
-        "Train a classifier for each seed."
-        if p.mode == "frozen":
-            return _train_probes(encoder, source, p.layer, seeds, self.fine_tuning.metric_for_best_model)
-        (seed,) = seeds
-        return _fine_tune(encoder, source, self.hyperparameters(p), seed)
-
     def evaluate(self, p: EvaluationParams, encoder: Encoder, results: Results) -> tuple[list[dict], list[str]]:
         found, warnings = self.load(p.data_dir)
-        if not found:
-            return [], warnings
-        source = source_dataset(found, self.name, p.source_language, warnings)
-        trained_on = content_hash([asdict(source.splits[split]) for split in ("train", "dev")])
-        data = {one.name: content_hash(trained_on, asdict(one.splits["test"])) for one in found if "test" in one.splits}
-        chosen, absent = _select_languages(self.name, found, p.languages, lambda one: one.code)
-        targets = [one for one in chosen if one.name in data]
-        seeds = [42 + i for i in range(p.seeds)]
-        requested: list[Unit] = []
-        for group in [seeds] if p.mode == "frozen" else [[seed] for seed in seeds]:
-            units = {one.name: [(one.name, seed, data[one.name]) for seed in group] for one in targets}
-            missing = [one for one in targets if any(unit not in results for unit in units[one.name])]
-            if missing:
-                self._evaluate_languages(p, source, missing, units, self.train(p, encoder, source, group), results)
-            requested += [unit for one in targets for unit in units[one.name]]
-        return record_request(results, requested, content_hash(sorted(data.items()))), warnings + absent
+        rows, absent = _evaluate_labelled(self, p, encoder, found, warnings, results) if found else ([], [])
+        return rows, warnings + absent
 
-    def _evaluate_languages(
-        self, p: EvaluationParams, source: LabelledDataset, targets: Sequence[LabelledDataset],
-        units: Mapping[str, Sequence[Unit]], predict: Predict, results: Results,
-    ) -> None:  # fmt: skip
-        "Label and score the test split of some languages; store the rows of each before the next."
-        for one in targets:
-            test = one.splits["test"]
-            facts = {"mode": p.mode, "source": source.code, "target": one.code, "items": len(test.texts)}
-            for unit, labels in zip(units[one.name], predict(test.texts)):
-                if unit not in results:
-                    results.add(unit, [facts | {"seed": unit[1]} | row for row in self.score(test.labels, labels)])
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #e91d081e
+def _hyperparameters(task: LabelledTask, p: EvaluationParams) -> dict[str, Any]:
+    "Return the paper's hyperparameters with the user's overrides, all checked."
+    return FineTuning.model_validate(task.fine_tuning.model_dump() | p.overrides).model_dump()
+
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #c83ec721
+def _evaluate_labelled(
+    task: LabelledTask, p: EvaluationParams, encoder: Encoder,
+    found: Sequence[LabelledDataset], warnings: Sequence[str], results: Results,
+) -> tuple[list[dict], list[str]]:  # fmt: skip
+    "Train where results are missing, and return the rows of this request."
+    source = source_dataset(found, task.name, p.source_language, warnings)
+    trained_on = content_hash([asdict(source.splits[split]) for split in ("train", "dev")])
+    data = {one.name: content_hash(trained_on, asdict(one.splits["test"])) for one in found if "test" in one.splits}
+    chosen, absent = _select_languages(task.name, found, p.languages, lambda one: one.code)
+    targets = [one for one in chosen if one.name in data]
+    seeds = [42 + i for i in range(p.seeds)]
+    requested: list[Unit] = []
+    for group in [seeds] if p.mode == "frozen" else [[seed] for seed in seeds]:
+        units = {one.name: [(one.name, seed, data[one.name]) for seed in group] for one in targets}
+        missing = [one for one in targets if any(unit not in results for unit in units[one.name])]
+        if missing:
+            predict = _train(task, p, encoder, source, group)
+            _add_labelled(task, p, source, missing, units, predict, results)
+        requested += [unit for one in targets for unit in units[one.name]]
+    return record_request(results, requested, content_hash(sorted(data.items()))), absent
+
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #c0740630
+def _add_labelled(
+    task: LabelledTask, p: EvaluationParams, source: LabelledDataset, targets: Sequence[LabelledDataset],
+    units: Mapping[str, Sequence[Unit]], predict: Predict, results: Results,
+) -> None:  # fmt: skip
+    "Label and score the test split of some languages; store the rows of each before the next."
+    for one in targets:
+        test = one.splits["test"]
+        facts = {"mode": p.mode, "source": source.code, "target": one.code, "items": len(test.texts)}
+        for unit, labels in zip(units[one.name], predict(test.texts)):
+            if unit not in results:
+                results.add(unit, [facts | {"seed": unit[1]} | row for row in task.score(test.labels, labels)])
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #aaef994e
 def _train_probes(
@@ -187,12 +194,22 @@ def _train_probes(
 
     return predict
 
-# %% ../../nbs/library/evaluation/07_tasks.ipynb #39102440
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #ddfaf0fb
 def _fine_tune(encoder: Encoder, source: LabelledDataset, hyperparameters: FineTuning, seed: int) -> Predict:
     "Fine-tune the whole encoder."
     splits = source.splits["train"], source.splits["dev"]
     tuned = fine_tune(encoder.model, encoder.tokenizer, *splits, hyperparameters, seed)
     return lambda texts: [tuned.predict(texts)]
+
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #86de1e6f
+def _train(
+    task: LabelledTask, p: EvaluationParams, encoder: Encoder, source: LabelledDataset, seeds: Sequence[int]
+) -> Predict:
+    "Train a classifier for each seed."
+    if p.mode == "frozen":
+        return _train_probes(encoder, source, p.layer, seeds, task.fine_tuning.metric_for_best_model)
+    (seed,) = seeds
+    return _fine_tune(encoder, source, FineTuning(**_hyperparameters(task, p)), seed)
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #2b2d494d
 class ClassificationTask(LabelledTask):
@@ -208,7 +225,7 @@ class TaggingTask(LabelledTask):
     metrics = ("f1_seqeval", "token_accuracy")
     fine_tuning = TAGGING
 
-# %% ../../nbs/library/evaluation/07_tasks.ipynb #b206a2be
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #cc5cdafe
 class UdhrRetrieval(RetrievalTask):
     "Paragraphs of the Universal Declaration of Human Rights."
 
@@ -226,7 +243,7 @@ class TatoebaRetrieval(RetrievalTask):
 
     name, dataset = "tatoeba", DATASETS["tatoeba"]
 
-
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #efa41679
 class BibleRetrieval(RetrievalTask):
     "Bible verses from a local folder; the first 500 that both sides have."
 
@@ -244,7 +261,7 @@ class Sib200Retrieval(RetrievalTask):
 
     name, dataset = "sib200-parallel", DATASETS["sib200"]
 
-# %% ../../nbs/library/evaluation/07_tasks.ipynb #092d398c
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #8659da3b
 class Sib200(ClassificationTask):
     "Topic of a news sentence."
 
@@ -263,7 +280,7 @@ class WikiAnn(TaggingTask):
 
     name, dataset = "wikiann", DATASETS["wikiann"]
 
-
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #685d729e
 class UniversalNer(TaggingTask):
     "Named entities labelled by people."
 
