@@ -451,10 +451,10 @@ def test_checking_the_text_takes_no_time(corpus, unbroken, tmp_path, monkeypatch
     assert read == [True] * 7, "a tokenizer, three shards and their packings"
     sizes = [sum(facts["bytes"] for facts in read_manifest(shard)["files"].values()) for shard in shards]
     read.clear()
-    assert not preparation._swept(shards, most=max(sizes)) and 1 <= sum(read) < 3
+    assert not preparation._delete_damaged(shards, most=max(sizes)) and 1 <= sum(read) < 3
     monkeypatch.setenv("LOCAL_RANK", "1")
     read.clear()
-    assert not preparation._swept(shards) and read == [False] * 3, "one process of a machine reads"
+    assert not preparation._delete_damaged(shards) and read == [False] * 3, "one process of a machine reads"
 
 
 # R10: what a corpus folder may hold beside files

@@ -264,7 +264,7 @@ def test_without_a_sound_checkpoint_nothing_is_exported(copy):
     flip(run / "checkpoints/step-00000002/model.safetensors")
     assert pretrain(p, run.parent)["step"] == 2, "the checkpoint is not needed while the export is whole"
     shutil.rmtree(run / "backbone")
-    with pytest.raises(UserError, match="checkpoint to export is not sound: .*model.safetensors does not match"):
+    with pytest.raises(UserError, match="checkpoint to export is damaged: .*model.safetensors does not match"):
         pretrain(p, run.parent)
     assert not (run / "backbone").exists()
 

@@ -226,7 +226,7 @@ def test_packing_does_not_depend_on_the_number_of_processes(corpus, tmp_path, mo
     "Byte for byte."
     p, found = tiny.params_of(corpus), []
     for processes in (1, 2):
-        monkeypatch.setattr("langsamp.training.prepare._worth", lambda *_, n=processes: n)
+        monkeypatch.setattr("langsamp.training.prepare._num_processes", lambda *_, n=processes: n)
         prepare(p, home := tmp_path / str(processes))
         files = sorted((home / "data/packed").rglob("*"))
         found.append({str(f.relative_to(home)): sha256(f) for f in files if f.is_file()})

@@ -45,7 +45,7 @@ def test_the_smoke_run_by_hand(outputs):
     assert cost["parameters: encoder"] == 2 * block + (64 + 2) * width + width + norm
     assert cost["parameters: embeddings"] == 1000 * width
     assert cost["parameters: head"] == width * width + width + norm + 1000
-    assert cost["parameters: vectors"] == (5 + 4) * width, "five languages in four scripts"
+    assert cost["parameters: langsamp"] == (5 + 4) * width, "five languages in four scripts"
     assert cost["parameters: all"] == sum(
         cost[f"parameters: {n}"] for n in ("encoder", "embeddings", "head", "vectors")
     )
@@ -93,7 +93,7 @@ def test_the_papers_parameters():
     with torch.device("meta"):
         model = from_backbone(config, sorted(codes[:610]), sorted(f"{a}{b}xx" for a in "ABCDE" for b in "abcdef"))
     groups = parameter_groups(model)
-    assert groups["vectors"] == (610 + 30) * 768 == 491_520
+    assert groups["langsamp"] == (610 + 30) * 768 == 491_520
     assert groups["all"] == 395_014_905 + 768
     assert groups["encoder"] + groups["embeddings"] == 393_530_112 + 768 and groups["head"] == 993_273
 
@@ -120,7 +120,7 @@ def test_changes_take_the_place_of_what_the_file_says(outputs):
         plan(PlanParams(params=str(SMOKE), overrides=changes, measured_steps=2), outputs)
         for changes in ({}, {"max_steps": 120, "variant": "baseline", "max_seq_length": 32})
     ]
-    assert [cost["parameters: vectors"] for cost in plans] == [9 * 64, 0]
+    assert [cost["parameters: langsamp"] for cost in plans] == [9 * 64, 0]
     places = [60 * 16 * 64, 120 * 16 * 32]
     assert all(0.9 < cost["tokens trained on"] / full < 1 for cost, full in zip(plans, places))
 

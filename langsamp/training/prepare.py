@@ -39,7 +39,7 @@ from .run_dir import read_params
 # %% ../../nbs/library/training/05_prepare.ipynb #215daed4
 @dataclass(frozen=True)
 class Corpus:
-    "Prepared text: where its tokenizer and shards lie, and the report."
+    "Prepared text: the folders of its tokenizer and shards, and the report."
 
     tokenizer: Path
     shards: list[Path]
@@ -56,7 +56,7 @@ class Corpus:
         return content_hash(self.tokenizer.name, [shard.name for shard in self.shards])
 
     def sequences(self, split: str, p: CorpusParams) -> TokenDataset:
-        "One split cut into sequences as `packing` says: packed sentences, or windows on the stream."
+        "One split as sequences: packed sentences, or windows of a stream, as `packing` says."
         kind, pad = TokenDataset if p.packing == "stream" else PackedSequences, self.facts["pad"]
         if kind is PackedSequences:
             pack_shards(self.shards, p.max_seq_length)
@@ -66,8 +66,8 @@ class Corpus:
 def _prepared(
     tokenizer: Path,  # Its folder
     shards: Sequence[Path],  # Their folders
-) -> dict[str, Any]:  # The tokenizer's facts
-    "What a run reads; where some of it is gone, how to make it again."
+) -> dict[str, Any]:  # The manifest of the tokenizer
+    "Check that the prepared text is complete; missing text is a `UserError` that says how to prepare it again."
     for folder in (tokenizer, *shards):
         verify(folder, "the run's own command (nbs/03_pretrain.ipynb) prepares its text again", checksums=False)
     return read_manifest(tokenizer) or {}
@@ -76,11 +76,13 @@ def _prepared(
 def missing_text_warnings(
     report: Mapping[str, Any],  # From `corpus_report`
 ) -> list[str]:
-    "A warning about the language-scripts without held-out text, and one about those without training text."
-    said = {"validation": "held-out text, so no validation loss tells of them", "train": "text to train on"}
-    found = {split: [x["code"] for x in report["filter_reports"] if not x["splits"][split]["tokens"]] for split in said}
+    "Warnings about language-scripts without held-out text and without training text."
+    missing = {"validation": "held-out text, so they have no validation loss", "train": "text to train on"}
+    found = {
+        split: [x["code"] for x in report["filter_reports"] if not x["splits"][split]["tokens"]] for split in missing
+    }
     return [
-        f"{len(codes):,} of {len(report['filter_reports']):,} language-scripts have no {said[split]}: "
+        f"{len(codes):,} of {len(report['filter_reports']):,} language-scripts have no {missing[split]}: "
         f"{', '.join(codes[:5])}{', …' * (len(codes) > 5)}"
         for split, codes in found.items()
         if codes
@@ -90,12 +92,12 @@ def missing_text_warnings(
 def corpus_warnings(
     report: Mapping[str, Any],  # From `corpus_report`
 ) -> list[str]:
-    "What a run's result says about its corpus: the first warnings, and languages without text."
+    "The warnings in a run's result: the first ones about the corpus, and language-scripts without text."
     return first_lines(report["warnings"]) + missing_text_warnings(report)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #c1a0d2f5
-def _tidied(outputs: Path) -> Path:
-    "The folder of prepared text, without what killed processes left half written."
+def _swept_folder(outputs: Path) -> Path:
+    "The folder of prepared text, after deleting half-written files of killed processes."
     home = outputs / "data"
     home.mkdir(parents=True, exist_ok=True)
     for place in (home / "tokenizers", home / "shards", home / "packed", outputs / "corpora"):
@@ -103,11 +105,11 @@ def _tidied(outputs: Path) -> Path:
     return home
 
 # %% ../../nbs/library/training/05_prepare.ipynb #fd96d1da
-def _lost(
+def _lost_text(
     report: Mapping[str, Any],  # From `corpus_report`
-    stop: bool,  # Whether a loss ends the run
+    stop: bool,  # Whether lost text is an error
 ) -> list[str]:  # A warning for each language-script that lost some
-    "The characters that a tokenizer without an unknown token left out."
+    "Warnings about characters that a tokenizer without an unknown token lost."
     lost = lost_text_warnings(report["filter_reports"])
     if lost and stop:
         raise UserError(f"{lost[0]}; choose another tokenizer, or set on_bad_line to skip")
@@ -118,7 +120,7 @@ def _refuse_empty(
     corpus: str,  # For the message
     report: Mapping[str, Any],  # From `corpus_report`
 ) -> None:
-    "Refuse a corpus without a line to learn from, with the first reason for which one was dropped."
+    "Refuse a corpus without training text, with the reason for which a line was dropped."
     if any(filter_report["splits"]["train"]["tokens"] for filter_report in report["filter_reports"]):
         return
     lines = sum(filter_report["lines"] for filter_report in report["filter_reports"])
@@ -130,41 +132,41 @@ def _refuse_empty(
 
 # %% ../../nbs/library/training/05_prepare.ipynb #1290e15b
 def prepare(
-    p: PretrainParams,  # Which text, tokenizer and blocks
+    p: PretrainParams,  # The text, tokenizer and packing
     outputs: Path,  # The `outputs/` folder; prepared text is shared by all runs in `outputs/data`
 ) -> Corpus:
-    "Read, clean and encode the corpus; whatever is there already is not made again."
+    "Read, clean and encode the corpus; what exists already is reused."
     sources, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
-    home = _tidied(outputs)
+    home = _swept_folder(outputs)
     with file_lock(home / ".lock"):  # A run that starts at the same time waits here
         tokenizer = find_tokenizer(p, sources, outputs)
-        if _swept([tokenizer]):
+        if _delete_damaged([tokenizer]):
             tokenizer = find_tokenizer(p, sources, outputs)
-        processes = _worth(sources)
+        processes = _num_processes(sources)
         write = partial(write_shards, sources, tokenizer, home / "shards", processes, p.on_bad_line == "stop")
         shards = write()
-        if _swept(shards):
+        if _delete_damaged(shards):
             write()
         pack = partial(pack_shards, shards, p.max_seq_length, processes)
-        if p.packing == "sentences" and _swept(pack()):
+        if p.packing == "sentences" and _delete_damaged(pack()):
             pack()
     report = corpus_report(shards, warnings)
     _refuse_empty(p.corpus, report)
-    print_warnings(_lost(report, p.on_bad_line == "stop") + missing_text_warnings(report))
+    print_warnings(_lost_text(report, p.on_bad_line == "stop") + missing_text_warnings(report))
     corpus = Corpus(tokenizer, shards, report | {"warnings": corpus_warnings(report)})
     return replace(corpus, report=corpus.report | {"sequences": sequence_report(p, corpus)})
 
 # %% ../../nbs/library/training/05_prepare.ipynb #420cd42f
 def sequence_report(
-    p: CorpusParams,  # Its packing and block size
+    p: CorpusParams,  # Its packing and sequence length
     corpus: Corpus,  # Prepared text
-) -> dict[str, Any]:  # By split: `sequences`, `filled` (share of their places) and `context`; packed also `cut`
-    "What the text was cut into."
+) -> dict[str, Any]:  # By split: `sequences`, `filled` (share of non-padding), `context`; if packed also `cut`
+    "Count the sequences of each split."
     found: dict[str, Any] = {"packing": p.packing, "max_seq_length": p.max_seq_length}
     for split in ("train", "validation"):
         sequences = corpus.sequences(split, p)
-        places = max(1, len(sequences) * p.max_seq_length)
-        found[split] = {"sequences": len(sequences), "filled": round(float(sequences.tokens.sum()) / places, 4)}
+        positions = max(1, len(sequences) * p.max_seq_length)
+        found[split] = {"sequences": len(sequences), "filled": round(float(sequences.tokens.sum()) / positions, 4)}
         found[split] |= {"context": round(sequences.context, 2)}
         if isinstance(sequences, PackedSequences):
             found[split] |= {"cut": sum(facts["cut"] for facts in sequences.facts)}
@@ -176,22 +178,22 @@ def find_tokenizer(
     sources: Mapping[str, Sequence[Source]],  # Files by language-script
     outputs: Path,  # The `outputs/` folder
 ) -> Path:  # Its folder in outputs/data/tokenizers
-    "The tokenizer that is named, else the backbone's own, else one trained on the text."
+    "The tokenizer of the parameters, else that of the backbone, else one trained on the text."
     if named := p.tokenizer or p.backbone:
         return pretrained_tokenizer(str(find_backbone(named, outputs)), outputs / "data/tokenizers")
     identity = content_hash({code: source_hash(files) for code, files in sources.items()})
     return trained_tokenizer(sources, identity, outputs / "data/tokenizers", p.vocab_size)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #5fcbc6a4
-def _worth(sources: Mapping[str, Sequence[Source]], bytes_a_process: int = 2**21) -> int:
-    "As many processes as there are cores for us, but none for less than 2 MB of text."
+def _num_processes(sources: Mapping[str, Sequence[Source]], bytes_a_process: int = 2**21) -> int:
+    "The number of processes: one per core, each with at least 2 MB of text."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = sum(source.path.stat().st_size for files in sources.values() for source in files)
     return max(1, min(cores, size // bytes_a_process))
 
 # %% ../../nbs/library/training/05_prepare.ipynb #0a5d64b1
-def _swept(folders: Sequence[Path], most: int = 4 * 2**30) -> bool:
-    "Delete what is damaged, and say so: by the sums of `most` bytes, drawn anew each time, and the sizes of the rest."
+def _delete_damaged(folders: Sequence[Path], most: int = 4 * 2**30) -> bool:
+    "Delete and report damaged folders: by checksums of up to `most` bytes in random folders, and by the sizes of the rest."
     whole = True
     for folder in random.Random().sample(folders, len(folders)):
         most -= sum(facts["bytes"] for facts in (read_manifest(folder) or {"files": {}})["files"].values())
@@ -203,10 +205,10 @@ def _swept(folders: Sequence[Path], most: int = 4 * 2**30) -> bool:
 
 # %% ../../nbs/library/training/05_prepare.ipynb #c8e2feea
 def training_data(
-    p: PretrainParams,  # Its packing, block size and sampling
+    p: PretrainParams,  # Its packing, sequence length and sampling
     corpus: Corpus,  # Prepared text
-) -> Data:  # What a run trains and validates on
-    "Both splits as sequences, and how many sequences of each language-script an epoch has."
+) -> Data:  # For the `Trainer`
+    "Both splits as sequences, and the number of sequences per language-script in an epoch."
     train, held_out = [corpus.sequences(split, p) for split in ("train", "validation")]
     drawn = quotas(p.sampling, p.alpha, _counts(train), corpus.report)
     return Data(train, held_out, TokenIds(**corpus.facts), drawn)
@@ -221,14 +223,14 @@ def repetition_table(
     p: PretrainParams,  # Its sampling, steps and batch
     corpus: Corpus,  # Prepared text
 ) -> pd.DataFrame:  # By language-script: lines, tokens, shares, passes an epoch, tokens trained on
-    "How often a run sees each language-script, the most repeated first."
+    "How often a run reads each language-script, the most repeated first."
     counts_S = _counts(corpus.sequences("train", p))
     drawn_S = quotas(p.sampling, p.alpha, counts_S, corpus.report)
     return sampling_table(corpus.report, counts_S, drawn_S, drawn=p.max_steps * p.global_batch_size)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #2098d080
 def write_corpus_report(corpus: Corpus, folder: Path) -> None:
-    "Write the corpus report of a run, with the places of tokenizer and shards under outputs/."
+    "Write corpus.json: the report, and the folders of tokenizer and shards relative to outputs/."
     outputs = folder.parent
     places = {
         "identity": corpus.identity,
@@ -241,7 +243,7 @@ def write_corpus_report(corpus: Corpus, folder: Path) -> None:
 def open_run(
     folder: Path,  # A run's folder under outputs/
 ) -> tuple[PretrainParams, Corpus]:  # Its parameters, and its prepared text
-    "A run, as its folder tells it."
+    "Open a run: its parameters and its corpus; another folder is a `UserError`."
     if not (folder / "corpus.json").exists():
         raise UserError(f"no run at {folder}: make it with papermill nbs/03_pretrain.ipynb")
     p, kept = read_params(folder), read_json(folder / "corpus.json")
