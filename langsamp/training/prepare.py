@@ -193,7 +193,7 @@ def _num_processes(sources: Mapping[str, Sequence[Source]], bytes_a_process: int
 
 # %% ../../nbs/library/training/05_prepare.ipynb #0a5d64b1
 def _delete_damaged(folders: Sequence[Path], most: int = 4 * 2**30) -> bool:
-    "Delete and report damaged folders: by checksums of up to `most` bytes in random folders, and by the sizes of the rest."
+    "Delete and report damaged folders, by checksums of up to `most` bytes and by the sizes of the rest."
     whole = True
     for folder in random.Random().sample(folders, len(folders)):
         most -= sum(facts["bytes"] for facts in (read_manifest(folder) or {"files": {}})["files"].values())

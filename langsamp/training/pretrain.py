@@ -86,7 +86,7 @@ def scratch_config(
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #01109bae
 def _modernbert_config(p: ModelParams, facts: dict[str, Any], max_seq_length: int) -> ModernBertConfig:
-    "A ModernBERT; its gated feed-forward layer of 8/3 the width has as many weights as a plain one of 4 times the width."
+    "A ModernBERT; its gated feed-forward of 8/3 the width has as many weights as a plain one of 4 times the width."
     layers, width = p.num_layers, p.hidden_size
     none: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
     return ModernBertConfig(
@@ -106,7 +106,7 @@ def initial_model(
     corpus: Corpus,  # Its languages, scripts and tokenizer
     outputs: Path | str = "outputs",  # With adapted checkpoints in `starts/`
 ) -> LangSAMPForMaskedLM:  # The same stock weights in all variants
-    "The model before step 0: an adapted checkpoint, another checkpoint or random weights, with new LangSAMP embeddings."
+    "The model before step 0: a checkpoint or random weights, with new LangSAMP embeddings."
     codes = [parse_code(shard.name.rpartition("-")[0]) for shard in corpus.shards]
     languages, scripts = sorted({c.language for c in codes}), sorted({c.script for c in codes})
     start = find_backbone(p.backbone, outputs) if p.backbone else scratch_config(p, corpus.facts, p.max_seq_length)
@@ -192,7 +192,7 @@ def pretrain(
         return result
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #a08cc61d
-HOW_TO_REMAKE = "give the command of this run again: it restores what is missing or damaged"  # For errors of functions that read a run
+HOW_TO_REMAKE = "give the command of this run again: it restores what is missing or damaged"  # For errors
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #5be7bac9
 def _export_again(p: PretrainParams, corpus: Corpus, folder: Path, step: int) -> None:
