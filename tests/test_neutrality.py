@@ -1,4 +1,4 @@
-"Each measure on vectors whose answer is known: what moves it, what must not, and how wide its interval is."
+"Each measure on synthetic embeddings: what changes it, what must not, and how wide its interval is."
 
 import json
 
@@ -52,12 +52,12 @@ def means(x: np.ndarray) -> dict[str, float]:
 
 
 def parts(random) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "A meaning that all share, an offset of each language's own, and noise."
+    "A meaning that all languages share, an offset per language, and noise."
     return random.normal(size=(K, H)), random.normal(size=(L, 1, H)), random.normal(size=(L, K, H))
 
 
-def test_one_language_under_many_names(random):
-    "Equal vectors: nothing is left to tell languages apart, so the probe guesses one in L right, exactly."
+def test_identical_languages(random):
+    "Equal embeddings: the probe cannot separate languages, so its accuracy is exactly 1/L."
     meaning, _, _ = parts(random)
     found = means(np.repeat(meaning[None], L, 0))
     assert found["centroid cosine, raw"] == pytest.approx(1)
@@ -66,7 +66,7 @@ def test_one_language_under_many_names(random):
     assert found["language probe, raw"] == pytest.approx(1 / L)
 
 
-def test_an_offset_of_each_languages_own(random):
+def test_an_offset_per_language(random):
     "Raw cosine and margin fall, the probe rises, and language-centring shows the meaning that is still there."
     meaning, offset, noise = parts(random)
     near, far = means(meaning + 0.3 * noise), means(meaning + 0.3 * noise + 3 * offset)
@@ -84,8 +84,8 @@ def test_an_offset_of_each_languages_own(random):
     assert far["language probe, raw"] > 0.9 > 0.3 > near["language probe, raw"]
 
 
-def test_an_offset_that_all_share_is_no_neutrality(random):
-    "The raw cosine rises to nearly 1, and nothing that tells languages apart has changed."
+def test_a_common_offset_is_not_neutrality(random):
+    "The raw cosine rises to nearly 1, but nothing that depends on the language changes."
     meaning, offset, noise = parts(random)
     before = means(meaning + noise + offset)
     after = means(meaning + noise + offset + 50 * random.choice([-1, 1], H))
@@ -96,7 +96,7 @@ def test_an_offset_that_all_share_is_no_neutrality(random):
         assert after[name] == pytest.approx(before[name], abs=1e-6), name
 
 
-def test_noise_has_no_meaning(random):
+def test_noise_has_the_null_values(random):
     found, expected = means(parts(random)[2]), null_values(CODES, K)
     for name in (
         "CKA",
@@ -113,8 +113,8 @@ def test_noise_has_no_meaning(random):
     assert found["language share"] == pytest.approx(1 / K, abs=0.02)
 
 
-def test_centred_centroids_say_little(random):
-    "They add up to zero, so the sum of all their products is 0 and their mean cosine is near -1/(L-1) if lengths are."
+def test_centred_centroids_have_a_forced_mean_cosine(random):
+    "They add up to zero, so their mean cosine is near -1/(L-1) if their lengths are equal."
     _, offset, _ = parts(random)
     for scale in (0.1, 10):
         found = mean(centroid_cosines(transforms(scale * offset + np.zeros((1, K, 1)))["centred"]))
@@ -129,7 +129,7 @@ def test_removing_top_components_removes_the_strongest_direction(random):
 
 
 @pytest.mark.parametrize("scale", [0.01, 100])
-def test_cka_sees_arrangement_only(random, scale):
+def test_cka_depends_on_arrangement_only(random, scale):
     meaning, _, _ = parts(random)
     turn = np.linalg.qr(random.normal(size=(H, H)))[0]
     other = random.permutation(K)
@@ -138,7 +138,7 @@ def test_cka_sees_arrangement_only(random, scale):
 
 
 def test_pairs_of_sentences_by_hand(random):
-    "The sums without loops are the means over pairs, for every pair of languages."
+    "The closed form equals the loop over pairs of sentences."
     x = parts(random)[2][:4]
     unit = x / np.linalg.norm(x, axis=2, keepdims=True)
     both, others = pair_cosines(x)
@@ -151,7 +151,7 @@ def test_pairs_of_sentences_by_hand(random):
 
 
 def test_retrieval_by_hand(random):
-    "The nearest of one pair of languages; a tie is lost."
+    "Nearest neighbours of one pair of languages; a tie is an error."
     meaning, _, noise = parts(random)
     x = meaning + noise
     unit = x / np.linalg.norm(x, axis=2, keepdims=True)
@@ -160,22 +160,22 @@ def test_retrieval_by_hand(random):
 
 
 def test_isotropy_of_known_clouds(random):
-    "All directions alike: 1. One: 0. Half: (n/2 - 1) / (n - 1), as Rudman et al. give it. Offset and scale: nothing."
+    "All directions alike: 1. One: 0. Half: (n/2 - 1) / (n - 1), as in Rudman et al. Offset and scale do not matter."
     cloud = random.normal(size=(100, 100, H))
     assert isoscore(cloud) > 0.98 and isoscore(cloud * np.eye(H)[0]) == pytest.approx(0, abs=1e-9)
     assert isoscore(cloud * np.repeat([1, 0], H // 2)) == pytest.approx((H / 2 - 1) / (H - 1), abs=0.01)
     assert isoscore(7 * cloud + 40) == pytest.approx(float(isoscore(cloud)))
 
 
-def test_the_probe_is_not_tested_on_what_it_learnt(random):
-    "A mark on each single sentence helps nobody who is asked about others."
+def test_the_probe_is_tested_on_other_sentences(random):
+    "Features of single sentences do not help for other sentences."
     x = np.zeros((L, K, L * K))
     x.reshape(L * K, L * K)[:] = 100 * np.eye(L * K)
     assert mean(probe_accuracy(x, CODES, False)) < 3 / L
 
 
 def test_shuffled_labels_are_at_chance(random):
-    "Which language a vector is said to be of changes from sentence to sentence, so there is nothing to learn."
+    "The language labels are shuffled for each sentence."
     _, offset, noise = parts(random)
     x = noise + 3 * offset
     shuffled = np.stack([x[random.permutation(L), sentence] for sentence in range(K)], 1)
@@ -186,8 +186,8 @@ def test_shuffled_labels_are_at_chance(random):
 # Intervals
 
 
-def test_relatives_move_together():
-    "An interval over families is wider than one over languages where relatives are alike."
+def test_intervals_over_families_are_wider():
+    "An interval over families is wider than one over languages if families are homogeneous."
     values = np.repeat(np.random.default_rng(0).normal(size=20), 10)
     weights = np.random.default_rng(1).multinomial
     apart = FamilyResamples(np.eye(200), weights(200, [1 / 200] * 200, 2000).astype(float))
@@ -196,8 +196,8 @@ def test_relatives_move_together():
     assert widths[1] > 2.5 * widths[0]
 
 
-def test_pairs_are_drawn_as_pairs():
-    "A mean over pairs wanders twice as far as the mean of the languages' own means drawn as if independent."
+def test_both_languages_of_a_pair_are_resampled():
+    "Intervals over pairs are twice as wide as those over the means of each language."
     own = np.random.default_rng(0).normal(size=50)
     pairs = np.add.outer(own, own) / 2 * (1 - np.eye(50))
     alone = FamilyResamples(np.eye(50), np.random.default_rng(1).multinomial(50, [1 / 50] * 50, 4000).astype(float))
@@ -206,11 +206,11 @@ def test_pairs_are_drawn_as_pairs():
     assert np.diff(of_pairs[1:])[0] == pytest.approx(2 * np.diff(of_rows[1:])[0], rel=0.1)
 
 
-def test_families_are_glottologs_and_draws_repeat():
+def test_families_are_glottologs_and_resamples_are_reproducible():
     codes = ["eng_Latn", "deu_Latn", "rus_Cyrl", "tha_Thai", "eus_Latn", "yue_Hani", "cmn_Hani"]
     resamples = family_resamples(codes, n_resamples=100, seed=3)
     assert sorted(resamples.member_FL.sum(1)) == [1, 1, 2, 3] and (resamples.member_FL.sum(0) == 1).all()
-    assert (resamples.member_FL[:, 0] == resamples.member_FL[:, 2]).all(), "English and Russian are relatives"
+    assert (resamples.member_FL[:, 0] == resamples.member_FL[:, 2]).all(), "English and Russian are of one family"
     assert (resamples.weights_DF == family_resamples(codes, n_resamples=100, seed=3).weights_DF).all()
     assert (resamples.weights_DF != family_resamples(codes, n_resamples=100, seed=4).weights_DF).any()
     values = np.arange(49.0).reshape(7, 7)
@@ -248,7 +248,7 @@ def test_paragraphs_of_the_declaration():
     assert few.codes == ["deu_Latn", "eng_Latn"] and "Recht" in few.texts[0][0]
 
 
-def test_sib200_is_thinned_and_stays_parallel(tmp_path, monkeypatch):
+def test_sib200_is_subsampled_and_stays_parallel(tmp_path, monkeypatch):
     for code in ("eng_Latn", "fra_Latn"):
         for split in ("train", "dev", "test"):
             path = tmp_path / "sib200" / code / f"{split}.tsv"
@@ -274,7 +274,7 @@ def test_each_initial_encoder_is_shown_once(smoke):
 
 
 def a_table(**values: list[float]) -> pd.DataFrame:
-    "Rows of one measure at one layer: a label's runs, each with the same value in each of three languages."
+    "Rows of one measure at one layer: the runs of a label, with the same value for three languages."
     rows = [
         (label, "language+script", 0, "CKA", value, np.full((3, 3), value) * (1 - np.eye(3)))
         for label, runs in values.items()
@@ -291,8 +291,8 @@ def test_differences_of_labels_and_seeds():
     assert found.seeds.tolist() == [(0.4, 0.2), (0.1, -0.3)]
 
 
-def test_the_runner_draws_the_smoke_run(smoke):
-    "Through papermill, with its defaults: pictures, tables, and the run behind them."
+def test_the_page_shows_the_smoke_run(smoke):
+    "With papermill and default parameters: figures, tables and provenance."
     tiny.papermill("nbs/figures/neutrality.ipynb", smoke / "neutrality.ipynb", smoke)
     names = [f"neutrality-{part}" for part in "claim spread margin alignment probes closeness gain".split()]
     found = {path.name for path in (smoke / "figures").iterdir()}

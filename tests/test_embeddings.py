@@ -1,4 +1,4 @@
-"What the loss cannot see is taken out of the vectors, chance is told apart from kinship, and levels are fair."
+"The free offset is removed, tests of families have their nominal level, and levels of text have equal size."
 
 import re
 from dataclasses import replace
@@ -42,7 +42,7 @@ CODES = "aze_Cyrl aze_Latn deu_Latn eng_Latn hin_Deva npi_Deva rus_Cyrl tha_Thai
 
 
 def made_up(codes: list[str], seed: int = 0, width: int = 6) -> LearnedEmbeddings:
-    "Random tables, looked up."
+    "Random embedding tables."
     random, facts = np.random.default_rng(seed), code_facts(codes).assign(tokens=1, sequences=1)
     tables = [{name: random.normal(size=width) for name in sorted(set(facts[kind]))} for kind in ("language", "script")]
     rows = [np.stack([table[x] for x in facts[kind]]) for kind, table in zip(("language", "script"), tables)]
@@ -50,18 +50,18 @@ def made_up(codes: list[str], seed: int = 0, width: int = 6) -> LearnedEmbedding
 
 
 def random_codes(seed: int) -> list[str]:
-    "Some pairs of real languages and scripts, tied at random."
+    "Random pairs of real languages and scripts."
     random = np.random.default_rng(seed)
     languages, scripts = "aze deu eng hin npi rus tha uzn".split(), "Arab Cyrl Deva Latn Thai".split()
     pairs = {f"{random.choice(languages)}_{random.choice(scripts)}" for _ in range(12)}
     return sorted(pairs)
 
 
-# The gauge
+# The free offset
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_gauge_shift_in_any_component_leaves_the_vectors_as_they_are(seed):
+def test_the_free_offset_of_a_component_is_removed(seed):
     codes = random_codes(seed)
     embeddings, numbers = made_up(codes, seed), components(codes)
     shift_PH = np.random.default_rng(seed).normal(0, 10, (len(codes), 6))[numbers]
@@ -76,7 +76,7 @@ def test_a_gauge_shift_in_any_component_leaves_the_vectors_as_they_are(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_component_is_all_that_pairs_hold_together(seed):
+def test_a_component_has_all_connected_codes(seed):
     "Two codes that share a language or script are of one component; walking from code to code finds all of it."
     codes = random_codes(seed)
     numbers, parts = components(codes), [set(code.split("_")) for code in codes]
@@ -89,7 +89,7 @@ def test_a_component_is_all_that_pairs_hold_together(seed):
     assert {i for i, number in enumerate(numbers) if number == numbers[0]} == reached[-1]
 
 
-def test_fixing_keeps_languages_in_several_scripts_together_and_centres_each_component():
+def test_fix_offset_centres_each_component_with_each_language_once():
     fixed = fix_offset(made_up(CODES))
     assert np.allclose(fixed.language_PH[0], fixed.language_PH[1]), "Azerbaijani has one vector, in Cyrillic and Latin"
     assert components(CODES).tolist() == [0, 0, 0, 0, 1, 1, 0, 2]
@@ -98,14 +98,14 @@ def test_fixing_keeps_languages_in_several_scripts_together_and_centres_each_com
     assert not np.allclose(fixed.language_PH[:4].mean(0), 0), "languages are counted once, not once a script"
 
 
-def test_a_shift_that_is_no_gauge_shift_is_seen():
+def test_another_shift_is_not_removed():
     embeddings = made_up(CODES)
     other = replace(embeddings, language_PH=embeddings.language_PH + np.arange(len(CODES))[:, None])
     assert not np.allclose(fix_offset(other).language_PH, fix_offset(embeddings).language_PH)
 
 
-def test_the_loss_cannot_see_the_gauge():
-    "In a component the languages move by c and the scripts by -c; without the scripts, the loss changes."
+def test_the_loss_does_not_depend_on_the_free_offset():
+    "Languages shift by c and scripts by -c within a component; without the scripts, the loss changes."
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     config = XLMRobertaConfig(**sizes, vocab_size=100, max_position_embeddings=20, type_vocab_size=1)
     model = from_backbone(config, ["aze", "deu", "rus", "tha"], ["Cyrl", "Latn", "Thai"]).double()
@@ -122,10 +122,10 @@ def test_the_loss_cannot_see_the_gauge():
     before, c = loss(), torch.randn(32, generator=torch.manual_seed(1)).double()
     with torch.no_grad():
         model.language_embeddings.weight[:3] += c
-    with_output_transform = loss()
+    shifted = loss()
     with torch.no_grad():
         model.script_embeddings.weight[:2] -= c
-    assert abs(loss() - before) < 1e-10 < 1e-3 < abs(with_output_transform - before)
+    assert abs(loss() - before) < 1e-10 < 1e-3 < abs(shifted - before)
 
 
 # The tables of a run
@@ -133,7 +133,7 @@ def test_the_loss_cannot_see_the_gauge():
 
 @pytest.fixture(scope="module")
 def short(corpus, tmp_path_factory) -> Path:
-    "Two updates of two blocks: one of three language-scripts was never drawn."
+    "Two updates of two sequences: one of three language-scripts is never sampled."
     outputs = tmp_path_factory.mktemp("short")
     changes = {
         "max_steps": 2,
@@ -148,10 +148,10 @@ def short(corpus, tmp_path_factory) -> Path:
     return outputs
 
 
-def test_rows_are_untrained_exactly_when_training_did_not_move_them(short):
+def test_rows_are_excluded_exactly_if_training_did_not_change_them(short):
     drawn = trained_sequences(short / "short")
     idle = drawn.index[drawn == 0]
-    assert drawn.sum() == 4 and len(idle) == 1, "the seed of this fixture leaves one language-script undrawn"
+    assert drawn.sum() == 4 and len(idle) == 1, "the seed of this fixture leaves one language-script without a sequence"
     trained, start = read_embeddings(short / "short"), initial_embeddings(short / "short")
     assert trained.excluded == idle[0].split("_") == start.excluded
     assert list(trained.facts.index) == list(drawn.index[drawn > 0]) == list(start.facts.index)
@@ -159,7 +159,7 @@ def test_rows_are_untrained_exactly_when_training_did_not_move_them(short):
         assert (getattr(trained, name) != getattr(start, name)).any(axis=1).all(), name
 
 
-def test_an_arm_without_script_vectors_has_none_and_one_without_languages_is_refused(short):
+def test_a_variant_without_script_embeddings_has_zeros_and_one_without_language_embeddings_is_an_error(short):
     assert (
         not read_embeddings(short / "language").script_PH.any()
         and read_embeddings(short / "language").language_PH.any()
@@ -171,24 +171,24 @@ def test_an_arm_without_script_vectors_has_none_and_one_without_languages_is_ref
         read_embeddings(short / "nothing")
 
 
-def test_all_matrices_are_of_the_same_languages_and_the_start_is_not_the_end(unbroken):
+def test_all_matrices_have_the_same_languages_and_training_changes_them(unbroken):
     facts, matrices = similarity_matrices(unbroken)
     assert {len(matrix) for matrix in matrices.values()} == {len(facts)} == {3}
     assert not np.allclose(matrices["trained"], matrices["initial"])
     assert all(np.allclose(np.diag(matrix), 1) for matrix in matrices.values())
 
 
-# Likeness and maps
+# Similarity and maps
 
 
-def test_cosines_see_neither_an_offset_nor_a_turn_nor_a_scale():
+def test_centred_cosines_do_not_depend_on_offset_rotation_or_scale():
     random = np.random.default_rng(0)
     points, turn = random.normal(size=(12, 5)), np.linalg.qr(random.normal(size=(5, 5)))[0]
     assert np.allclose(centred_cosines(points), centred_cosines(3 * points @ turn + 9))
     assert not np.allclose(centred_cosines(points), centred_cosines(points * [9, 1, 1, 1, 1]))
 
 
-def test_a_map_is_the_same_for_any_order_and_turn():
+def test_a_map_does_not_depend_on_order_or_rotation():
     random = np.random.default_rng(1)
     points = random.normal(size=(30, 5)) * [9, 5, 1, 1, 1]
     order, turn = random.permutation(30), np.linalg.qr(random.normal(size=(5, 5)))[0]
@@ -198,7 +198,7 @@ def test_a_map_is_the_same_for_any_order_and_turn():
     assert np.isclose(share.sum(), (places**2).sum() / ((points - points.mean(0)) ** 2).sum())
 
 
-def test_pictures_draw_what_the_tables_say():
+def test_figures_have_the_numbers_of_their_tables():
     embeddings = made_up(CODES)
     _, table = sum_map(embeddings)
     assert np.allclose(table[["component_1", "component_2"]], principal_components(embeddings.sums_PH)[0])
@@ -214,13 +214,13 @@ def test_pictures_draw_what_the_tables_say():
 # Neighbours
 
 
-def test_a_language_in_two_scripts_is_asked_once_and_in_the_script_of_more_text():
+def test_a_language_in_two_scripts_is_used_once_in_the_script_with_more_text():
     facts = code_facts(CODES).assign(tokens=[1, 2, 3, 3, 3, 3, 3, 3])
     assert one_script_per_language(facts) == CODES[1:]
     assert one_script_per_language(facts.assign(tokens=[2, 1, 3, 3, 3, 3, 3, 3])) == CODES[:1] + CODES[2:]
 
 
-def test_a_lone_language_cannot_be_right_and_is_not_counted():
+def test_a_language_alone_in_its_family_is_not_counted():
     points = np.array([[0.0, 1], [0.1, 1], [1, 0], [1, 0.1], [-5, -5]])
     found = neighbour_accuracy(centred_cosines(points), list("aabbc"), n_neighbors=1, n_resamples=20)
     assert found["value"] == 1 and found["items"] == 4
@@ -228,20 +228,22 @@ def test_a_lone_language_cannot_be_right_and_is_not_counted():
 
 
 def share_of_small_p(test, trials: int = 60) -> float:
-    "How often p is at most a tenth where nothing is to be found."
+    "How often p is at most 0.1 without an effect."
     return float(np.mean([test(np.random.default_rng(seed)) <= 0.1 for seed in range(trials)]))
 
 
-def test_p_of_neighbours_is_small_by_chance_alone_in_one_of_ten():
+def test_neighbour_test_has_its_nominal_level():
     def p(random: np.random.Generator) -> float:
-        likeness = centred_cosines(random.normal(size=(40, 6)))
-        return neighbour_accuracy(likeness, random.choice(list("abcd"), 40), n_neighbors=3, n_resamples=49, seed=1)["p"]
+        similarity = centred_cosines(random.normal(size=(40, 6)))
+        return neighbour_accuracy(similarity, random.choice(list("abcd"), 40), n_neighbors=3, n_resamples=49, seed=1)[
+            "p"
+        ]
 
     assert share_of_small_p(p) < 0.22
 
 
-def test_kinship_that_is_script_alone_is_found_by_the_free_test_and_not_by_the_strict_one():
-    "Vectors that follow scripts, as those of a start do; families that follow scripts in four of five languages."
+def test_families_that_follow_scripts_are_not_found_with_script_held_fixed():
+    "Embeddings follow scripts, as untrained ones do; families follow scripts for four of five languages."
 
     def p(random: np.random.Generator, strict: bool) -> float:
         scripts = random.integers(4, size=80)
@@ -272,28 +274,28 @@ def test_mantel_is_the_rank_correlation_and_its_partial_form_the_textbook_one():
     assert np.isclose(mantel(one, two, n_resamples=1)["value"], mantel(two, one, n_resamples=1)["value"])
 
 
-def test_p_of_mantel_is_small_by_chance_alone_in_one_of_ten():
+def test_mantel_test_has_its_nominal_level():
     def p(random: np.random.Generator) -> float:
         return mantel(*(centred_cosines(random.normal(size=(20, 4))) for _ in range(2)), n_resamples=49, seed=1)["p"]
 
     assert share_of_small_p(p) < 0.22
 
 
-def test_what_two_matrices_owe_to_scripts_is_held_fixed_pair_of_scripts_by_pair():
-    "A start's vectors agree with the place of languages, for scripts have places; within scripts they do not."
+def test_mantel_test_holds_pairs_of_scripts_fixed():
+    "Untrained embeddings correlate with location, because scripts have locations; within scripts they do not."
 
     def found(random: np.random.Generator, strict: bool) -> float:
         scripts = random.integers(4, size=60)
         ours = centred_cosines(0.5 * random.normal(size=(60, 16)) + random.normal(size=(4, 16))[scripts])
         places = 0.3 * random.normal(size=(60, 2)) + random.normal(size=(4, 2))[scripts]
-        nearness = -np.linalg.norm(places[:, None] - places, axis=2)
-        return mantel(ours, nearness, scripts if strict else None, n_resamples=49, seed=1)["p"]
+        proximity = -np.linalg.norm(places[:, None] - places, axis=2)
+        return mantel(ours, proximity, scripts if strict else None, n_resamples=49, seed=1)["p"]
 
     assert share_of_small_p(lambda random: found(random, strict=False), 20) > 0.9
     assert share_of_small_p(lambda random: found(random, strict=True)) < 0.22
 
 
-def test_what_a_matrix_owes_to_unigrams_is_held_fixed():
+def test_mantel_test_holds_unigrams_fixed():
     random = np.random.default_rng(3)
     facts = code_facts(CODES[1:]).loc[list(np.repeat(CODES[1:], 6))]
     facts = facts.assign(family=np.tile(list("abc"), 14), longitude=facts.longitude + random.normal(size=42))
@@ -316,13 +318,13 @@ def upper_noise(random: np.random.Generator, size: int) -> np.ndarray:
     return noise + noise.T
 
 
-def test_nearness_is_the_great_circle():
+def test_proximity_is_the_great_circle_distance():
     facts = pd.DataFrame({"family": "x", "latitude": [51.5, 48.86, -33.87], "longitude": [-0.13, 2.35, 151.21]})
     kilometres = np.expm1(-language_relations(facts)["proximity"])
     assert np.allclose(kilometres[0], [0, 344, 16990], atol=30), "London to Paris and Sydney"
 
 
-def test_runs_of_the_same_vectors_agree_and_others_do_not():
+def test_runs_with_the_same_embeddings_agree():
     embeddings = made_up(random_codes(1), 1)
     few = replace(
         embeddings,
@@ -344,7 +346,7 @@ def test_runs_of_the_same_vectors_agree_and_others_do_not():
 
 
 @pytest.mark.parametrize("size,levels", [(456, 5), (7, 3), (3, 5), (1, 2), (40, 40)])
-def test_levels_are_as_equal_as_can_be_and_ordered_by_text(size, levels):
+def test_levels_have_equal_size_and_are_ordered_by_text(size, levels):
     tokens = pd.Series(np.random.default_rng(size).integers(1, 30, size), [f"l{n}" for n in range(size)])
     found = resource_levels(tokens, levels)
     counts = found.value_counts()
@@ -353,7 +355,7 @@ def test_levels_are_as_equal_as_can_be_and_ordered_by_text(size, levels):
     assert (spans["max"].to_numpy()[:-1] <= spans["min"].to_numpy()[1:]).all()
 
 
-def test_identical_encoders_differ_by_nothing():
+def test_identical_encoders_have_zero_differences():
     codes = CODES
     losses = pd.DataFrame({"code": codes, "tokens": range(8), "loss": np.random.default_rng(0).random(8)})
     both = pd.concat([losses.assign(label=label, run=label) for label in ("a", "b")])
@@ -370,7 +372,7 @@ def test_seeds_are_averaged_before_languages_are_compared():
     assert (table.difference == -3).all() and table.languages.to_list() == [8, 4, 4]
 
 
-def test_runs_that_cannot_be_compared_are_refused(short, corpus, unbroken):
+def test_runs_that_cannot_be_compared_are_an_error(short, corpus, unbroken):
     both = exported_losses({"LangSAMP": [short / "short"], "baseline": [short / "baseline"]})
     assert both.groupby("label").code.nunique().to_list() == [3, 3] and (both.step == 2).all()
     longer = {"max_steps": 3, "global_batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0, "save_steps": 3}
@@ -389,15 +391,15 @@ def test_runs_that_cannot_be_compared_are_refused(short, corpus, unbroken):
 
 
 @pytest.mark.parametrize(
-    "page,pictures",
+    "page,figures",
     [
         ("embedding_map", ["embedding-map-sums", "embedding-map-tables", "embedding-map-family"]),
         ("embedding_similarity", ["similarity"]),
         ("resource_levels", ["resources"]),
     ],
 )
-def test_a_page_leaves_its_pictures_with_their_numbers_and_runs(smoke, tmp_path, page, pictures):
+def test_a_page_saves_its_figures_with_tables_and_provenance(smoke, tmp_path, page, figures):
     tiny.papermill(f"nbs/figures/{page}.ipynb", tmp_path / "page.ipynb", smoke)
-    for name in pictures:
+    for name in figures:
         assert {path.suffix for path in (smoke / "figures").glob(f"{name}.*")} == {".png", ".svg", ".csv", ".json"}
         assert re.search(r'"smoke"', (smoke / f"figures/{name}.json").read_text())

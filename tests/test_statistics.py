@@ -1,4 +1,4 @@
-"The statistics keep their promises, and the tables say what they are means of."
+"Statistics have their nominal error rates, and tables average what they say."
 
 import itertools
 import json
@@ -33,7 +33,7 @@ TASKS = ("tatoeba", "sib200", "bible")
 
 
 def noise(random: np.random.Generator, families: np.ndarray, shared: float) -> np.ndarray:
-    "Differences of two equally good encoders, of which relatives share a part."
+    "Differences of two equally good encoders, partly shared within a family."
     kinds, family_N = np.unique(families, return_inverse=True)
     parts = random.normal(size=len(kinds))[family_N], random.normal(size=len(families))
     return np.sqrt(shared) * parts[0] + np.sqrt(1 - shared) * parts[1]
@@ -44,25 +44,25 @@ def noise(random: np.random.Generator, families: np.ndarray, shared: float) -> n
 
 @pytest.fixture(scope="module", params=[0.0, 0.3])
 def worlds(request) -> list[np.ndarray]:
-    "Worlds in which there is nothing to find."
+    "Simulations without an effect."
     random = np.random.default_rng(7)
     return [noise(random, REAL, request.param) for _ in range(500)]
 
 
-def test_families_are_as_unequal_as_the_paper_has_them():
+def test_family_sizes_of_the_paper_are_unequal():
     counts = np.unique(REAL, return_counts=True)[1]
     assert len(REAL) == 172 and counts.max() > 60 and len(counts) == 20 and (counts == 1).sum() >= 8
 
 
-def test_flips_find_something_in_one_of_twenty_empty_worlds(worlds):
+def test_sign_flip_test_has_its_nominal_level(worlds):
     "Within the 99.8 % interval of a binomial at 5 %."
     alarms = sum(c.sign_flip_test(x, REAL, 600)[2] <= 0.05 for x in worlds)
     least, most = stats.binom.ppf([0.001, 0.999], len(worlds), 0.05)
     assert least <= alarms <= most, f"{alarms} of {len(worlds)}"
 
 
-def test_languages_are_no_separate_witnesses():
-    "What the clustering is for: without it, nearly every second world raises an alarm."
+def test_languages_of_a_family_are_not_independent():
+    "Without clustering by family, nearly half of the tests are false positives."
     random = np.random.default_rng(3)
     worlds = [noise(random, REAL, 0.3) for _ in range(200)]
     alone = np.arange(len(REAL)).astype(str)
@@ -70,7 +70,7 @@ def test_languages_are_no_separate_witnesses():
     assert np.mean(by_language) > 0.3 and 0.05 < np.mean(by_family) < 0.2
 
 
-def test_the_interval_holds_the_truth_and_what_is_detectable_is_detected(worlds):
+def test_interval_has_its_coverage_and_detectable_difference_its_power(worlds):
     found = [c.sign_flip_test(x, REAL, 600) for x in worlds]
     held = np.mean([low <= 0 <= high for low, high, _ in found])
     assert 0.92 < held < 0.98
@@ -83,7 +83,7 @@ def test_the_interval_holds_the_truth_and_what_is_detectable_is_detected(worlds)
 
 
 @pytest.mark.parametrize("families", [2, 5, 6, 9, 15, 30])
-def test_p_and_interval_tell_the_same(families):
+def test_p_and_interval_agree(families):
     random = np.random.default_rng(families)
     for _ in range(40):
         labels = random.integers(0, families, 60).astype(str)
@@ -91,7 +91,7 @@ def test_p_and_interval_tell_the_same(families):
         assert (p <= 0.05) == (not low <= 0 <= high), (low, high, p)
 
 
-def test_few_families_are_tried_in_every_way():
+def test_few_families_give_the_exact_test():
     "Against all 2^7 flips, language by language."
     random = np.random.default_rng(1)
     for _ in range(20):
@@ -108,7 +108,7 @@ def pair_of(seed: int = 0, gain: float = 1.0) -> tuple[pd.Series, pd.Series, pd.
     return base + gain + noise(random, REAL, 0.2), base, pd.Series(REAL, index)
 
 
-def test_first_and_second_are_mirror_images():
+def test_exchanging_the_encoders_changes_the_sign():
     first, second, families = pair_of()
     one, other = c.paired_comparison(first, second, families), c.paired_comparison(second, first, families)
     assert np.isclose(one["difference"], -other["difference"]) and np.isclose(one["low"], -other["high"])
@@ -125,7 +125,7 @@ def test_order_of_languages_and_scale_do_not_matter():
         assert np.isclose(one[name], other[name]), name
 
 
-def test_the_same_seed_draws_the_same():
+def test_the_same_seed_gives_the_same_result():
     pair = pair_of(gain=0.2)
     assert (
         c.paired_comparison(*pair, 2000, 5)
@@ -134,7 +134,7 @@ def test_the_same_seed_draws_the_same():
     )
 
 
-def test_an_encoder_does_not_differ_from_itself():
+def test_an_encoder_has_no_difference_from_itself():
     _, base, families = pair_of()
     found = c.paired_comparison(base, base.copy(), families)
     for name in ("difference", "low", "high", "bootstrap_low", "bootstrap_high", "effect", "detectable", "won", "lost"):
@@ -142,7 +142,7 @@ def test_an_encoder_does_not_differ_from_itself():
     assert found["p"] == found["bootstrap_p"] == found["sign_p"] == 1 and not pd.Series(found).isna().any()
 
 
-def test_no_combination_gives_a_gap():
+def test_degenerate_input_gives_no_missing_values():
     "One language, one family, constant differences."
     for labels in (["a"], ["a", "a"], ["a", "b"], list("abcdefgh")):
         index = [str(i) for i in range(len(labels))]
@@ -163,7 +163,7 @@ def test_sign_flip_p_is_that_of_scipy(families):
 
 
 def test_family_bootstrap_is_a_cluster_bootstrap():
-    "Against families drawn one by one; with one language each, the ordinary bootstrap."
+    "Against families resampled one by one; with one language each, the ordinary bootstrap."
     random = np.random.default_rng(0)
     delta = noise(random, REAL, 0.3) + 0.2
     names = np.unique(REAL)
@@ -205,7 +205,7 @@ ENCODERS = {
 
 
 def made_up(task: str, names: dict[str, str], mode: str = "raw", metric: str = "acc10", seeds: int = 1) -> pd.DataFrame:
-    "Results of all runs, in the form that evaluation writes: a level for each run, and something for each language."
+    "Results of all runs in the form that evaluation writes: an effect per run and per language."
     random, rows = np.random.default_rng(len(names)), []
     for name, target in names.items():
         own = random.normal(0, 0.1)
@@ -230,7 +230,7 @@ def sib():
     return score_table(made_up("sib200", SIB, "frozen", "f1_macro", seeds=3), ENCODERS, "sib200:frozen:f1_macro")
 
 
-def test_all_is_the_papers_list_and_not_what_was_found(sib):
+def test_all_means_the_papers_list(sib):
     sizes = {name: len(index) for (kind, name), index in language_groups(sib).items() if kind == "main"}
     assert (sizes["all"], sizes["all found"], sizes["head"] + sizes["tail"]) == (30, 31, 30)
     listed = sib.facts.index[sib.facts.listed]
@@ -254,21 +254,21 @@ def test_two_sets_of_one_language_count_once(sib):
 
 
 @pytest.mark.parametrize("gone", ["baseline-43", "init:baseline-42"])
-def test_a_language_that_one_run_lacks_is_named_and_left_out_for_all(gone):
+def test_a_language_that_one_run_lacks_is_reported_and_left_out_for_all(gone):
     rows = made_up("tatoeba", {"deu": "deu_Latn", "fra": "fra_Latn", "tha": "tha_Thai"})
     table = score_table(rows[~(rows.run.eq(gone) & rows["name"].eq("fra"))], ENCODERS, "tatoeba:raw:acc10")
     assert list(table.values.index) == ["deu_Latn", "tha_Thai"]
     assert table.notes[1:] == [f"left out, missing in {gone}: fra_Latn"]
 
 
-def test_a_missing_seed_is_named():
+def test_a_missing_seed_is_reported():
     rows = made_up("sib200", SIB, "frozen", "f1_macro", seeds=3)
     short = rows[~(rows.run.eq("langsamp-43") & rows["name"].eq("ace_Latn") & rows.seed.eq(2))]
     table = score_table(short, ENCODERS, "sib200:frozen:f1_macro")
     assert "left out, missing in langsamp-43: ace_Latn" in table.notes and "ace_Latn" not in table.values.index
 
 
-def test_an_encoder_that_was_never_asked_is_told_from_a_run_that_was_forgotten():
+def test_an_encoder_without_results_is_reported_and_a_missing_run_is_an_error():
     rows = made_up("tatoeba", {"deu": "deu_Latn", "fra": "fra_Latn"})
     table = score_table(rows[rows.run != "init:baseline-42"], ENCODERS, "tatoeba:raw:acc10")
     assert list(table.values) == ["LangSAMP", "baseline"] and "not evaluated: untrained" in table.notes
@@ -276,18 +276,18 @@ def test_an_encoder_that_was_never_asked_is_told_from_a_run_that_was_forgotten()
         score_table(rows[rows.run != "langsamp-43"], ENCODERS, "tatoeba:raw:acc10")
 
 
-def test_two_ways_of_asking_are_not_averaged():
+def test_two_settings_are_not_averaged():
     rows = made_up("tatoeba", {"deu": "deu_Latn"})
     with pytest.raises(UserError, match="asked in two ways"):
         score_table(pd.concat([rows, rows.assign(value=rows.value / 2)]), ENCODERS, "tatoeba:raw:acc10")
 
 
-def test_fine_tuned_results_do_not_ask_for_a_layer():
+def test_fine_tuned_results_ignore_the_layer():
     rows = made_up("sib200", SIB, "fine-tuned", "f1_macro")
     assert len(score_table(rows, ENCODERS, "sib200:fine-tuned:f1_macro", layer=8).values) == 31
 
 
-def test_without_a_list_tokens_decide_and_the_table_says_so(tmp_path):
+def test_without_a_list_head_and_tail_follow_tokens(tmp_path):
     names = {code: code for code in ("deu_Latn", "fra_Latn", "rus_Cyrl", "tha_Thai", "kor_Hang")}
     sizes = {"deu_Latn": 900, "fra_Latn": 500, "rus_Cyrl": 100}
     filter_reports = [{"code": code, "splits": {"train": {"tokens": n}}} for code, n in sizes.items()]
@@ -300,7 +300,7 @@ def test_without_a_list_tokens_decide_and_the_table_says_so(tmp_path):
     assert "at least 500 training tokens in baseline-42" in table.notes[0]
 
 
-def test_equal_encoders_give_a_table_of_nothing(sib):
+def test_equal_encoders_have_zero_differences(sib):
     twin = {"LangSAMP": ["baseline-42", "baseline-43"], "baseline": ["baseline-42", "baseline-43"]}
     table = score_table(made_up("sib200", SIB, "frozen", "f1_macro", seeds=3), twin, "sib200:frozen:f1_macro")
     found, seeds = group_differences([table], "baseline", 500), seed_differences([table], "baseline")
@@ -336,7 +336,7 @@ def test_seed_pairs_are_paired_in_order(both):
     assert (row.pairs, row["min"], row["max"]) == (2, min(pairs), max(pairs))
 
 
-def test_the_picture_shows_floors_chance_and_differences(both):
+def test_the_figure_shows_untrained_encoders_chance_and_differences(both):
     figure = score_figure(group_means(both), group_differences(both, "baseline", 500))
     left, right = figure.axes
     assert {"untrained", "chance"} <= set(left.get_legend_handles_labels()[1])
@@ -345,12 +345,12 @@ def test_the_picture_shows_floors_chance_and_differences(both):
     assert np.allclose(chance.get_offsets()[:, 0], 2.0) and len(chance.get_offsets()) == 5, "on retrieval only"
 
 
-def test_no_base_no_differences(both):
+def test_without_a_baseline_there_are_no_differences(both):
     found = group_differences(both, "", 500)
     assert found.empty and len(score_figure(group_means(both), found).axes) == 1
 
 
-def test_beside_the_paper_stands_what_was_asked_alike_and_how(both):
+def test_paper_comparison_has_the_same_task_and_the_mode(both):
     found = paper_comparison(group_means(both), group_differences(both, "baseline", 500))
     ours = found.dropna(subset="ours").set_index(["task", "encoder"])
     assert len(ours) == 4 and ours["mode"].to_dict()["sib200", "baseline"] == "frozen"
@@ -376,7 +376,7 @@ def test_splits_of_the_paper_agree_with_its_mean():
         assert abs(split - gain) < 0.15
 
 
-def test_every_number_of_the_paper_says_how_far_to_trust_it():
+def test_every_number_of_the_paper_has_a_trust():
     paper = paper_results()
     assert paper.trust.isin(["high", "medium", "second-hand"]).all() and paper.source.str.len().gt(10).all()
     assert (
@@ -390,7 +390,7 @@ def test_every_number_of_the_paper_says_how_far_to_trust_it():
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, corpus):
-    "An outputs folder with made-up results of every run."
+    "An outputs folder with invented results of every run."
     outputs = tmp_path_factory.mktemp("outputs")
     short = {"max_steps": 1, "warmup_steps": 0, "save_steps": 1}
     for (label, variant), seed in itertools.product(
@@ -415,7 +415,7 @@ def evaluated(tmp_path_factory, corpus):
 
 
 @pytest.mark.parametrize("page", ["main_results", "ablation"])
-def test_a_page_from_results_on_the_disk(evaluated, page):
+def test_a_page_from_saved_results(evaluated, page):
     given = {"encoders": ENCODERS, "baseline": "baseline", "scores": ["tatoeba:raw:acc10", "sib200:frozen:f1_macro"]}
     path = evaluated / f"{page}.yaml"
     path.write_text(json.dumps(given | {"name": page, "n_resamples": 500}))
