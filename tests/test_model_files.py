@@ -156,7 +156,7 @@ def test_no_run_and_no_start_begins_with_it(harmed, corpus, outputs, capsys, kin
     assert main([str(tiny.write_params(outputs / "harmed.yaml", p)), str(outputs)]) == 2
     assert "langsamp: " in capsys.readouterr().err and not (outputs / "harmed/metrics.jsonl").exists()
     with pytest.raises(UserError, match=said):
-        adapt_checkpoint(AdaptParams("harmed", str(folder), corpus=str(corpus), languages=[]), outputs)
+        adapt_checkpoint(AdaptParams(name="harmed", backbone=str(folder), corpus=str(corpus), languages=[]), outputs)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{"])
@@ -329,7 +329,7 @@ def test_prepared_text_that_was_deleted_is_made_again(copy):
 
 
 def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_path, capsys):
-    p = AdaptParams("mine", str(stock), corpus=str(corpus), languages=[], num_new_tokens=100, min_count=1)
+    p = AdaptParams(name="mine", backbone=str(stock), corpus=str(corpus), languages=[], num_new_tokens=100, min_count=1)
     start = adapt_checkpoint(p, tmp_path)
     before = {path.name: sha256(path) for path in start.iterdir()}
     for kind in ("a flipped bit", "no manifest", "a manifest without its checksum"):

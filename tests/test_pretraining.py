@@ -24,7 +24,9 @@ from langsamp.training.pretrain import initial_model, pretrain
 @pytest.fixture(scope="module")
 def wanted(corpus, stock) -> AdaptParams:
     "A start that can also read Devanagari."
-    return AdaptParams("fitted", str(stock), corpus=str(corpus), languages=[], num_new_tokens=100, min_count=1)
+    return AdaptParams(
+        name="fitted", backbone=str(stock), corpus=str(corpus), languages=[], num_new_tokens=100, min_count=1
+    )
 
 
 @pytest.fixture(scope="module")

@@ -220,7 +220,7 @@ def test_added_tokens_are_kept(num_new_tokens, min_count, added, corpus, tmp_pat
 
 def test_added_tokens_survive_the_export(added, corpus, tmp_path):
     "Pruned, extended, trained, exported and restored: text is tokenized alike everywhere."
-    p = AdaptParams("a", str(added), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
+    p = AdaptParams(name="a", backbone=str(added), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
     start = adapt_checkpoint(p, tmp_path)
     changes = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
     pretrain(tiny.params_of(corpus, **changes, precision="bf16"), tmp_path)
@@ -241,7 +241,14 @@ def test_added_tokens_of_another_tokenizer(added, latin, tmp_path):
     other = AutoTokenizer.from_pretrained(added)
     other.add_tokens(["def ghi"])
     other.save_pretrained(tmp_path / "other")
-    p = AdaptParams("a", str(added), str(tmp_path / "other"), corpus=str(latin), languages=[], num_new_tokens=0)
+    p = AdaptParams(
+        name="a",
+        backbone=str(added),
+        tokenizer=str(tmp_path / "other"),
+        corpus=str(latin),
+        languages=[],
+        num_new_tokens=0,
+    )
     start = adapt_checkpoint(p, tmp_path)
     same_cuts(tmp_path / "other", start, [*TEXTS, "def ghi abc"])
     models_of = [AutoModelForMaskedLM.from_pretrained(folder) for folder in (start, added)]
@@ -288,7 +295,9 @@ def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
     fast = unigram(letters, None) if kind == "unigram" else byte_level(LATIN)
     save(fast, tmp_path / "b", without=("unk",), model=xlm_r(fast.get_vocab_size() + 5))
     assert read_manifest(pretrained_tokenizer(str(tmp_path / "b"), tmp_path / "h"))["unk"] is None
-    p = AdaptParams("a", str(tmp_path / "b"), corpus=str(latin), languages=[], num_new_tokens=0, min_count=0)
+    p = AdaptParams(
+        name="a", backbone=str(tmp_path / "b"), corpus=str(latin), languages=[], num_new_tokens=0, min_count=0
+    )
     adaptation_chart(adaptation_table(adapt_checkpoint(p, tmp_path)))
     changes = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
     pretrain(tiny.params_of(latin, **changes), tmp_path)
@@ -307,7 +316,9 @@ def test_new_tokens_without_an_unknown_token(corpus, tmp_path):
     "On text that it cannot encode at all; the mean of nothing is no error."
     letters = "".join(tiny.ALPHABETS["eng_Latn"])
     save(unigram(letters, None), tmp_path / "b", without=("unk",), model=xlm_r(40))
-    p = AdaptParams("a", str(tmp_path / "b"), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
+    p = AdaptParams(
+        name="a", backbone=str(tmp_path / "b"), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1
+    )
     table = adaptation_table(adapt_checkpoint(p, tmp_path))
     assert table.loc[["Cyrl", "Deva"], "<unk> % before"].min() > 40 and table["<unk> % after"].max() == 0
     rows = AutoModelForMaskedLM.from_pretrained(tmp_path / "starts/a").get_input_embeddings().weight
@@ -414,7 +425,7 @@ def test_new_tokens_of_words_with_many_known_characters():
 def test_only_a_sentencepiece_file_beside_the_weights(file, tmp_path):
     xlm_r(40).save_pretrained(tmp_path / "x")
     (tmp_path / "x" / file).write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    p = AdaptParams("a", str(tmp_path / "x"), corpus="", num_new_tokens=0, min_count=0)
+    p = AdaptParams(name="a", backbone=str(tmp_path / "x"), corpus="", num_new_tokens=0, min_count=0)
     for ask in (lambda: adapt_checkpoint(p, tmp_path), lambda: open_encoder(str(tmp_path / "x"), tmp_path)):
         with pytest.raises(UserError, match=rf"{file} only.*sentencepiece.*tokenizer\.json") as error:
             ask()
@@ -487,7 +498,15 @@ def test_sentence_encoder_without_a_padding_token(tmp_path):
 
 
 def test_adaptation_without_text_has_a_table_and_a_chart(added, tmp_path):
-    p = AdaptParams("paper", str(added), str(added), corpus="", num_new_tokens=0, min_count=0, new_token_init="random")
+    p = AdaptParams(
+        name="paper",
+        backbone=str(added),
+        tokenizer=str(added),
+        corpus="",
+        num_new_tokens=0,
+        min_count=0,
+        new_token_init="random",
+    )
     table = adaptation_table(adapt_checkpoint(p, tmp_path))
     assert table.empty and "<unk> % after" in table.columns and isinstance(table, pd.DataFrame)
     assert "no corpus" in adaptation_chart(table).texts[0].get_text()
