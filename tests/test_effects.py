@@ -407,10 +407,10 @@ TUNED = {"mode": "fine-tuned", "tasks": ["sib200"], "seeds": 1}
 
 STAGES["04_evaluate"] = Stage(
     analysis_params.EvaluationParams,
-    {"encoder": "both-7", "tasks": ["tatoeba", "sib200"], "data_dir": "@sets", "seeds": 1},
+    {"encoder": "langsamp-7", "tasks": ["tatoeba", "sib200"], "data_dir": "@sets", "seeds": 1},
     see_evaluation,
     {
-        "encoder": Effect(["none-7", "both-8"], f"folder, {SCORES}"),
+        "encoder": Effect(["baseline-7", "langsamp-8"], f"folder, {SCORES}"),
         "tasks": Effect([["tatoeba"]], "tasks, languages, seeds, topics", given={"seeds": 2}),
         "languages": Effect([["deu_Latn", "fra"]], f"languages, warnings, {SCORES}"),
         "data_dir": Effect(["@sets2"], SCORES),
@@ -428,7 +428,12 @@ STAGES["04_evaluate"] = Stage(
 
 STAGES["fine-tuning"] = Stage(
     FineTuning,
-    {"encoder": "both-7", "data_dir": "@sets", **TUNED, "overrides": {"num_train_epochs": 3, "learning_rate": 1e-3}},
+    {
+        "encoder": "langsamp-7",
+        "data_dir": "@sets",
+        **TUNED,
+        "overrides": {"num_train_epochs": 3, "learning_rate": 1e-3},
+    },
     see_evaluation,
     {
         "metric_for_best_model": Effect(["accuracy"], "learnt", perhaps="topics"),
@@ -469,10 +474,12 @@ def figure_effects(**changes: Any) -> dict[str, Any]:
 
 STAGES["figures/pretraining"] = Stage(
     params.PretrainingFigureParams,
-    {"runs": ["both-7", "none-7"], "name": "figure", "n_resamples": 50},
+    {"runs": ["langsamp-7", "baseline-7"], "name": "figure", "n_resamples": 50},
     see_figure,
     figure_effects(
-        runs=Effect([["both-8", "none-7"], ["both-7"]], "runs, loss.csv, loss-by-script.csv, retrieval.csv, .txt"),
+        runs=Effect(
+            [["langsamp-8", "baseline-7"], ["langsamp-7"]], "runs, loss.csv, loss-by-script.csv, retrieval.csv, .txt"
+        ),
         layer=Effect([0], "retrieval.csv, .txt"),
         n_resamples=Effect([60], ".txt"),
     ),
@@ -481,17 +488,19 @@ STAGES["figures/pretraining"] = Stage(
 
 STAGES["figures/packing"] = Stage(
     params.PackingFigureParams,
-    {"runs": ["both-7", "stream-7"], "name": "figure"},
+    {"runs": ["langsamp-7", "stream-7"], "name": "figure"},
     see_figure,
     figure_effects(
-        runs=Effect([["both-8", "stream-7"], ["both-7", "none-7"]], refused="each seed needs|differ in more"),
+        runs=Effect(
+            [["langsamp-8", "stream-7"], ["langsamp-7", "baseline-7"]], refused="each seed needs|differ in more"
+        ),
         layer=Effect([0], ".csv, differences.csv"),
     ),
     outputs="runs",
 )
 
-LABELS = {"A": ["both-7", "both-8"], "B": ["none-7"]}
-FEWER = {"A": ["both-7"], "B": ["none-7"]}
+LABELS = {"A": ["langsamp-7", "langsamp-8"], "B": ["baseline-7"]}
+FEWER = {"A": ["langsamp-7"], "B": ["baseline-7"]}
 TABLES = "differences.csv, seeds.csv"
 
 for page in ("main_results", "ablation"):
@@ -517,7 +526,7 @@ STAGES["figures/neutrality"] = Stage(
     {"encoders": FEWER, "baseline": "B", "name": "figure", "n_resamples": 50},
     see_figure,
     figure_effects(
-        encoders=Effect([{"A": ["both-8"], "B": ["none-7"]}], f"runs, {BY_LAYER}, {BY_BASE}"),
+        encoders=Effect([{"A": ["langsamp-8"], "B": ["baseline-7"]}], f"runs, {BY_LAYER}, {BY_BASE}"),
         baseline=Effect(["A"], BY_BASE),
         text=Effect(["sib200"], f"{BY_LAYER}, {BY_BASE}"),
         n_resamples=Effect([60], BY_BASE),
@@ -541,12 +550,12 @@ STAGES["figures/resource_levels"] = Stage(
 
 STAGES["figures/embedding_map"] = Stage(
     analysis_params.EmbeddingParams,
-    {"runs": ["both-7", "both-8"], "name": "figure", "n_resamples": 20},
+    {"runs": ["langsamp-7", "langsamp-8"], "name": "figure", "n_resamples": 20},
     see_figure,
     figure_effects(
         runs=[
-            Effect([["both-7"]], "agreement.csv"),
-            Effect([["both-8", "both-7"]], "runs, sums.csv, tables.csv, family.csv, agreement.csv"),
+            Effect([["langsamp-7"]], "agreement.csv"),
+            Effect([["langsamp-8", "langsamp-7"]], "runs, sums.csv, tables.csv, family.csv, agreement.csv"),
         ],
         n_neighbors=Effect([1], "family.csv"),
         n_resamples=Effect([30], "family.csv, agreement.csv"),
@@ -557,10 +566,10 @@ STAGES["figures/embedding_map"] = Stage(
 
 STAGES["figures/embedding_similarity"] = Stage(
     analysis_params.EmbeddingParams,
-    {"runs": ["both-7", "both-8"], "name": "figure"},
+    {"runs": ["langsamp-7", "langsamp-8"], "name": "figure"},
     see_figure,
     figure_effects(
-        runs=Effect([["both-8"]], "runs, .csv"),
+        runs=Effect([["langsamp-8"]], "runs, .csv"),
         languages=Effect([["hin_Deva", "fin_Latn", "rus_Cyrl"]], ".csv"),
     ),
     outputs="runs",
@@ -875,9 +884,9 @@ def write_sets(folder: Path, seed: int) -> None:
 def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
     "Train three encoders and one with another packing; evaluate them in one of the folders."
     for name, variant, seed in (
-        ("both-7", "language+script", 7),
-        ("both-8", "language+script", 8),
-        ("none-7", "baseline", 7),
+        ("langsamp-7", "language+script", 7),
+        ("langsamp-8", "language+script", 8),
+        ("baseline-7", "baseline", 7),
         ("stream-7", "language+script", 7),
     ):
         values = TINY | {"run_name": name, "corpus": str(text), "variant": variant, "seed": seed}
@@ -889,7 +898,7 @@ def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
             outputs,
         )
     shutil.copytree(outputs, again)
-    for run, layer in itertools.product(("both-7", "both-8", "none-7"), (-1, 0)):
+    for run, layer in itertools.product(("langsamp-7", "langsamp-8", "baseline-7"), (-1, 0)):
         asked = {"encoder": run, "tasks": ["tatoeba", "sib200"], "data_dir": str(sets), "seeds": 1, "layer": layer}
         evaluate(EvaluationParams.model_validate(asked), outputs)
 

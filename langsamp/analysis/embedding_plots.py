@@ -256,7 +256,7 @@ def _draw_correlations(axes: Any, table: pd.DataFrame) -> None:
 
 # %% ../../nbs/library/analysis/09_embedding_plots.ipynb #df5629f9
 def family_figure(
-    table: pd.DataFrame,  # From `langsamp.analysis.typology.kinship`
+    table: pd.DataFrame,  # From `langsamp.analysis.typology.family_tests`
     floor: float,  # Share of the largest family
 ) -> Figure:
     "Draw neighbour accuracy on the left and matrix correlations on the right."
