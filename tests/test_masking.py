@@ -24,10 +24,10 @@ def within(count: float, trials: int, share: float) -> bool:
 
 
 def test_shares_of_masking():
-    "Over 100,000 tokens in sequences of 100: 15 % are predicted; of those 80 % mpredicted, 10 % replaced, 10 % kept."
+    "Over 100,000 tokens in sequences of 100: 15 % are predicted; of those 80 % masked, 10 % replaced, 10 % kept."
     tokens = np.full(100, 7)
-    mpredicted = [mask_sequence(tokens, number, 3, 42, TOKEN_IDS) for number in range(1000)]
-    inputs, labels = (np.concatenate(part) for part in zip(*mpredicted))
+    masked = [mask_sequence(tokens, number, 3, 42, TOKEN_IDS) for number in range(1000)]
+    inputs, labels = (np.concatenate(part) for part in zip(*masked))
     predicted = labels == 7
     assert set(labels) == {7, -100} and (inputs[~predicted] == 7).all()
     assert within(predicted.sum(), 100_000, 0.15)
@@ -36,14 +36,14 @@ def test_shares_of_masking():
         assert within(kind.sum(), predicted.sum(), share)
 
 
-def test_every_position_is_mpredicted_equally_often():
+def test_every_position_is_masked_equally_often():
     "No position is preferred, and no two sequences or passes have the same mask."
     masks = [mask_sequence(np.full(64, 7), b, e, 1, TOKEN_IDS)[1] == 7 for b in range(500) for e in range(4)]
     assert all(within(count, 2000, 0.15) for count in np.sum(masks, axis=0)[:60])
     assert len({mask.tobytes() for mask in masks}) > 1990
 
 
-def test_special_tokens_are_never_mpredicted_or_inserted():
+def test_special_tokens_are_never_masked_or_inserted():
     "Neither predicted, nor masked, nor used as a random replacement."
     tokens = np.random.default_rng(0).integers(0, 500, 50_000)
     inputs, labels = mask_sequence(tokens, 0, 0, 42, TOKEN_IDS)
@@ -186,8 +186,8 @@ def test_repeats_within_an_epoch_have_other_masks(data):
     )
     batch = make_batch(data.train, sequences, passes, 3, data.token_ids)
     long = (batch.segments_BL > 0).sum(axis=1) == 16
-    mpredicted = {(int(b), row.tobytes()) for b, row in zip(sequences[long], (batch.labels_BL != -100)[long])}
-    assert len(mpredicted) > 0.85 * long.sum() and (np.bincount(sequences) == 9).all()
+    masked = {(int(b), row.tobytes()) for b, row in zip(sequences[long], (batch.labels_BL != -100)[long])}
+    assert len(masked) > 0.85 * long.sum() and (np.bincount(sequences) == 9).all()
 
 
 def test_steps_may_come_in_any_order():
