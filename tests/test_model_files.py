@@ -97,7 +97,7 @@ HARMS = {
     ),
     "is cut short": (lambda f: cut(f / "model.safetensors", 0.5), "model.safetensors is damaged .*get the file again"),
     "is empty": (lambda f: cut(f / "model.safetensors", 0), "model.safetensors is damaged"),
-    "has a configuration cut short": (lambda f: cut(f / "config.json", 0.5), "config.json is no JSON"),
+    "has a configuration cut short": (lambda f: cut(f / "config.json", 0.5), "config.json is not JSON"),
     "has a list for a configuration": (lambda f: config(f, lambda c: [c]), "config.json holds a list"),
     "has no configuration in it": (lambda f: (f / "config.json").write_text("null"), "config.json holds a NoneType"),
     "names no type": (lambda f: config(f, lambda c: c.pop("model_type") and None), "config.json names no model_type"),
@@ -116,7 +116,7 @@ HARMS = {
     "lacks a file": (split_up, "b.safetensors is missing"),
     "is an encoder-decoder": (
         encoder_decoder,
-        "T5Model, which is no text encoder|no masked-language-model head for `t5`",
+        "T5Model, which is not a text encoder|no masked-language-model head for `t5`",
     ),
 }
 

@@ -47,7 +47,7 @@ def test_the_smoke_run_by_hand(outputs):
     assert cost["parameters: head"] == width * width + width + norm + 1000
     assert cost["parameters: langsamp"] == (5 + 4) * width, "five languages in four scripts"
     assert cost["parameters: all"] == sum(
-        cost[f"parameters: {n}"] for n in ("encoder", "embeddings", "head", "vectors")
+        cost[f"parameters: {n}"] for n in ("encoder", "embeddings", "head", "langsamp")
     )
     filled = corpus.report["sequences"]["train"]["filled"]
     assert cost["tokens a step"] == pytest.approx(16 * 64 * filled, rel=1e-3) and 0.9 < filled < 1
