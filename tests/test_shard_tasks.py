@@ -116,7 +116,7 @@ def test_a_task_that_is_none(array, tmp_path, capsys):
     "Counted from 1, as arrays often are: told, before anything is written."
     _, params, _ = array
     assert main([str(params), "--task", "2", "--of", "2", "--outputs", str(tmp_path)]) == 2
-    assert "from 0 to 1; mend --task or --of" in capsys.readouterr().err and not any(tmp_path.iterdir())
+    assert "from 0 to 1; change --task or --of" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_scheduler_that_is_not_installed(array, tmp_path, monkeypatch):
