@@ -4,8 +4,11 @@ import itertools
 import random
 
 import pytest
+from seqeval.metrics import f1_score
+from seqeval.metrics.sequence_labeling import get_entities
 
 from langsamp.core.errors import UserError
+from langsamp.evaluation.datasets import LabelledTexts, load_labelled
 from langsamp.evaluation.metrics import (
     accuracy,
     chunks,
@@ -127,3 +130,42 @@ def test_scores_of_topics():
 def test_unknown_score_is_named():
     with pytest.raises(UserError, match="did you mean `token_accuracy`"):
         score_of("token_acuracy")
+
+
+# Parity with seqeval
+
+
+SCHEMES = {
+    "IOB2": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+    "IOBES": ["O", "B-PER", "I-PER", "E-PER", "S-PER", "B-LOC", "I-LOC", "E-LOC", "S-LOC"],
+    "with hyphens": ["O", "B-a-b", "I-a-b", "I-a"],
+    "bare": UPOS,
+}
+
+
+def same_lengths(gold: list[list[str]], guess: list[list[str]]) -> list[list[str]]:
+    "Predictions with as many tags in each sentence as are gold."
+    return [[(tags * 8)[i] for i in range(len(right))] for right, tags in zip(gold, guess)]
+
+
+@pytest.mark.filterwarnings("ignore:.*seems not to be NE tag")
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("seed", range(10))
+def test_chunks_and_f1_are_those_of_seqeval(scheme, seed):
+    "On random tags, also malformed and bare ones: the same chunks at the same places, and the same F1."
+    gold, guess = [random_tags(SCHEMES[scheme], 2 * seed + side) for side in (0, 1)]
+    guess = same_lengths(gold, guess)
+    assert chunks(gold) == set(get_entities(gold))
+    assert f1_seqeval(gold, guess) == pytest.approx(f1_score(gold, guess, zero_division=0), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*seems not to be NE tag")
+@pytest.mark.parametrize("task, metric", [("ner", f1_seqeval), ("ud", f1_seqeval_bare)])
+def test_f1_of_real_tags_is_that_of_seqeval(task, metric, real):
+    "Every tenth tag is replaced by another of the same data set."
+    sets = load_labelled(task, real)[0]
+    gold = [tags for one in sets[:4] for tags in one.splits.get("test", LabelledTexts([], [])).labels][:2000]
+    draw, pool = random.Random(0), sorted({tag for tags in gold for tag in tags})
+    guess = [[draw.choice(pool) if draw.random() < 0.1 else tag for tag in tags] for tags in gold]
+    found = metric(gold, guess)
+    assert len(gold) > 500 and 0.3 < found < 1 and found == pytest.approx(f1_score(gold, guess), abs=1e-12)
