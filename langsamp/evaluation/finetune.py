@@ -65,7 +65,7 @@ def task_model(
     wrong = [name for name in (*found.missing_keys, *found.unexpected_keys) if not name.startswith("pooler.")]
     if wrong:
         raise UserError(
-            f"{type(model).__name__} has no matching classifier: no place for {', '.join(wrong[:3])}; use another encoder"
+            f"{type(model).__name__} has no classifier here: no place for {', '.join(wrong[:3])}; use another encoder"
         )
     task.base_model.set_input_embeddings(SparseEmbedding(model.get_input_embeddings().weight, met))
     return task.to(model.device)
