@@ -36,8 +36,8 @@ def outputs(tmp_path_factory) -> Path:
 def new_run(corpus, outputs) -> Callable[..., tuple[Path, Path]]:
     "Give a run a name, and perhaps other parameters; its params file and its folder."
 
-    def make(name: str, **changes) -> tuple[Path, Path]:
-        params = tiny.params_of(corpus, run_name=name, **changes)
+    def make(name: str, **overrides) -> tuple[Path, Path]:
+        params = tiny.params_of(corpus, run_name=name, **overrides)
         return tiny.write_params(outputs / f"{name}.yaml", params), outputs / name
 
     return make

@@ -53,13 +53,13 @@ def refused(params: Path, outputs: Path, *words: str, size: int = resource.RLIM_
     handle = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
     try:
         code = tiny.exit_code(tiny.fork(params, outputs, limited, size, pipe))
-        said = os.read(handle, 1 << 16).decode() if code else ""
+        printed = os.read(handle, 1 << 16).decode() if code else ""
     finally:
         os.close(handle)
         pipe.unlink()
-    assert code == 2 and "langsamp: cannot write" in said and "bytes are free in" in said, (code, said)
-    assert "Traceback" not in said and [word for word in words if word not in said] == [], said
-    return said
+    assert code == 2 and "langsamp: cannot write" in printed and "bytes are free in" in printed, (code, printed)
+    assert "Traceback" not in printed and [word for word in words if word not in printed] == [], printed
+    return printed
 
 
 @contextmanager
@@ -81,8 +81,8 @@ def test_disk_full_in_a_save(new_run, unbroken):
     tiny.broken_off(unbroken, run)
     sizes = {path.name: path.stat().st_size for path in (unbroken / "checkpoints/step-00000048").iterdir()}
     limit = (sizes["model.safetensors"] + sizes["optimizer.safetensors"]) // 2
-    said = refused(params, run.parent, str(run / "checkpoints/step-00000048"), "File too large", size=limit)
-    needed = int(said.partition("it needs ")[2].partition(" bytes")[0].replace(",", ""))
+    printed = refused(params, run.parent, str(run / "checkpoints/step-00000048"), "File too large", size=limit)
+    needed = int(printed.partition("it needs ")[2].partition(" bytes")[0].replace(",", ""))
     assert 0.9 < needed / sum(sizes.values()) < 1
     assert [(path.name, find_damage(path)) for path in (run / "checkpoints").iterdir()] == [("step-00000042", "")]
     assert tiny.exit_code(tiny.fork(params, run.parent)) == 0
@@ -130,8 +130,8 @@ def test_read_only_outputs(corpus, tmp_path, capsys):
     else:
         with mounted(tmp_path / "outputs", "ro,size=1m"):
             assert main([str(params), str(tmp_path / "outputs")]) == 2
-    said = capsys.readouterr().err
-    assert f"cannot write {tmp_path}/outputs/read-only" in said and "choose another outputs folder" in said
+    printed = capsys.readouterr().err
+    assert f"cannot write {tmp_path}/outputs/read-only" in printed and "choose another outputs folder" in printed
 
 
 # R1, R5, R7, R13: broken off and continued
@@ -147,8 +147,8 @@ def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) ->
         patch.setattr(loop.Trainer, "train_step", told_in(stop))
         try:
             loop.Trainer(model, data, p).train(folder)
-        except SystemExit as told:
-            assert told.code == 143
+        except SystemExit as message:
+            assert message.code == 143
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 
@@ -156,12 +156,12 @@ def told_in(nth: int) -> Callable:
     "A training step that is sent SIGTERM the nth time that it is made."
     calls, step = itertools.count(1), loop.Trainer.train_step
 
-    def told(*arguments) -> dict:
+    def step_with_signal(*arguments) -> dict:
         if next(calls) == nth:
             signal.raise_signal(signal.SIGTERM)
         return step(*arguments)
 
-    return told
+    return step_with_signal
 
 
 def test_resumed_twice_at_every_step(tmp_path):
@@ -399,10 +399,10 @@ CorpusTokenizer(Path({str(tokenizer)!r}))(["one line"] * 5000)
 write_shards(find_sources({str(folder)!r})[0], Path({str(tokenizer)!r}), Path(sys.argv[1]), 2)
 """
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "2"}
-    words, homes = [sys.executable, "-c", code], [tmp_path / "one", tmp_path / "two"]
-    passes = [subprocess.Popen([*words, str(home)], env=environment) for home in homes]
+    words, folders = [sys.executable, "-c", code], [tmp_path / "one", tmp_path / "two"]
+    passes = [subprocess.Popen([*words, str(home)], env=environment) for home in folders]
     assert [one.wait(timeout=60) for one in passes] == [0, 0]
-    assert [sums(home) for home in homes] == [whole, whole]
+    assert [sums(home) for home in folders] == [whole, whole]
 
 
 # R4: what has lain on the disk since
@@ -501,9 +501,11 @@ def test_loss_that_is_no_number(new_run, unbroken, monkeypatch, capsys, value):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "batch_loss", poisoned)
         assert main([str(params), str(run.parent)]) == 2
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        f"step 21: loss {value}" in said and "_Latn sequence " in said and "continues from its last checkpoint" in said
+        f"step 21: loss {value}" in printed
+        and "_Latn sequence " in printed
+        and "continues from its last checkpoint" in printed
     )
     assert tiny.steps_of(run) == 20
     newest = max((run / "checkpoints").iterdir())
@@ -527,8 +529,8 @@ def test_gradient_that_is_no_number(new_run, unbroken, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "batch_loss", poisoned)
         assert main([str(params), str(run.parent)]) == 2
-    said = capsys.readouterr().err
-    assert "step 21: loss " in said and "not finite, so no update was made" in said and "loss nan" not in said
+    printed = capsys.readouterr().err
+    assert "step 21: loss " in printed and "not finite, so no update was made" in printed and "loss nan" not in printed
     assert main([str(params), str(run.parent)]) == 0
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
 
@@ -543,8 +545,8 @@ OUT_OF_MEMORY = {
 @pytest.mark.parametrize("where", OUT_OF_MEMORY)
 def test_out_of_memory_names_the_number_to_lower(new_run, monkeypatch, capsys, where):
     "At a later step; with that number the same run goes on, and learns what it would have learnt."
-    changes = {"dropout": 0.0, "max_steps": 12}
-    (alone, whole), (params, run) = [new_run(f"{name}-{where}", **changes) for name in ("roomy", "tight")]
+    overrides = {"dropout": 0.0, "max_steps": 12}
+    (alone, whole), (params, run) = [new_run(f"{name}-{where}", **overrides) for name in ("roomy", "tight")]
     assert main([str(alone), str(whole.parent)]) == 0
     real = loop.Trainer.batch_loss
 
@@ -556,9 +558,9 @@ def test_out_of_memory_names_the_number_to_lower(new_run, monkeypatch, capsys, w
     monkeypatch.setattr(loop.Trainer, "batch_loss", greedy)
     capsys.readouterr()
     assert main([str(params), str(run.parent)]) == 2
-    said = capsys.readouterr().err
-    assert "step 9: micro_batch_size 4 × max_seq_length 32 does not fit in memory; set micro_batch_size to 2" in said
-    new_run(f"tight-{where}", micro_batch_size=2, **changes)
+    printed = capsys.readouterr().err
+    assert "step 9: micro_batch_size 4 × max_seq_length 32 does not fit in memory; set micro_batch_size to 2" in printed
+    new_run(f"tight-{where}", micro_batch_size=2, **overrides)
     assert main([str(params), str(run.parent)]) == 0
     assert "continuing from step-00000006" in capsys.readouterr().out
     losses = [[line["loss"] for line in tiny.metrics_of(r) if "loss" in line] for r in (whole, run)]

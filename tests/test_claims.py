@@ -127,6 +127,10 @@ def test_every_named_test_is_run():
 
 def test_shown_output_is_committed():
     "Lines of a text block with numbers are in a text file of the committed results."
-    shown = [block for block in re.findall(r"^```text\n(.*?)^```$", README, flags=re.S | re.M) if "loss" in block]
+    shown = [
+        text_block
+        for text_block in re.findall(r"^```text\n(.*?)^```$", README, flags=re.S | re.M)
+        if "loss" in text_block
+    ]
     kept = {line for path in tiny.ROOT.glob("outputs/*reference/*.txt") for line in path.read_text().splitlines()}
-    assert shown and [line for block in shown for line in block.splitlines() if line not in kept] == []
+    assert shown and [line for text_block in shown for line in text_block.splitlines() if line not in kept] == []

@@ -178,8 +178,8 @@ def test_command_line_reports_what_is_left_out(noisy, tmp_path, capfd):
 
 def test_shard_tasks_report_what_is_left_out(noisy, tmp_path, capsys):
     run_shard_task(tiny.params_of(noisy), tmp_path, 0, 1)
-    said = capsys.readouterr().out
-    assert [part for part in LOST if part not in said] == []
+    printed = capsys.readouterr().out
+    assert [part for part in LOST if part not in printed] == []
     for stage in (lambda p: run_shard_task(p, tmp_path, 0, 1), lambda p: prepare(p, tmp_path)):
         with pytest.raises(UserError, match="set on_bad_line to skip"):
             stage(tiny.params_of(noisy, on_bad_line="stop"))
@@ -366,15 +366,15 @@ def test_notebooks_report_what_is_left_out(noisy, tmp_path):
     "When a corpus is made from the folder, and in each run on it; at the start and in the summary."
     asked = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": []}
     params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(asked))
-    said = tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
-    assert [part for part in LOST if said.count(f"{part}") < 2] == []
+    printed = tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
+    assert [part for part in LOST if printed.count(f"{part}") < 2] == []
     p = tiny.params_of(Path("made"), run_name="run", max_steps=2, warmup_steps=0, save_steps=2)
     params = tiny.write_params(tmp_path / "run.yaml", p)
-    said = tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "run.ipynb", tmp_path, "-f", str(params))
+    printed = tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "run.ipynb", tmp_path, "-f", str(params))
     cells = json.loads((tmp_path / "run.ipynb").read_text(encoding="utf-8"))["cells"]
     (result,) = [str(cell["outputs"]) for cell in cells if "\npretrain(params" in "\n" + "".join(cell["source"])]
     for part in ["when corpus made was created: ", *LOST, "1 of 3 language-scripts have no held-out text"]:
-        assert part in said, f"not said at the start: {part}"
+        assert part in printed, f"not said at the start: {part}"
         assert part in result, f"not said in the summary: {part}"
 
 
@@ -394,14 +394,14 @@ EMPTY = {
 @pytest.mark.parametrize("kind", EMPTY)
 def test_corpus_without_training_lines(tmp_path, outputs, stock, kind, packing):
     "The error names the corpus, not the model."
-    files, said = EMPTY[kind]
+    files, printed = EMPTY[kind]
     folder_of(tmp_path, **files)
     p = tiny.params_of(
         tmp_path, run_name=f"empty-{packing}", tokenizer=str(stock), packing=packing, num_layers=1, hidden_size=32
     )
     with pytest.raises(UserError, match=f"{tmp_path.name}` has no text to train on: ") as error:
         pretrain(p, outputs)
-    assert re.search(said, str(error.value)), error.value
+    assert re.search(printed, str(error.value)), error.value
     assert not (outputs / p.run_name / "params.yaml").exists()
 
 

@@ -215,8 +215,8 @@ def test_no_token_is_lost(corpus, tokenizer, tmp_path):
     shards = [write_shard(code, files, tokenizer, tmp_path) for code, files in sources.items()]
     facts, report = read_manifest(tokenizer), corpus_report(shards)
     for split in ("train", "validation"):
-        blocks = TokenDataset(shards, split, 32, facts["pad"])
-        tokens = blocks[np.arange(len(blocks))][0]
+        sequences = TokenDataset(shards, split, 32, facts["pad"])
+        tokens = sequences[np.arange(len(sequences))][0]
         written = [np.fromfile(shard / f"{split}.tokens", "<u4") for shard in shards]
         assert tokens[tokens != facts["pad"]].tolist() == np.concatenate(written).tolist()
         assert [len(w) for w in written] == [
@@ -228,9 +228,9 @@ def test_no_token_is_lost(corpus, tokenizer, tmp_path):
 def test_three_lines_are_one_sequence(tokenizer, tmp_path):
     "A file of three lines gives a padded sequence with all its tokens."
     shard = write_shard("eng_Latn", [source(tmp_path, b"abc def\nabc\ndef abc\n")], tokenizer, tmp_path)
-    blocks = TokenDataset([shard], "train", 256, pad=1)
-    assert len(blocks) == 1
-    assert (blocks[[0]][0] != 1).sum() == read_json(shard / "filter_report.json")["splits"]["train"]["tokens"] > 9
+    sequences = TokenDataset([shard], "train", 256, pad=1)
+    assert len(sequences) == 1
+    assert (sequences[[0]][0] != 1).sum() == read_json(shard / "filter_report.json")["splits"]["train"]["tokens"] > 9
 
 
 def test_specials_in_the_text_are_text(tokenizer, tmp_path):
@@ -257,7 +257,18 @@ def test_every_dropped_line_has_a_location(tokenizer, tmp_path):
 def random_corpus(folder: Path, seed: int) -> Path:
     "Files of random bytes, random good and bad text, or empty ones, with valid and invalid names."
     random = np.random.default_rng(seed)
-    pieces = [b"\n", b" ", b"\r\n", b"\0", b"\xff", "\u2028".encode(), b"<mask>", b"abc", "где".encode(), b"\xe0\xa4"]
+    token_ids = [
+        b"\n",
+        b" ",
+        b"\r\n",
+        b"\0",
+        b"\xff",
+        "\u2028".encode(),
+        b"<mask>",
+        b"abc",
+        "где".encode(),
+        b"\xe0\xa4",
+    ]
     names = [
         "eng_Latn.txt",
         "rus_Cyrl.txt",
@@ -270,7 +281,7 @@ def random_corpus(folder: Path, seed: int) -> Path:
     folder.mkdir()
     for name in random.choice(names, random.integers(1, 6), replace=False):
         size = int(random.choice([0, 1, 10, 3000]))
-        content = random.bytes(size) if random.random() < 0.4 else b"".join(random.choice(pieces, size))
+        content = random.bytes(size) if random.random() < 0.4 else b"".join(random.choice(token_ids, size))
         pack = PACKERS.get(Path(name).suffix)
         (folder / name).write_bytes(pack(content) if pack and random.random() < 0.6 else content)
     return folder

@@ -199,7 +199,7 @@ def sentences_of(folder: Path, text: str | bytes) -> tuple[list[str], list[str]]
 
 
 @pytest.mark.parametrize(
-    "between",
+    "middle",
     [
         "",
         "# sent_id = 2\n",
@@ -209,8 +209,8 @@ def sentences_of(folder: Path, text: str | bytes) -> tuple[list[str], list[str]]
         "0.1\t_\t_\tVERB\n",
     ],
 )
-def test_missing_blank_line_between_sentences(tmp_path, between):
-    text = f"# sent_id = 1\n# text = One two\n{conllu('One', 'two')}{between}{conllu('Three', 'four')}"
+def test_missing_blank_line_between_sentences(tmp_path, middle):
+    text = f"# sent_id = 1\n# text = One two\n{conllu('One', 'two')}{middle}{conllu('Three', 'four')}"
     assert sentences_of(tmp_path, text) == (["One two", "Three four"], [])
 
 
@@ -374,7 +374,7 @@ def test_trailing_blank_lines_in_tatoeba(tmp_path, english, other):
     write(tmp_path / "tatoeba/tatoeba.fra-eng.eng", f"One.\nTwo.\n{english}")
     write(tmp_path / "tatoeba/tatoeba.fra-eng.fra", f"Un.\nDeux.\n{other}")
     (bitext,), warnings = load_bitexts("tatoeba", tmp_path)
-    assert bitext.target_texts == ["Un.", "Deux."] and not any("fra has 2 lines for" in said for said in warnings)
+    assert bitext.target_texts == ["Un.", "Deux."] and not any("fra has 2 lines for" in printed for printed in warnings)
 
 
 def test_unreadable_taxi1500_verse_is_dropped(tmp_path):
@@ -402,7 +402,7 @@ def test_two_spellings_of_a_script_are_merged_with_a_notice(tmp_path):
     assert (part.code, part.sentences) == ("zho_Hani", ["走", "來"])
     found, (other,) = read_hub(tmp_path / "glot", tmp_path / "home")
     assert found == {"zho_Hani": ["走", "來"]}
-    assert all("zho_Hans and zho_Hant" in said and "merged" in said for said in (warning, other))
+    assert all("zho_Hans and zho_Hant" in printed and "merged" in printed for printed in (warning, other))
 
 
 # Bibles

@@ -78,7 +78,7 @@ def test_every_tensor_arrives(tmp_path):
     "A checkpoint from a packed file loads whole; values are the file's to half a step of four bits, rows are pieces."
     tensors = made_up(tmp_path / "model.bin")
     packed = read_packed_encoder(tmp_path / "model.bin")
-    assert packed.pieces == PIECES and packed.sizes == SIZES
+    assert packed.tokens == PIECES and packed.sizes == SIZES
     before = torch.get_rng_state()
     write_checkpoint(packed, tmp_path)
     assert torch.equal(before, torch.get_rng_state()), "the global generator was used"
@@ -94,8 +94,8 @@ def test_every_tensor_arrives(tmp_path):
 def test_all_nibbles_and_scales():
     "Every value of a nibble in both halves, with a subnormal, a negative and a zero scale."
     for scale in np.array([1, -0.5, 6e-8, 0], "<f2"):
-        block = scale.tobytes() + bytes(range(0, 256, 17))
-        values = dequantise(np.frombuffer(block, np.uint8))
+        chunk = scale.tobytes() + bytes(range(0, 256, 17))
+        values = dequantise(np.frombuffer(chunk, np.uint8))
         assert np.array_equal(values, np.tile(np.arange(16.0) - 8, 2) * np.float32(scale))
 
 

@@ -43,7 +43,7 @@ from langsamp.params.evaluate import EvaluationParams
 from langsamp.training import loop
 from langsamp.training.pretrain import pretrain
 
-Seen = dict[str, Any]  # Observations of a run, by name
+Observed = dict[str, Any]  # Observations of a run, by name
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Effect:
     "What changes with other values of one field."
 
     values: list[Any]  # Compared with the base, and with each other
-    changes: str = ""  # Names of all observations that change
+    affected: str = ""  # Names of all observations that change
     given: dict[str, Any] = field(default_factory=dict)  # Other fields, if this one only matters with them
     perhaps: str = ""  # Names of observations that may change
     refused: str = ""  # Instead: part of the `UserError` for these values
@@ -64,7 +64,7 @@ class Stage:
 
     kind: type[Params]  # Model whose fields are changed
     base: dict[str, Any]  # Parameters that differ from the notebook's defaults
-    see: Callable[["Bench", dict[str, Any], Path], Seen]  # From the notebook's names after its last cell
+    see: Callable[["Bench", dict[str, Any], Path], Observed]  # From the notebook's names after its last cell
     effects: dict[str, Effect | list[Effect]]
     inside: tuple[str, ...] = ()  # Path to the fields in the notebook's parameters, if nested
     outputs: str = "outputs"  # A folder of the fixture `places`; all that a run adds, except `data`, is deleted
@@ -79,7 +79,7 @@ class Bench:
 
     def __init__(self, places: Mapping[str, Path], patch: pytest.MonkeyPatch) -> None:
         self.places, self.patch = places, patch
-        self.known: dict[str, Seen] = {}
+        self.known: dict[str, Observed] = {}
         self.noted: dict[str, list[Any]] = {}
 
     def place(self, value: Any) -> Any:
@@ -90,7 +90,7 @@ class Bench:
             return {name: self.place(one) for name, one in value.items()}
         return [self.place(one) for one in value] if isinstance(value, list) else value
 
-    def see(self, name: str, values: Mapping[str, Any]) -> Seen:
+    def see(self, name: str, values: Mapping[str, Any]) -> Observed:
         "Return the observations of a run with these values instead of those of the base."
         key = f"{name} {json.dumps(values, sort_keys=True)}"
         if key not in self.known:
@@ -165,7 +165,7 @@ def check(bench: Bench, stage: str, name: str) -> None:
         for one, two in itertools.combinations(seen, 2):
             found = sorted(what for what in one.keys() | two.keys() if not alike(one.get(what), two.get(what)))
             found = [what for what in found if what not in effect.perhaps.split(", ")]
-            assert ", ".join(found) == ", ".join(sorted(effect.changes.split(", "))), f"what {name} changes"
+            assert ", ".join(found) == ", ".join(sorted(effect.affected.split(", "))), f"what {name} changes"
 
 
 def text_of(table: pd.DataFrame) -> str:
@@ -181,7 +181,7 @@ def files_in(folder: Path) -> dict[str, str]:
 # Pretraining
 
 
-def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
+def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the folder of a run."
     run = outputs / names["params"].run_name
     report, lines, result = read_json(run / "corpus.json"), tiny.metrics_of(run), read_json(run / "result.json")
@@ -282,7 +282,7 @@ STAGES["03_pretrain"] = Stage(
 # Corpora
 
 
-def see_corpus(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
+def see_corpus(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the folder of a corpus and the matches found in it."
     (folder,) = (outputs / "corpora").iterdir()
     texts = {path: path.read_text().splitlines() for path in sorted((folder / "text").glob("*/*.txt"))}
@@ -327,7 +327,7 @@ STAGES["01_corpus"] = Stage(
 # Starts
 
 
-def see_start(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
+def see_start(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the folder of an adapted checkpoint."
     (folder,) = [path for path in (outputs / "starts").iterdir() if path.is_dir()]
     return {
@@ -362,7 +362,7 @@ STAGES["02_start"] = Stage(
 # Plans
 
 
-def see_plan(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
+def see_plan(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the numbers of a plan, without times."
     costs = {name: value for name, value in names["costs"].items() if not name.startswith(("seconds", "peak"))}
     return {"costs": costs, "measured steps": len(bench.noted["train_step"])}
@@ -383,7 +383,7 @@ STAGES["02a_plan"] = Stage(
 # Evaluations
 
 
-def see_evaluation(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
+def see_evaluation(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe what was evaluated, and the scores by task."
     table = names["results"]
     scores = {
@@ -457,7 +457,7 @@ STAGES["fine-tuning"] = Stage(
 # Figures
 
 
-def see_figure(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
+def see_figure(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the files in figures/, without the prefix of the figure."
     place, name = outputs / "figures", names["params"].name
     tables = {path.name.removeprefix(name).strip("-"): path.read_text() for path in sorted(place.glob("*.csv"))}
@@ -467,9 +467,9 @@ def see_figure(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
     return {"name": name if named == {True} else named, "runs": runs, **tables, **pages}
 
 
-def figure_effects(**changes: Any) -> dict[str, Any]:
+def figure_effects(**more: Any) -> dict[str, Any]:
     "Return the effects that all figures share, and others."
-    return {"name": Effect(["another"], "name", why="only the prefix of the files"), **changes}
+    return {"name": Effect(["another"], "name", why="only the prefix of the files"), **more}
 
 
 STAGES["figures/pretraining"] = Stage(
@@ -579,7 +579,7 @@ STAGES["figures/embedding_similarity"] = Stage(
 # Reproductions
 
 
-def see_reproduction(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
+def see_reproduction(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the notebooks that would run; each accepts its parameters."
     jobs = bench.noted["run_job"]
     for job in jobs:
@@ -685,7 +685,7 @@ def sizes_in(variant: str, corpus: Path | None = None, folder: Path | None = Non
     return [variant, texts, size, values.get("processes"), (values.get("params") or {}).get("max_seq_length")]
 
 
-def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Seen:
+def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the rows of the benchmark, and the work behind them."
     (folder,) = (outputs / "benchmarks").iterdir()
     rows, work = names["rows"], bench.noted.get("work", [])
@@ -917,8 +917,8 @@ def places(tmp_path_factory, stock) -> dict[str, Path]:
     write_text(home / "mediawiki/text", dict.fromkeys(MANY, 5))
     for seed in (1, 2):
         write_sets(home / f"sets{seed}", seed)
-    for name, changes in {"a": {}, "b": {"global_batch_size": 8}}.items():
-        values = {**TINY, "corpus": str(home / "corpus"), **changes}
+    for name, overrides in {"a": {}, "b": {"global_batch_size": 8}}.items():
+        values = {**TINY, "corpus": str(home / "corpus"), **overrides}
         tiny.write(home / f"plans/{name}.yaml", yaml.safe_dump(values))
     for name in ("outputs", "runs", "scripts"):
         (home / name).mkdir()
@@ -1024,8 +1024,8 @@ def test_a_field_that_changes_no_number_has_a_purpose():
     for label, stage in STAGES.items():
         for name, effects in stage.effects.items():
             for effect in effects if isinstance(effects, list) else [effects]:
-                assert effect.values and (effect.changes or effect.refused), f"{label}: {name}"
-                numbers = {*effect.changes.split(", ")} - {
+                assert effect.values and (effect.affected or effect.refused), f"{label}: {name}"
+                numbers = {*effect.affected.split(", ")} - {
                     "folder",
                     "name",
                     "compiled",

@@ -135,7 +135,7 @@ def test_the_loss_does_not_depend_on_the_free_offset():
 def short(corpus, tmp_path_factory) -> Path:
     "Two updates of two sequences: one of three language-scripts is never sampled."
     outputs = tmp_path_factory.mktemp("short")
-    changes = {
+    overrides = {
         "max_steps": 2,
         "global_batch_size": 2,
         "micro_batch_size": 2,
@@ -144,7 +144,7 @@ def short(corpus, tmp_path_factory) -> Path:
         "dropout": 0.0,
     }
     for name, variant in [("short", "language+script"), ("language", "language"), ("baseline", "baseline")]:
-        pretrain(tiny.params_of(corpus, run_name=name, variant=variant, seed=6, **changes), outputs)
+        pretrain(tiny.params_of(corpus, run_name=name, variant=variant, seed=6, **overrides), outputs)
     return outputs
 
 

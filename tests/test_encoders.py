@@ -119,20 +119,20 @@ def test_the_export_is_a_stock_encoder(family, tmp_path, text, caplog):
 
 
 @every
-@pytest.mark.parametrize("pieces", [300, 220])
-def test_a_resized_vocabulary_stays_tied(family, pieces, tmp_path, text, ids):
+@pytest.mark.parametrize("vocab_size", [300, 220])
+def test_a_resized_vocabulary_stays_tied(family, vocab_size, tmp_path, text, ids):
     model = build(family)
     tied, before = is_tied(model), model(**text, **ids).logits[..., :220]
-    model.resize_token_embeddings(pieces, mean_resizing=False)
+    model.resize_token_embeddings(vocab_size, mean_resizing=False)
     model.save_pretrained(tmp_path)
     loaded, report = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()) and same_weights(model, loaded)
     for each in (model, loaded):
         head = each.get_output_embeddings()
-        assert is_tied(each) == tied and len(head.weight) == pieces == each.config.backbone_config.vocab_size
-        assert head.bias is None or len(head.bias) == pieces
+        assert is_tied(each) == tied and len(head.weight) == vocab_size == each.config.backbone_config.vocab_size
+        assert head.bias is None or len(head.bias) == vocab_size
         after = each(**text, **ids).logits
-        assert after.shape[-1] == pieces and torch.allclose(after[..., :220], before, atol=1e-6)
+        assert after.shape[-1] == vocab_size and torch.allclose(after[..., :220], before, atol=1e-6)
 
 
 @every

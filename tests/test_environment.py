@@ -71,8 +71,8 @@ def refusal(call, *arguments, **words) -> str:
 def test_params_file_is_refused_with_its_line(tmp_path, text, words):
     "Duplicate names, ambiguous numbers, numbers as names and anchors: file, line and reason."
     (tmp_path / "p.yaml").write_text(text)
-    told = refusal(read_yaml, tmp_path / "p.yaml")
-    assert [word for word in [str(tmp_path / "p.yaml"), *words] if word not in told] == [] and "\n" not in told
+    message = refusal(read_yaml, tmp_path / "p.yaml")
+    assert [word for word in [str(tmp_path / "p.yaml"), *words] if word not in message] == [] and "\n" not in message
 
 
 def test_alias_bomb_is_refused_in_a_line(tmp_path, capsys):
@@ -80,8 +80,8 @@ def test_alias_bomb_is_refused_in_a_line(tmp_path, capsys):
     levels = "".join(f"{name}: &{name} [{9 * f'*{inner},'}]\n" for inner, name in zip("abcdefg", "bcdefgh"))
     (tmp_path / "p.yaml").write_text(f"a: &a [{9 * 'x,'}]\n{levels}")
     assert main([str(tmp_path / "p.yaml"), str(tmp_path / "outputs")]) == 2
-    told = capsys.readouterr().err
-    assert len(told) < 500 and told.count("\n") == 1 and "line 2" in told
+    message = capsys.readouterr().err
+    assert len(message) < 500 and message.count("\n") == 1 and "line 2" in message
 
 
 def test_numbers_that_mean_what_they_show(tmp_path):
@@ -138,8 +138,8 @@ def test_other_names_that_are_refused(kind, name):
 @pytest.mark.parametrize("kind", [PretrainParams, AdaptParams, EmbeddingParams])
 def test_seed_that_some_generator_does_not_accept(kind, value):
     "All generators accept 32 bits."
-    told = refusal(kind, seed=value)
-    assert "seed" in told and "must" in told
+    message = refusal(kind, seed=value)
+    assert "seed" in message and "must" in message
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_mistakes_of_every_kind_are_reported_together():
         "variant": "x",
         "torch_compile": "yes please",
     }
-    told = refusal(PretrainParams.model_validate, values)
+    message = refusal(PretrainParams.model_validate, values)
     words = [
         "`max_stepps`",
         "`seed` must",
@@ -182,8 +182,8 @@ def test_mistakes_of_every_kind_are_reported_together():
         "`torch_compile` must",
         "valid parameters",
     ]
-    assert [word for word in words if word not in told] == []
-    assert "multiple" not in told
+    assert [word for word in words if word not in message] == []
+    assert "multiple" not in message
 
 
 def test_value_that_is_not_plain_is_not_dropped():
@@ -261,7 +261,7 @@ def test_words_that_a_task_does_not_know(tmp_path, capsys, monkeypatch, more):
         assert shard_tasks.main([*SHARDS, *more.split()]) == 2
     except SystemExit as ended:
         assert ended.code == 2
-    assert "no corpus" not in (told := capsys.readouterr().err) and ("usage:" in told or "twice" in told)
+    assert "no corpus" not in (message := capsys.readouterr().err) and ("usage:" in message or "twice" in message)
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
 
 
@@ -358,8 +358,8 @@ FULL = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0
 )
 def test_leftover_of_a_launcher_is_named(shell, words):
     "Together with those that are missing, and what to do."
-    told = refusal(read_launch, shell)
-    assert [word for word in words if word not in told] == []
+    message = refusal(read_launch, shell)
+    assert [word for word in words if word not in message] == []
 
 
 def test_launch_that_is_whole():
@@ -397,8 +397,8 @@ def test_a_run_with_leftovers_ends_with_a_message(new_run, outputs, tmp_path, sh
     "By the command's main: status 2, one line, no traceback, no folder."
     params, run = new_run("leftover")
     assert tiny.exit_code(tiny.fork(params, outputs, in_shell, shell, tmp_path / "log")) == 2
-    told = (tmp_path / "log").read_text(encoding="utf-8")
-    assert word in told and "Traceback" not in told and not run.exists()
+    message = (tmp_path / "log").read_text(encoding="utf-8")
+    assert word in message and "Traceback" not in message and not run.exists()
 
 
 def test_an_address_that_is_taken_is_named(new_run, outputs, tmp_path):
@@ -409,8 +409,10 @@ def test_an_address_that_is_taken_is_named(new_run, outputs, tmp_path):
         taken.listen()
         shell = FULL | {"MASTER_PORT": (port := str(taken.getsockname()[1]))}
         assert tiny.exit_code(tiny.fork(params, outputs, in_shell, shell, tmp_path / "log")) == 2
-    told = (tmp_path / "log").read_text(encoding="utf-8")
-    assert f"2 processes did not meet at 127.0.0.1:{port}" in told and "Traceback" not in told and not run.exists()
+    message = (tmp_path / "log").read_text(encoding="utf-8")
+    assert (
+        f"2 processes did not meet at 127.0.0.1:{port}" in message and "Traceback" not in message and not run.exists()
+    )
 
 
 def test_a_process_says_what_it_waits_for(new_run, outputs, tmp_path):
@@ -530,11 +532,11 @@ def test_file_system_without_locks(corpus, tmp_path, capsys, monkeypatch, number
     monkeypatch.setattr(fcntl, "flock", refuse)
     params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="unlocked"))
     assert main([str(params), str(tmp_path / "outputs")]) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-        f"{tmp_path}/outputs/unlocked has no file locks" in told
-        and "move the outputs" in told
-        and "LANGSAMP_OUTPUTS" in told
+        f"{tmp_path}/outputs/unlocked has no file locks" in message
+        and "move the outputs" in message
+        and "LANGSAMP_OUTPUTS" in message
     )
 
 
@@ -546,8 +548,8 @@ def test_cache_folder_that_cannot_be_created(shell, monkeypatch):
     for name, value in shell.items():
         monkeypatch.setenv(name, value)
     for fetch in (udhr.udhr_corpus, mediawiki.mediawiki_corpus, e5small.e5_small):
-        told = refusal(fetch)
-        assert "cannot write /dev/null/" in told and "set LANGSAMP_CACHE to another folder" in told
+        message = refusal(fetch)
+        assert "cannot write /dev/null/" in message and "set LANGSAMP_CACHE to another folder" in message
 
 
 def closed(place: Path, number: int = errno.EACCES):
@@ -572,8 +574,8 @@ def test_read_only_hugging_face_cache(tmp_path, monkeypatch):
     fetches = [(adapt_checkpoint.weight_checksums, "a/b"), (backbones.load_backbone, "a/b")]
     fetches += [(train.pretrained_tokenizer, "a/b", tmp_path), (encoders.open_encoder, "a/b", tmp_path)]
     for fetch, *arguments in fetches:
-        told = refusal(fetch, *arguments)
-        assert f"cannot write {tmp_path}/hf/hub/x.lock" in told and "set HF_HOME to another folder" in told, fetch
+        message = refusal(fetch, *arguments)
+        assert f"cannot write {tmp_path}/hf/hub/x.lock" in message and "set HF_HOME to another folder" in message, fetch
 
 
 def test_disk_error_hint_names_the_folder_of_the_error(tmp_path, monkeypatch):
@@ -588,8 +590,8 @@ def test_disk_error_hint_names_the_folder_of_the_error(tmp_path, monkeypatch):
     assert f"cannot write {scratch}/x" in refusal(fill, scratch / "x")
     assert "set LANGSAMP_CACHE to another folder" in refusal(fill, tmp_path / "cache/x")
     for place in (None, tmp_path / "outputs/run/.part-weights"):
-        told = refusal(fill, place)
-        assert f"cannot write {tmp_path}/outputs/run/weights" in told and "choose another outputs folder" in told
+        message = refusal(fill, place)
+        assert f"cannot write {tmp_path}/outputs/run/weights" in message and "choose another outputs folder" in message
 
 
 def test_a_shell_with_a_strange_size_of_the_world_is_recorded(monkeypatch):

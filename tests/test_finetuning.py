@@ -135,9 +135,9 @@ def test_the_label_is_on_the_first_piece(encoder):
     "And nowhere else: what the head is taught is as many classes as there are words."
     _, tokenizer = encoder
     window, *rest = word_windows([["unforeseeable", "the"]], tokenizer, 64)
-    pieces = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("unforeseeable", "the")]
-    assert len(pieces[0]) > 1 and not rest
-    assert window.ids[1:-1] == pieces[0] + pieces[1] and window.firsts == [1, 1 + len(pieces[0])]
+    token_ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("unforeseeable", "the")]
+    assert len(token_ids[0]) > 1 and not rest
+    assert window.ids[1:-1] == token_ids[0] + token_ids[1] and window.firsts == [1, 1 + len(token_ids[0])]
 
 
 @pytest.mark.parametrize("word", ["", "\u200b", "\u00ad", " ", "\u2581", "\U0001f600", "<s>"])

@@ -277,7 +277,7 @@ def hub(tmp_path, monkeypatch) -> Path:
     topics = datasets.Features(index_id=datasets.Value("int64"), category=text, text=text)
     news = {"index_id": [1], "category": ["sports"], "text": ["On dit."]}
     words = {"tokens": [["del", "de", "el"]], "upos": [["_", "X", "X"]]}
-    homes = {
+    folders = {
         "wikiann": publish(
             tmp_path / "wikiann",
             config("sl", train="a", validation="b", test="b")
@@ -291,7 +291,7 @@ def hub(tmp_path, monkeypatch) -> Path:
         "sib200": publish(tmp_path / "sib", config("fra_Latn", train="a", validation="a", test="a"), topics, a=news),
         "ud": publish(tmp_path / "ud", config("es_x", test="a"), classes, a=words),
     }
-    for task, home in homes.items():
+    for task, home in folders.items():
         monkeypatch.setitem(DATASETS, task, replace(DATASETS[task], hub=home))
     return tmp_path
 

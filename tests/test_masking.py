@@ -142,8 +142,8 @@ def test_order_without_quotas_is_a_permutation():
 def test_quotas_are_kept_in_every_epoch():
     "Each shard gives its quota, and each of its sequences is drawn quota / sequences times, rounded down or up."
     for seed, last, counts, quotas in some_corpora(40):
-        draws = np.array(epochs_of(last, quotas, seed, 6))[:, 1].reshape(6, -1)
-        for sequences in draws:
+        drawn = np.array(epochs_of(last, quotas, seed, 6))[:, 1].reshape(6, -1)
+        for sequences in drawn:
             times = np.split(np.bincount(sequences, minlength=last[-1]), last[:-1])
             for n, quota, found in zip(counts, quotas, times):
                 assert found.sum() == quota and len(found) == n
@@ -153,29 +153,29 @@ def test_quotas_are_kept_in_every_epoch():
 def test_draws_are_even_over_a_run():
     "After any number of epochs no sequence is more than one draw ahead of another of its shard."
     for seed, last, _, quotas in some_corpora(40):
-        draws = np.array(epochs_of(last, quotas, seed, 9))[:, 1].reshape(9, -1)
+        drawn = np.array(epochs_of(last, quotas, seed, 9))[:, 1].reshape(9, -1)
         for epochs in range(1, 10):
-            times = np.bincount(draws[:epochs].ravel(), minlength=last[-1])
+            times = np.bincount(drawn[:epochs].ravel(), minlength=last[-1])
             assert all(np.ptp(part) <= 1 for part in np.split(times, last[:-1]) if len(part))
 
 
 def test_part_of_a_shard_changes():
     "Each of ten epochs uses another tenth of a shard, another seed too; none is just its beginning."
     last, quotas = ends(1000), np.array([100])
-    draws = [
+    drawn = [
         set(sequences_of_step(epoch, 100, last, seed, quotas)[1].tolist()) for seed in (0, 1) for epoch in range(10)
     ]
-    assert set.union(*draws[:10]) == set(range(1000)) and all(len(part) == 100 for part in draws)
-    assert draws[0] != draws[10]
-    for part in draws:
+    assert set.union(*drawn[:10]) == set(range(1000)) and all(len(part) == 100 for part in drawn)
+    assert drawn[0] != drawn[10]
+    for part in drawn:
         assert max(np.diff(sorted(part | {0, 999}))) < 100, "no long stretch is left out"
 
 
 def test_no_pass_is_repeated():
     "A sequence is never drawn twice with the same pass number, so never with the same masks."
     for seed, last, _, quotas in some_corpora(40):
-        draws = epochs_of(last, quotas, seed, 5)
-        assert len(set(draws)) == len(draws)
+        drawn = epochs_of(last, quotas, seed, 5)
+        assert len(set(drawn)) == len(drawn)
 
 
 def test_repeats_within_an_epoch_have_other_masks(data):

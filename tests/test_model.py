@@ -25,8 +25,8 @@ TABLES = {"language_embeddings.weight", "script_embeddings.weight"}
 TINY = {"vocab_size": 256, "max_position_embeddings": 66, "type_vocab_size": 1, **SHAPE}
 
 
-def build(variant: str = "language+script", **changes) -> LangSAMPForMaskedLM:
-    return from_backbone(XLMRobertaConfig(**TINY | changes), LANGUAGES, SCRIPTS, variant, seed=1)
+def build(variant: str = "language+script", **overrides) -> LangSAMPForMaskedLM:
+    return from_backbone(XLMRobertaConfig(**TINY | overrides), LANGUAGES, SCRIPTS, variant, seed=1)
 
 
 @pytest.fixture

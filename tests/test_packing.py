@@ -192,8 +192,8 @@ def test_attention_follows_the_kind_of_sequences(corpus, outputs):
             == (packing == "sentences")
         )
         t = Trainer(model, data, p)
-        told = attention_kwargs(model, data.train, t.accelerator)(torch.tensor([[1, 1, 2, 2]]))
-        assert told["attention_mask"].dim() == dimensions
+        message = attention_kwargs(model, data.train, t.accelerator)(torch.tensor([[1, 1, 2, 2]]))
+        assert message["attention_mask"].dim() == dimensions
 
 
 # Kept beside the shards

@@ -143,8 +143,8 @@ def test_pairs_share_their_key_and_are_the_first(seed):
         assert bitext.source_texts == [f"a {key}" for key in shared] and bitext.source == "eng_Latn"
         assert bitext.target_texts == [f"{bitext.name} {key}" for key in shared]
         assert bitext.target == codes[bitext.name]
-    told = {warning.split()[1] for warning in warnings}
-    assert {bitext.name for bitext in found} | told == set("bcdef") and not {b.name for b in found} & told
+    error_text = {warning.split()[1] for warning in warnings}
+    assert {bitext.name for bitext in found} | error_text == set("bcdef") and not {b.name for b in found} & error_text
 
 
 def test_the_other_direction_is_the_same_pairs(data):

@@ -41,8 +41,8 @@ def test_the_smoke_run_by_hand(outputs):
     model, data, corpus = old_tokens_of(p, outputs)
     cost = computed_costs(p, model, data, corpus)
     width, norm = 64, 2 * 64
-    block = 4 * (width * width + width) + 2 * 4 * width * width + 4 * width + width + 2 * norm
-    assert cost["parameters: encoder"] == 2 * block + (64 + 2) * width + width + norm
+    sequence = 4 * (width * width + width) + 2 * 4 * width * width + 4 * width + width + 2 * norm
+    assert cost["parameters: encoder"] == 2 * sequence + (64 + 2) * width + width + norm
     assert cost["parameters: embeddings"] == 1000 * width
     assert cost["parameters: head"] == width * width + width + norm + 1000
     assert cost["parameters: langsamp"] == (5 + 4) * width, "five languages in four scripts"
@@ -117,8 +117,8 @@ def test_disk_is_what_a_run_takes(corpus, tmp_path):
 
 def test_changes_take_the_place_of_what_the_file_says(outputs):
     plans = [
-        plan(PlanParams(params=str(SMOKE), overrides=changes, measured_steps=2), outputs)
-        for changes in ({}, {"max_steps": 120, "variant": "baseline", "max_seq_length": 32})
+        plan(PlanParams(params=str(SMOKE), overrides=other_values, measured_steps=2), outputs)
+        for other_values in ({}, {"max_steps": 120, "variant": "baseline", "max_seq_length": 32})
     ]
     assert [cost["parameters: langsamp"] for cost in plans] == [9 * 64, 0]
     places = [60 * 16 * 64, 120 * 16 * 32]
@@ -184,8 +184,13 @@ def test_a_corpus_without_held_out_text_is_refused(outputs, tmp_path):
 @pytest.mark.slow
 def test_the_paper_preset_dry(tmp_path, capsys):
     "XLM-R base's size and tokenizer, blocks of 512, two steps: what four weeks would consist of. About 8 GB."
-    changes = {"corpus": "udhr", "languages": ["eng_Latn", "hin_Deva", "rus_Cyrl"], "sampling": "all", "backbone": ""}
-    changes |= {
+    other_values = {
+        "corpus": "udhr",
+        "languages": ["eng_Latn", "hin_Deva", "rus_Cyrl"],
+        "sampling": "all",
+        "backbone": "",
+    }
+    other_values |= {
         "num_layers": 12,
         "hidden_size": 768,
         "tokenizer": "e5-small",
@@ -193,12 +198,12 @@ def test_the_paper_preset_dry(tmp_path, capsys):
         "micro_batch_size": 1,
         "precision": "fp32",
     }
-    changes |= {"max_steps": 2, "save_steps": 2, "run_name": "dry"}
+    other_values |= {"max_steps": 2, "save_steps": 2, "run_name": "dry"}
     paper = tiny.ROOT / "params/paper.yaml"
     begun = time.monotonic()
-    cost = plan(PlanParams(params=str(paper), overrides=changes, measured_steps=2), tmp_path)
+    cost = plan(PlanParams(params=str(paper), overrides=other_values, measured_steps=2), tmp_path)
     planned = time.monotonic()
-    p = PretrainParams.model_validate(read_yaml(paper) | changes)
+    p = PretrainParams.model_validate(read_yaml(paper) | other_values)
     assert p.max_seq_length == 512 and cost["parameters: encoder"] + cost["parameters: embeddings"] == 277_453_056
     result = pretrain(p, tmp_path)
     assert result["step"] == 2 and result["parameters"] == cost["parameters: all"]

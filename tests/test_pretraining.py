@@ -39,7 +39,7 @@ def start(wanted, outputs) -> Path:
 def params(corpus, start) -> Callable[..., PretrainParams]:
     "Two steps that go on from the start."
     few = {"backbone": "fitted", "max_steps": 2, "warmup_steps": 1, "save_steps": 1, "dropout": 0.0}
-    return lambda name, **changes: tiny.params_of(corpus, run_name=name, **few).replace(**changes)
+    return lambda name, **overrides: tiny.params_of(corpus, run_name=name, **few).replace(**overrides)
 
 
 def stock_part(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -127,8 +127,8 @@ def refused(p: PretrainParams, outputs: Path) -> str:
 
 def test_a_block_beyond_the_positions_is_refused(params, outputs):
     "65 tokens do not fit where 64 do."
-    said = refused(params("too-long", max_seq_length=65), outputs)
-    assert "max_seq_length 65" in said and "64 tokens" in said and "fitted" in said
+    printed = refused(params("too-long", max_seq_length=65), outputs)
+    assert "max_seq_length 65" in printed and "64 tokens" in printed and "fitted" in printed
     p = params("as-long-as-can-be", max_seq_length=64, max_steps=1)
     assert pretrain(p, outputs)["step"] == 1
 
@@ -136,15 +136,15 @@ def test_a_block_beyond_the_positions_is_refused(params, outputs):
 def test_a_tokenizer_beyond_the_rows_is_refused(params, stock, outputs):
     sources = find_corpus("udhr", ["deu_Latn", "eng_Latn", "rus_Cyrl"])[0]
     bigger = trained_tokenizer(sources, "bigger", outputs / "data/tokenizers", 800)
-    rows, pieces = [len(AutoTokenizer.from_pretrained(folder)) for folder in (stock, bigger)]
-    assert rows < pieces
-    said = refused(params("too-big", backbone=str(stock), tokenizer=str(bigger)), outputs)
-    assert f"has {rows} pieces" in said and f"{pieces};" in said and "02_start" in said
+    rows, token_ids = [len(AutoTokenizer.from_pretrained(folder)) for folder in (stock, bigger)]
+    assert rows < token_ids
+    printed = refused(params("too-big", backbone=str(stock), tokenizer=str(bigger)), outputs)
+    assert f"has {rows} tokens" in printed and f"{token_ids};" in printed and "02_start" in printed
 
 
 def test_glot500_sampling_needs_a_big_unseen_language(params, outputs):
-    said = refused(params("glot500", sampling="glot500"), outputs)
-    assert "30,000 lines" in said and "choose `temperature` or `all`" in said
+    printed = refused(params("glot500", sampling="glot500"), outputs)
+    assert "30,000 lines" in printed and "choose `temperature` or `all`" in printed
 
 
 # What it trains on
@@ -172,8 +172,8 @@ def test_two_folders_are_one_corpus(params, corpus, tmp_path, outputs):
 def test_a_killed_run_from_a_start_ends_like_the_unbroken_one(new_run, start, outputs):
     "With temperature sampling, SIGKILL at two random steps; the same command gives the same bytes."
     steps = sorted(np.random.default_rng().integers([1, 13], [6, 24]))
-    changes = {"backbone": "fitted", "sampling": "temperature", "alpha": 0.3}
-    (_, whole), (params, run) = [new_run(f"temperature-{name}", **changes) for name in ("unbroken", "killed")]
+    overrides = {"backbone": "fitted", "sampling": "temperature", "alpha": 0.3}
+    (_, whole), (params, run) = [new_run(f"temperature-{name}", **overrides) for name in ("unbroken", "killed")]
     assert tiny.exit_code(tiny.fork(outputs / "temperature-unbroken.yaml", outputs)) == 0
     for step in steps:
         process = tiny.fork(params, outputs)

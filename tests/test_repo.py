@@ -283,6 +283,59 @@ def test_imported_finds_every_form():
 # What newcomers read
 
 
+def walruses(text: str) -> list[str]:
+    "The assignments inside a call's arguments."
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    parts = [part for call in calls for part in [*call.args, *call.keywords]]
+    return [ast.unparse(n) for part in parts for n in ast.walk(part) if isinstance(n, ast.NamedExpr)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_no_name_is_assigned_inside_a_call(path):
+    assert walruses(path.read_text()) == []
+
+
+def test_walruses_sees_nested_ones():
+    assert walruses("f(x := 1)\ng(a, [b for b in c if (d := b)], k=(e := 2))") == ["(x := 1)", "(d := b)", "(e := 2)"]
+    assert walruses("if x := f(1):\n    pass\nwhile y := g():\n    pass") == []
+
+
+OLD_NAMES = yaml.safe_load((ROOT / "tests/old_names.yaml").read_text())
+
+
+def identifiers(text: str) -> set[str]:
+    "The names that Python code defines or uses; of attributes those that it sets, as others belong to other libraries."
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        found |= {getattr(node, name) for name in ("id", "arg", "name", "asname") if hasattr(node, name)}
+    return found
+
+
+def test_identifiers_sees_every_form():
+    text = "from a import b as c\ndef d(e, *, f=1): g.h = e.i(j=2)\nclass k: l: int = 3\nm, n = 4, 5"
+    assert identifiers(text) >= set("b c d e f g h j k l m n".split()) and "i" not in identifiers(text)
+
+
+def sources() -> list[Path]:
+    "Every file with code, the exported modules aside."
+    return [*NOTEBOOKS, *(ROOT / "tests").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+
+
+@pytest.mark.parametrize("path", sorted(sources()), ids=short)
+def test_no_old_name_is_left(path):
+    "The old names and their replacements are in tests/old_names.yaml."
+    code = [path.read_text()] if path.suffix == ".py" else ["".join(cell["source"]) for cell in cells(path)]
+    plain = [re.sub(r"(?m)^[%!].*", "", text) for text in code]
+    assert sorted(set().union(*map(identifiers, plain)) & OLD_NAMES.keys()) == []
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=short)
+def test_no_parameter_has_an_old_name(path):
+    assert sorted(yaml.safe_load(path.read_text()).keys() & OLD_NAMES.keys()) == []
+
+
 def committed() -> list[Path]:
     "Every text file of the repository that is not generated."
     folders = "nbs langsamp params scripts tests .ci .github outputs/udhr-reference outputs/udhr-reproduction".split()

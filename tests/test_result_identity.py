@@ -272,8 +272,8 @@ def runs(tmp_path_factory, corpus) -> Path:
     "Outputs with runs of two steps: of one text, of a smaller vocabulary, of fewer languages; and one of a step."
     outputs = tmp_path_factory.mktemp("outputs")
     few = {"max_steps": 2, "warmup_steps": 0, "save_steps": 1}
-    changes = {"one": {}, "two": {"seed": 8}, "small": {"vocab_size": 200}, "fewer": {"languages": ["eng_Latn"]}}
-    for name, change in (changes | {"longer": {"max_seq_length": 24}, "shorter": {"max_steps": 1}}).items():
+    other_values = {"one": {}, "two": {"seed": 8}, "small": {"vocab_size": 200}, "fewer": {"languages": ["eng_Latn"]}}
+    for name, change in (other_values | {"longer": {"max_seq_length": 24}, "shorter": {"max_steps": 1}}).items():
         pretrain(tiny.params_of(corpus, run_name=name, **few | change), outputs)
     return outputs
 
@@ -305,11 +305,11 @@ def test_runs_of_other_lengths_are_told_apart(runs):
     assert any("step 2" in label for label in labels) and any("step 1" in label for label in labels)
 
 
-def reproduced(corpus: Path, **changes) -> analysis_params.ReproductionParams:
+def reproduced(corpus: Path, **other_values) -> analysis_params.ReproductionParams:
     given = {k: v for k, v in tiny.params_of(corpus).model_dump().items() if k not in ("run_name", "variant", "seed")}
     short = {"max_steps": 2, "warmup_steps": 0, "save_steps": 2}
     return analysis_params.ReproductionParams(
-        name="tiny", variants=["language+script", "baseline"], overrides=given | short | changes
+        name="tiny", variants=["language+script", "baseline"], overrides=given | short | other_values
     )
 
 
@@ -598,10 +598,10 @@ def test_a_full_disk_in_an_evaluation(home, sets, monkeypatch):
     for size in (1, 1500, 4000):
         with (
             largest_file(size),
-            pytest.raises(UserError, match="cannot write .*File too large.*Free some space") as told,
+            pytest.raises(UserError, match="cannot write .*File too large.*Free some space") as message,
         ):
             evaluate(mine, home)
-        named.add(str(told.value).partition(":")[0].rpartition("/")[2])
+        named.add(str(message.value).partition(":")[0].rpartition("/")[2])
     assert named >= {"settings.json", "rows.jsonl"}, named
     found = evaluate(mine, home)[0]
     assert found.equals(evaluate(mine, home.parent / "fresh")[0])

@@ -85,8 +85,8 @@ def test_killed_at_every_file_operation_of_a_checkpoint(new_run, unbroken):
         whole = max((path.name for path in run.glob("checkpoints/step-*") if not find_damage(path)), default="")
         codes.append(tiny.exit_code(tiny.fork(params, run.parent, die_at, 2 * len(codes) + 1, log)))
         assert codes[-1] in (0, -signal.SIGKILL)
-        said = log.read_text()
-        assert said.startswith(f"continuing from {whole}\n") if whole and said else "continuing" not in said
+        printed = log.read_text()
+        assert printed.startswith(f"continuing from {whole}\n") if whole and printed else "continuing" not in printed
         left |= {tuple(sorted(p.name for p in part.iterdir())) for part in run.glob("checkpoints/.part-*")}
     assert len(codes) > 10 and len(left) >= 4, "saves broke off at different files"
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
@@ -164,9 +164,9 @@ def test_damaged_checkpoint_is_passed_over(unfinished, unbroken, capsys, part, h
     newest = max((run / "checkpoints").iterdir())
     harm(newest / part, how)
     assert main([str(params), str(run.parent)]) == 0
-    said = capsys.readouterr().out
-    assert "skipped a damaged checkpoint" in said and "continuing from step-00000042" in said
-    assert str(newest) in said and (part in said or part == "manifest.json")
+    printed = capsys.readouterr().out
+    assert "skipped a damaged checkpoint" in printed and "continuing from step-00000042" in printed
+    assert str(newest) in printed and (part in printed or part == "manifest.json")
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
 
 
@@ -191,8 +191,8 @@ def test_all_checkpoints_damaged(unfinished, capsys):
         harm(path / "optimizer.safetensors", "deleted")
     metrics = (run / "metrics.jsonl").read_bytes()
     assert main([str(params), str(run.parent)]) == 2
-    said = capsys.readouterr().err
-    assert "no sound checkpoint" in said and said.count("optimizer.safetensors is missing") == 2
+    printed = capsys.readouterr().err
+    assert "no sound checkpoint" in printed and printed.count("optimizer.safetensors is missing") == 2
     assert (run / "metrics.jsonl").read_bytes() == metrics and not (run / "result.json").exists()
 
 
@@ -206,8 +206,8 @@ def test_changed_parameters_are_refused(new_run, unbroken, capsys):
         assert main([str(params), str(unbroken.parent)]) == 2
     finally:
         new_run("unbroken")
-    said = capsys.readouterr().err
-    assert "learning_rate: 0.002 → 0.5" in said and "seed: 7 → 8" in said and "max_steps" not in said
+    printed = capsys.readouterr().err
+    assert "learning_rate: 0.002 → 0.5" in printed and "seed: 7 → 8" in printed and "max_steps" not in printed
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -31,10 +31,10 @@ def tokenizer(stock):
     return AutoTokenizer.from_pretrained(stock, model_max_length=48)
 
 
-def encoder_of(kind: str, tokenizer, **changes) -> Encoder:
+def encoder_of(kind: str, tokenizer, **overrides) -> Encoder:
     "An encoder of four blocks whose layer norms are no identities."
     config = AutoConfig.for_model(
-        kind, **TINY_OPTIONS | {"vocab_size": len(tokenizer), "num_hidden_layers": 4} | changes
+        kind, **TINY_OPTIONS | {"vocab_size": len(tokenizer), "num_hidden_layers": 4} | overrides
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -170,12 +170,12 @@ def test_a_hint_adds_two_vectors_and_nothing_else(silent, model, tokenizer):
     model = copy.deepcopy(model)
     for name in silent:
         torch.nn.init.zeros_(getattr(model, f"{name}_embeddings").weight)
-    plain, told = [mask_log_probabilities(TWO, model, tokenizer, code) for code in ("", "eng_Latn")]
+    plain, message = [mask_log_probabilities(TWO, model, tokenizer, code) for code in ("", "eng_Latn")]
     other = mask_log_probabilities(TWO, model, tokenizer, "rus_Cyrl")
     if len(silent) == 2:
-        assert torch.equal(told, plain) and torch.equal(other, plain)
+        assert torch.equal(message, plain) and torch.equal(other, plain)
     else:
-        assert kl_divergence(told, plain).min() > 1e-3 and kl_divergence(told, other).min() > 1e-3
+        assert kl_divergence(message, plain).min() > 1e-3 and kl_divergence(message, other).min() > 1e-3
 
 
 def test_the_table_is_the_distribution_sorted(model, tokenizer):
@@ -206,8 +206,8 @@ def test_the_filled_text_has_the_piece_in_the_place_of_its_mask(model, tokenizer
 
 @pytest.mark.parametrize("text", ["has the<mask> to", "has the  <mask> to", "has the\t<mask> to"])
 def test_the_space_before_a_mask_belongs_to_the_missing_piece(text, model, tokenizer):
-    told = mask_log_probabilities("has the <mask> to", model, tokenizer)
-    assert torch.equal(mask_log_probabilities(text, model, tokenizer), told)
+    message = mask_log_probabilities("has the <mask> to", model, tokenizer)
+    assert torch.equal(mask_log_probabilities(text, model, tokenizer), message)
 
 
 def test_divergence_is_what_scipy_says():
@@ -217,7 +217,7 @@ def test_divergence_is_what_scipy_says():
 
 
 @pytest.mark.parametrize(
-    ("text", "language", "said"),
+    ("text", "language", "message"),
     [
         ("no gap", "", "no mask in `no gap`; write <mask>"),
         ("long " * 60 + "<mask>", "", "the model reads 48"),
@@ -227,8 +227,8 @@ def test_divergence_is_what_scipy_says():
         (TWO, "eng_Grek", "knows no script `Grek`"),
     ],
 )
-def test_mistakes(text, language, said, model, tokenizer):
-    with pytest.raises(UserError, match=said):
+def test_mistakes(text, language, message, model, tokenizer):
+    with pytest.raises(UserError, match=message):
         fill_mask(text, model, tokenizer, language)
 
 

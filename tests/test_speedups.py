@@ -248,8 +248,8 @@ def packed(tmp_path_factory) -> tuple[TokenDataset, PackedSequences, Path]:
 
 def test_packing_loses_no_token_and_cuts_no_sentence_that_fits(packed):
     "The tokens of both, language by language; sentences are those of the text."
-    blocks, rows, _ = packed
-    (streamed, codes), (laid, rows_codes) = (part[np.arange(len(part))] for part in (blocks, rows))
+    sequences, rows, _ = packed
+    (streamed, codes), (laid, rows_codes) = (part[np.arange(len(part))] for part in (sequences, rows))
     segments = rows.segments(np.arange(len(rows)))
     for code in range(3):
         stream = streamed[codes == code].ravel()

@@ -128,8 +128,10 @@ def test_rows_and_ties_survive_the_disk(name, base, fitted, tmp_path):
 def test_mean_rows_by_hand(base, tmp_path):
     "A piece of known parts gets their mean in embedding, matrix and bias."
     content = read_json(base / "tokenizer.json")
-    pieces = dict(tokens_of(content).values())
-    new = next(p + q for p in pieces for q in pieces if len(p) == len(q) == 2 and p[0] == "▁" and p + q not in pieces)
+    token_ids = dict(tokens_of(content).values())
+    new = next(
+        p + q for p in token_ids for q in token_ids if len(p) == len(q) == 2 and p[0] == "▁" and p + q not in token_ids
+    )
     content["model"]["vocab"] = [*content["model"]["vocab"], ["<mask>", 0.0], [new, -5.0]]
     save_tokenizer(content, base, tmp_path)
     old = AutoTokenizer.from_pretrained(base)
@@ -153,14 +155,14 @@ def test_no_two_new_rows_are_one(base, fitted):
 
 
 def test_pieces_that_share_letters_are_nearer(base, fitted):
-    small, pieces = (
+    small, token_ids = (
         adapt_vocabulary(model_of("xlm-roberta", base), base, fitted),
         tokens_of(read_json(fitted / "tokenizer.json")),
     )
     rows = small.get_input_embeddings().weight.detach()
     rows = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
     letters = set(tiny.ALPHABETS["rus_Cyrl"])
-    words = [(i, set(piece)) for i, (piece, _) in pieces.items() if len(piece) == 2 and set(piece) <= letters]
+    words = [(i, set(piece)) for i, (piece, _) in token_ids.items() if len(piece) == 2 and set(piece) <= letters]
     pairs = [(len(a & b), float(rows[i] @ rows[j])) for i, a in words for j, b in words if i < j]
     shared, apart = [[c for n, c in pairs if (n > 0) == yes] for yes in (True, False)]
     assert sum(shared) / len(shared) > sum(apart) / len(apart) + 0.2

@@ -82,9 +82,9 @@ def xlm_r(rows: int, positions: int = 66, **more) -> AutoModelForMaskedLM:
 
 def unigram(characters: str, unk: int | None, more: tuple[str, ...] = ()) -> Tokenizer:
     "A Unigram tokenizer with XLM-R's special tokens that knows some characters, in words and at their beginning."
-    pieces = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
-    pieces += [("▁", -2.0), *((c, -3.0 - i / 9) for i, c in enumerate(characters)), *((p, -4.0) for p in more)]
-    fast = Tokenizer(models.Unigram(pieces, unk_id=unk))
+    vocabulary = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    vocabulary += [("▁", -2.0), *((c, -3.0 - i / 9) for i, c in enumerate(characters)), *((p, -4.0) for p in more)]
+    fast = Tokenizer(models.Unigram(vocabulary, unk_id=unk))
     fast.pre_tokenizer, fast.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     fast.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     frame = {"single": "<s> $A </s>", "special_tokens": [("<s>", 0), ("</s>", 2)]}
@@ -126,8 +126,8 @@ def test_duplicate_vocabulary_line_leaves_a_hole(holed, tmp_path):
     tokenizer = pretrained_tokenizer(str(holed), tmp_path)
     facts, lines = read_manifest(tokenizer), (holed / "vocab.txt").read_text().splitlines()
     assert facts["vocab_size"] == len(lines), "the number of tokens, not the highest id + 1"
-    pieces = tokens_of(read_tokenizer_file(tokenizer))
-    assert {i: piece for i, (piece, _) in pieces.items()} == {i: p for i, p in enumerate(lines) if i != 5}
+    vocabulary = tokens_of(read_tokenizer_file(tokenizer))
+    assert {i: piece for i, (piece, _) in vocabulary.items()} == {i: p for i, p in enumerate(lines) if i != 5}
     assert 5 in facts["specials"], "masking may put a token where none is"
 
 
@@ -154,8 +154,8 @@ def test_pipeline_with_a_hole_in_the_ids(holed, latin, tmp_path):
     start = adapt_checkpoint(p, tmp_path)
     rows = [AutoModelForMaskedLM.from_pretrained(f).get_input_embeddings().weight for f in (holed, start)]
     assert torch.equal(*rows), "nothing was changed, and yet rows are others"
-    changes = {"run_name": "run", "backbone": str(holed), "max_steps": 2, "save_steps": 2, "warmup_steps": 0}
-    result = pretrain(tiny.params_of(latin, **changes, vocab_size=100), tmp_path)
+    other_values = {"run_name": "run", "backbone": str(holed), "max_steps": 2, "save_steps": 2, "warmup_steps": 0}
+    result = pretrain(tiny.params_of(latin, **other_values, vocab_size=100), tmp_path)
     assert np.isfinite(result["validation_loss"] if "validation_loss" in result else 0)
     trained = AutoModel.from_pretrained(tmp_path / "run/backbone").get_input_embeddings().weight
     assert len(trained) == len(rows[0])
@@ -222,8 +222,8 @@ def test_added_tokens_survive_the_export(added, corpus, tmp_path):
     "Pruned, extended, trained, exported and restored: text is tokenized alike everywhere."
     p = AdaptParams(name="a", backbone=str(added), corpus=str(corpus), languages=[], num_new_tokens=150, min_count=1)
     start = adapt_checkpoint(p, tmp_path)
-    changes = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
-    pretrain(tiny.params_of(corpus, **changes, precision="bf16"), tmp_path)
+    other_values = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
+    pretrain(tiny.params_of(corpus, **other_values, precision="bf16"), tmp_path)
     same_cuts(start, tmp_path / "run/backbone", [*TEXTS, *tiny.sentences("rus_Cyrl", 9)])
     trained = AutoModelForMaskedLM.from_pretrained(start).bfloat16()
     full = AutoModelForMaskedLM.from_pretrained(added)
@@ -299,8 +299,8 @@ def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
         name="a", backbone=str(tmp_path / "b"), corpus=str(latin), languages=[], num_new_tokens=0, min_count=0
     )
     adaptation_chart(adaptation_table(adapt_checkpoint(p, tmp_path)))
-    changes = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
-    pretrain(tiny.params_of(latin, **changes), tmp_path)
+    other_values = {"backbone": "a", "max_steps": 2, "save_steps": 2, "warmup_steps": 0, "run_name": "run"}
+    pretrain(tiny.params_of(latin, **other_values), tmp_path)
     encoder = open_encoder("run", tmp_path)
     assert np.isfinite(encoder.encode(LATIN[:3])).all()
     words = LabelledTexts([["ab", "", "cd"], ["a", "b"]] * 4, [["X", "Y", "X"], ["Y", "X"]] * 4)
@@ -523,17 +523,19 @@ def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_pat
     "Its sampling is for Glot500's text; the replacement uses temperature sampling, which is reported."
     p = AdaptParams.model_validate(read_yaml(tiny.ROOT / "params/starts/paper.yaml"))
     adapt_checkpoint(p.replace(backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)
-    changes = {"corpus": str(latin), "global_batch_size": 2, "micro_batch_size": 1}
-    cost = plan(PlanParams(params=str(tiny.ROOT / "params/paper.yaml"), overrides=changes, measured_steps=2), tmp_path)
+    other_values = {"corpus": str(latin), "global_batch_size": 2, "micro_batch_size": 1}
+    cost = plan(
+        PlanParams(params=str(tiny.ROOT / "params/paper.yaml"), overrides=other_values, measured_steps=2), tmp_path
+    )
     assert 0 < cost["tokens a step"] <= 1024, "not two rows of 512"
     assert "planned with sampling `temperature`" in capsys.readouterr().out
     with pytest.raises(UserError, match="sampling `glot500` needs"):
-        pretrain(PretrainParams.model_validate(read_yaml(tiny.ROOT / "params/paper.yaml") | changes), tmp_path)
+        pretrain(PretrainParams.model_validate(read_yaml(tiny.ROOT / "params/paper.yaml") | other_values), tmp_path)
 
 
 @pytest.mark.slow
 def test_the_papers_first_command_with_a_stand_in(stand_in, tmp_path):
     "As in the header of the preset, with another backbone and tokenizer."
-    changes = ["-f", "params/starts/paper.yaml", "-p", "backbone", str(stand_in), "-p", "tokenizer", str(stand_in)]
-    tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, *changes)
+    other_values = ["-f", "params/starts/paper.yaml", "-p", "backbone", str(stand_in), "-p", "tokenizer", str(stand_in)]
+    tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, *other_values)
     assert (tmp_path / "starts/paper/model.safetensors").exists()

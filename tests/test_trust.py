@@ -50,9 +50,9 @@ def trapped(folder: Path, stock: Path, mark: Path, kind: str) -> Path:
     elif owner:
         names = {"model": ["AutoConfig", "AutoModelForMaskedLM"], "tokenizer": ["AutoTokenizer"]}[kind]
         own = {name: ["own.Own", "own.Own"] if name == "AutoTokenizer" else "own.Own" for name in names}
-        changes = {"auto_map": own, "model_type": "own"} if kind == "model" else {"auto_map": own}
-        changes |= {"tokenizer_class": "Own"} if kind == "tokenizer" else {}
-        (folder / owner).write_text(json.dumps(json.loads((folder / owner).read_text()) | changes))
+        overrides = {"auto_map": own, "model_type": "own"} if kind == "model" else {"auto_map": own}
+        overrides |= {"tokenizer_class": "Own"} if kind == "tokenizer" else {}
+        (folder / owner).write_text(json.dumps(json.loads((folder / owner).read_text()) | overrides))
         (folder / "own.py").write_text(code)
     return folder
 
@@ -63,8 +63,8 @@ def test_a_trapped_checkpoint_is_not_sprung(corpus, stock, tmp_path, capsys, mon
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     mark = tmp_path / "sprung"
     folder = trapped(tmp_path / "checkpoint", stock, mark, kind)
-    changes = {"backbone": str(folder), "max_steps": 1, "warmup_steps": 0, "save_steps": 1}
-    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="trap", **changes))
+    overrides = {"backbone": str(folder), "max_steps": 1, "warmup_steps": 0, "save_steps": 1}
+    params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="trap", **overrides))
     code = main([str(params), str(tmp_path / "outputs")])
     assert not mark.exists()
     assert code == 2 or kind == "tokenizer"
@@ -172,8 +172,8 @@ def test_no_module_trusts_what_it_reads():
         if re.search(r"[\"']trust_remote_code[\"']: (?!False)|[\"']weights_only[\"']: (?!True)", text):
             found.append(f"{path.name}: options that trust a checkpoint")
         calls = re.findall(r"Auto\w+\.from_pretrained\([^)]*\*\*", text)
-        said = '"trust_remote_code": False' in text or all("trust_remote_code=False" in call for call in calls)
-        if not said:
+        printed = '"trust_remote_code": False' in text or all("trust_remote_code=False" in call for call in calls)
+        if not printed:
             found.append(f"{path.name}: options without trust_remote_code")
     assert found == []
 

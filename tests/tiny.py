@@ -57,7 +57,7 @@ def write_corpus(folder: Path, lines: int = 60) -> Path:
     return folder
 
 
-def params_of(corpus: Path, **changes) -> PretrainParams:
+def params_of(corpus: Path, **overrides) -> PretrainParams:
     "Parameters of a run that takes a second: dropout, accumulation over two micro-batches, more than three epochs."
     text = {"corpus": str(corpus), "languages": [], "vocab_size": 300, "max_seq_length": 32}
     model = {"num_layers": 1, "hidden_size": 32, "dropout": 0.1}
@@ -69,7 +69,7 @@ def params_of(corpus: Path, **changes) -> PretrainParams:
         "save_steps": 6,
         "seed": 7,
     }
-    return PretrainParams.model_validate(text | model | training | changes)
+    return PretrainParams.model_validate(text | model | training | overrides)
 
 
 def synthetic_data(

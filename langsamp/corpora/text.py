@@ -158,8 +158,8 @@ def find_sources(
             warnings.append(str(error))
             continue
         source = Source(code, path, path.parent.name if path.parent != folder else "")
-        if twin := next((s for s in found.get(code, []) if s.split == source.split and s.name == source.name), None):
-            raise UserError(f"{twin.path} and {path} are both {code}: merge them into one file, or remove one")
+        if other := next((s for s in found.get(code, []) if s.split == source.split and s.name == source.name), None):
+            raise UserError(f"{other.path} and {path} are both {code}: merge them into one file, or remove one")
         found.setdefault(code, []).append(source)
     wanted = [str(parse_code(code)) for code in languages]
     _check_found(folder, found, warnings, wanted)

@@ -29,8 +29,8 @@ class _Dropout(torch.autograd.Function):
         threshold = min(round(p * 2**16), 2**16 - 1)
         keep = torch.empty(x.shape, dtype=torch.uint8)
         for part in keep.view(-1).split(2**20):
-            draws = torch.empty(-(-len(part) // 4), dtype=torch.int64).random_(-(2**63), None)
-            torch.ge(draws.view(torch.int16)[: len(part)], threshold - 2**15, out=part.view(torch.bool))
+            random_bits = torch.empty(-(-len(part) // 4), dtype=torch.int64).random_(-(2**63), None)
+            torch.ge(random_bits.view(torch.int16)[: len(part)], threshold - 2**15, out=part.view(torch.bool))
         ctx.save_for_backward(keep)
         ctx.scale = 2**16 / (2**16 - threshold)
         return (x * keep).mul_(ctx.scale)

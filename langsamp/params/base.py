@@ -245,9 +245,9 @@ class Params(BaseModel):
             raise UserError(message)
         return made
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **overrides: Any) -> Self:
         "Return a validated copy with other values. `model_copy` does not validate."
-        return type(self)(**{**dict(self), **changes})
+        return type(self)(**{**dict(self), **overrides})
 
 # %% ../../nbs/library/params/01_base.ipynb #5e77dec0
 AnyParams = TypeVar("AnyParams", bound=Params)

@@ -139,10 +139,10 @@ class AdaptParams(Params):
     seed: Seed = Field(42, description="Seed of random embeddings")
 
     def conflicts(self) -> list[str]:
-        changes, both = self.num_new_tokens or self.min_count, self.tokenizer and self.num_new_tokens
+        adds_tokens, both = self.num_new_tokens or self.min_count, self.tokenizer and self.num_new_tokens
         return [
             "num_new_tokens must be 0 if a tokenizer is given: it has its own tokens" if both else "",
-            "num_new_tokens and min_count need a corpus" if changes and not self.corpus else "",
+            "num_new_tokens and min_count need a corpus" if adds_tokens and not self.corpus else "",
         ]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #23211fc4
