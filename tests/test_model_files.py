@@ -126,9 +126,9 @@ def harmed(stock, tmp_path) -> Callable[[str], tuple[Path, str]]:
     "A copy of a stock checkpoint with some harm, and what shall be said of it."
 
     def make(kind: str) -> tuple[Path, str]:
-        harm, said = HARMS[kind]
+        harm, printed = HARMS[kind]
         harm(shutil.copytree(stock, tmp_path / "harmed"))
-        return tmp_path / "harmed", said
+        return tmp_path / "harmed", printed
 
     return make
 
@@ -136,26 +136,26 @@ def harmed(stock, tmp_path) -> Callable[[str], tuple[Path, str]]:
 @pytest.mark.parametrize("kind", HARMS)
 def test_no_encoder_is_opened_with_less_than_all_of_it(harmed, tmp_path, kind):
     "By evaluation, by fine-tuning and for sentence-transformers, which all call `open_encoder`."
-    folder, said = harmed(kind)
-    with pytest.raises(UserError, match=said):
+    folder, printed = harmed(kind)
+    with pytest.raises(UserError, match=printed):
         open_encoder(str(folder), tmp_path)
 
 
 @pytest.mark.parametrize("kind", HARMS)
 def test_no_backbone_is_trained_from_less_than_all_of_it(harmed, kind):
-    folder, said = harmed(kind)
-    with pytest.raises(UserError, match=said):
+    folder, printed = harmed(kind)
+    with pytest.raises(UserError, match=printed):
         load_backbone(folder)
 
 
 @pytest.mark.parametrize("kind", ["lacks a weight", "is cut short", "has a list for a configuration", "lacks a file"])
 def test_no_run_and_no_start_begins_with_it(harmed, corpus, outputs, capsys, kind):
     "As a line on the error stream and status 2, with no step made."
-    folder, said = harmed(kind)
+    folder, printed = harmed(kind)
     p = tiny.params_of(corpus, run_name="harmed", backbone=str(folder), max_steps=1, warmup_steps=0, save_steps=1)
     assert main([str(tiny.write_params(outputs / "harmed.yaml", p)), str(outputs)]) == 2
     assert "langsamp: " in capsys.readouterr().err and not (outputs / "harmed/metrics.jsonl").exists()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=printed):
         adapt_checkpoint(AdaptParams(name="harmed", backbone=str(folder), corpus=str(corpus), languages=[]), outputs)
 
 
@@ -235,10 +235,10 @@ def sums(run: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_backbone_is_not_evaluated_and_is_exported_again(copy, capsys, kind):
-    (p, run), (harm, said) = copy, DAMAGE[kind]
+    (p, run), (harm, printed) = copy, DAMAGE[kind]
     before, result = sums(run), read_json(run / "result.json")
     harm(run / "backbone")
-    with pytest.raises(UserError, match=f"{said}.*; give the command of this run again"):
+    with pytest.raises(UserError, match=f"{printed}.*; give the command of this run again"):
         open_encoder("done", run.parent)
     capsys.readouterr()
     assert pretrain(p, run.parent) == result
@@ -249,11 +249,11 @@ def test_a_damaged_backbone_is_not_evaluated_and_is_exported_again(copy, capsys,
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_so_is_a_damaged_model(copy, kind):
     "Read for filling masks and for the vectors."
-    (p, run), (harm, said) = copy, DAMAGE[kind]
+    (p, run), (harm, printed) = copy, DAMAGE[kind]
     before = sums(run)
     harm(run / "model")
     for read in (open_model, read_embeddings):
-        with pytest.raises(UserError, match=f"{said}.*; give the command of this run again"):
+        with pytest.raises(UserError, match=f"{printed}.*; give the command of this run again"):
             read(run)
     pretrain(p, run.parent)
     assert sums(run) == before and open_model(run)[0].config.variant == "language+script"
@@ -403,10 +403,10 @@ def test_a_corpus_that_was_built_is_checked(corpus, tmp_path, how):
 # The best and the last
 
 
-def stopped(corpus: Path, outputs: Path, name: str, **changes) -> tuple[PretrainParams, dict, dict[int, float]]:
+def stopped(corpus: Path, outputs: Path, name: str, **overrides) -> tuple[PretrainParams, dict, dict[int, float]]:
     "A run with patience, its result, and its validation losses by step."
     p = tiny.params_of(
-        corpus, run_name=name, max_steps=40, warmup_steps=1, save_steps=1, early_stopping_patience=2, **changes
+        corpus, run_name=name, max_steps=40, warmup_steps=1, save_steps=1, early_stopping_patience=2, **overrides
     )
     result = pretrain(p, outputs)
     return (

@@ -301,8 +301,8 @@ def test_without_a_list_head_and_tail_follow_tokens(tmp_path):
 
 
 def test_equal_encoders_have_zero_differences(sib):
-    twin = {"LangSAMP": ["baseline-42", "baseline-43"], "baseline": ["baseline-42", "baseline-43"]}
-    table = score_table(made_up("sib200", SIB, "frozen", "f1_macro", seeds=3), twin, "sib200:frozen:f1_macro")
+    same_runs = {"LangSAMP": ["baseline-42", "baseline-43"], "baseline": ["baseline-42", "baseline-43"]}
+    table = score_table(made_up("sib200", SIB, "frozen", "f1_macro", seeds=3), same_runs, "sib200:frozen:f1_macro")
     found, seeds = group_differences([table], "baseline", 500), seed_differences([table], "baseline")
     assert (found.difference == 0).all() and (found[["p", "holm_p", "bootstrap_p", "sign_p"]] == 1).all(axis=None)
     assert not found.isna().any(axis=None) and seeds[["difference", "low", "high"]].eq(0).all(axis=None)

@@ -111,7 +111,7 @@ class VocabularyMap:
         same = {token: roles[role] for role, token in named.items() if role in roles}
         self.fast = Tokenizer.from_file(str(base / "tokenizer.json"))
         self.unk = self.fast.token_to_id(roles.get("unk_token", ""))
-        self.old, self.pieces = tokens_of(self.base), tokens_of(self.content)
+        self.old, self.tokens = tokens_of(self.base), tokens_of(self.content)
         self.old_ids_V = torch.from_numpy(old_ids(self.content, self.base, same))
         ids = token_ids(self.content)
         self.specials = {f"{role}_id": ids[token] for role, token in named.items() if token in ids}
@@ -119,7 +119,7 @@ class VocabularyMap:
     @property
     def new(self) -> dict[int, tuple[str, float]]:
         "New tokens, by id."
-        return {i: piece for i, piece in self.pieces.items() if self.old_ids_V[i] < 0}
+        return {i: piece for i, piece in self.tokens.items() if self.old_ids_V[i] < 0}
 
 # %% ../../nbs/library/model/07_resize_embeddings.ipynb #f28583d9
 def adapt_vocabulary(

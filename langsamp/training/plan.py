@@ -106,7 +106,7 @@ def computed_costs(
 def measured_costs(
     p: PretrainParams,  # Its micro-batch
     model: LangSAMPForMaskedLM,  # Trained in place; do not use it afterwards
-    data: Data,  # Where the blocks come from
+    data: Data,  # Where the sequences come from
     steps: int,  # How many to measure
 ) -> dict[str, float]:  # Seconds of a micro-batch, an update and a validation; peak bytes of the process
     "Measure a few steps on this computer, in one process."

@@ -214,9 +214,9 @@ def training_data(
     return Data(train, held_out, TokenIds(**corpus.facts), drawn)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #bf53cfda
-def _counts(blocks: TokenDataset) -> np.ndarray:
+def _counts(data: TokenDataset) -> np.ndarray:
     "Sequences of each language-script."
-    return np.diff(blocks.shard_ends, prepend=0)
+    return np.diff(data.shard_ends, prepend=0)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #466d9351
 def repetition_table(

@@ -116,11 +116,11 @@ def provenance() -> dict[str, Any]:
     import torch
 
     ours = bool(_git("ls-files", "__init__.py"))  # Else the checkout is that of somebody who installed the library
-    commit, changes = [_git(*words) if ours else "" for words in (("rev-parse", "HEAD"), ("diff", "HEAD"))]
+    commit, diff = [_git(*words) if ours else "" for words in (("rev-parse", "HEAD"), ("diff", "HEAD"))]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "a notebook" if "ipykernel" in sys.modules else " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git": {"commit": commit, "uncommitted": content_hash(changes) if changes else ""},
+        "git": {"commit": commit, "uncommitted": content_hash(diff) if diff else ""},
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "machine": {
