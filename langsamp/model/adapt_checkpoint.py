@@ -69,7 +69,7 @@ def weight_checksums(
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #831910e0
 def _token_counts(move: VocabularyMap) -> dict[str, int]:
     "The number of old, dropped, new and current tokens."
-    old, new, now = len(move.old), len(move.new), len(move.pieces)
+    old, new, now = len(move.old), len(move.new), len(move.tokens)
     return {"old": old, "dropped": old - (now - new), "new": new, "now": now}
 
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #02af7655
