@@ -91,12 +91,12 @@ def word_windows(
     for number, words in enumerate(sentences):
         ids, firsts, start = list(before), [], 0
         for place, word in enumerate(words):
-            pieces = later[word] if place else first[word]
-            if firsts and len(ids) + len(pieces) + len(after) > max_length:
+            token_ids = later[word] if place else first[word]
+            if firsts and len(ids) + len(token_ids) + len(after) > max_length:
                 yield Window(number, start, ids + after, firsts)
                 ids, firsts, start = list(before), [], place
             firsts.append(len(ids))
-            ids += pieces
+            ids += token_ids
         if firsts:
             yield Window(number, start, ids + after, firsts)
 

