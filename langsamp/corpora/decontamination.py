@@ -164,10 +164,10 @@ def _batches(
     if batch:
         yield batch
 
+# %% ../../nbs/library/corpora/13_decontamination.ipynb #d69b68f3
+_KINDS = ["", "ngrams", "contained", "equal"]  # From no match to the strongest
+
 # %% ../../nbs/library/corpora/13_decontamination.ipynb #46b70a0d
-_KINDS = ["", "ngrams", "contained", "equal"]
-
-
 @dataclass
 class _Tally:
     "The matches of each evaluation sentence."
