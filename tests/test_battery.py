@@ -446,7 +446,9 @@ def test_checking_the_text_takes_no_time(corpus, unbroken, tmp_path, monkeypatch
     shutil.copytree(unbroken.parent / "data", tmp_path / "data")
     read, p = [], tiny.params_of(corpus)
     real = preparation.find_damage
-    monkeypatch.setattr(preparation, "find_damage", lambda folder, sums: read.append(sums) or real(folder, sums))
+    monkeypatch.setattr(
+        preparation, "find_damage", lambda folder, checksums: read.append(checksums) or real(folder, checksums)
+    )
     shards = prepare(p, tmp_path).shards
     assert read == [True] * 7, "a tokenizer, three shards and their packings"
     sizes = [sum(facts["bytes"] for facts in read_manifest(shard)["files"].values()) for shard in shards]
