@@ -261,7 +261,7 @@ def test_words_that_a_task_does_not_know(tmp_path, capsys, monkeypatch, more):
         assert shard_tasks.main([*SHARDS, *more.split()]) == 2
     except SystemExit as ended:
         assert ended.code == 2
-    assert "no corpus" not in (message := capsys.readouterr().err) and ("usage:" in message or "twice" in message)
+    assert "no corpus" not in (message := capsys.readouterr().err) and ("usage:" in message or "repeated" in message)
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
 
 

@@ -27,9 +27,9 @@ PAGES = ("index", "method", "architecture", "glossary")
 EXAMPLES = [p for p in NOTEBOOKS if "library" in p.parts or p.parent.name == "reports" or p.stem in PAGES]
 RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "05_reproduce", "figures/pretraining"}
 RUNNERS |= {"06_benchmark", "tutorials/own_text", "tutorials/encoding"}
-ELSEWHERE = {"main_results": "comparison", "ablation": "comparison", "neutrality": "neutrality"}
+ELSEWHERE = {"main_results": "statistics", "ablation": "statistics", "neutrality": "neutrality"}
 ELSEWHERE |= {"packing": "effects"}
-ELSEWHERE |= dict.fromkeys(("embedding_map", "embedding_similarity", "resource_levels"), "vectors")
+ELSEWHERE |= dict.fromkeys(("embedding_map", "embedding_similarity", "resource_levels"), "embeddings")
 
 
 def short(path: Path) -> str:

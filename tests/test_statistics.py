@@ -278,7 +278,7 @@ def test_an_encoder_without_results_is_reported_and_a_missing_run_is_an_error():
 
 def test_two_settings_are_not_averaged():
     rows = made_up("tatoeba", {"deu": "deu_Latn"})
-    with pytest.raises(UserError, match="asked in two ways"):
+    with pytest.raises(UserError, match="evaluated with two settings"):
         score_table(pd.concat([rows, rows.assign(value=rows.value / 2)]), ENCODERS, "tatoeba:raw:acc10")
 
 

@@ -202,7 +202,12 @@ def same_cuts(one: Path, other: Path, texts: list[str]) -> None:
 @pytest.mark.parametrize("num_new_tokens", [0, 150])
 def test_added_tokens_are_kept(num_new_tokens, min_count, added, corpus, tmp_path):
     p = AdaptParams(
-        "a", str(added), corpus=str(corpus), languages=[], num_new_tokens=num_new_tokens, min_count=min_count
+        name="a",
+        backbone=str(added),
+        corpus=str(corpus),
+        languages=[],
+        num_new_tokens=num_new_tokens,
+        min_count=min_count,
     )
     start = adapt_checkpoint(p, tmp_path)
     tokenizer, full = AutoTokenizer.from_pretrained(start), AutoTokenizer.from_pretrained(added)
@@ -304,7 +309,13 @@ def test_pipeline_without_an_unknown_token(kind, latin, tmp_path):
     encoder = open_encoder("run", tmp_path)
     assert np.isfinite(encoder.encode(LATIN[:3])).all()
     words = LabelledTexts([["ab", "", "cd"], ["a", "b"]] * 4, [["X", "Y", "X"], ["Y", "X"]] * 4)
-    how = FineTuning("token_accuracy", 32, 1, global_batch_size=4, learning_rate=1e-3)
+    how = FineTuning(
+        metric_for_best_model="token_accuracy",
+        max_seq_length=32,
+        num_train_epochs=1,
+        micro_batch_size=4,
+        learning_rate=1e-3,
+    )
     for model in (
         train_probe(encoder.model, encoder.tokenizer, words, words, -1),
         fine_tune(encoder.model, encoder.tokenizer, words, words, how, 1),
@@ -427,7 +438,7 @@ def test_only_a_sentencepiece_file_beside_the_weights(file, tmp_path):
     (tmp_path / "x" / file).write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
     p = AdaptParams(name="a", backbone=str(tmp_path / "x"), corpus="", num_new_tokens=0, min_count=0)
     for ask in (lambda: adapt_checkpoint(p, tmp_path), lambda: open_encoder(str(tmp_path / "x"), tmp_path)):
-        with pytest.raises(UserError, match=rf"{file} only.*sentencepiece.*tokenizer\.json") as error:
+        with pytest.raises(UserError, match=rf"only {file}.*sentencepiece.*tokenizer\.json") as error:
             ask()
         assert "tiktoken" not in str(error.value)
 
