@@ -20,7 +20,6 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from transformers import XLMRobertaConfig
 
 from langsamp.core.errors import UserError
 from langsamp.core.files import sha256
@@ -139,8 +138,7 @@ def test_read_only_outputs(corpus, tmp_path, capsys):
 
 def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) -> dict:
     "Train in this process, over an epoch of so many steps; with SIGTERM in the nth step of this session, if asked for."
-    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, type_vocab_size=1, **size)
+    config = tiny.config(max_position_embeddings=18, num_hidden_layers=1)
     model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "language+script", seed=3)
     data = tiny.synthetic_data(folder.parent / "data", {"eng_Latn": 16 * 8 * epoch - 16, "rus_Cyrl": 16})
     with pytest.MonkeyPatch.context() as patch:

@@ -30,7 +30,6 @@ notebook_launcher(main, (sys.argv[-2:],), num_processes=2)"""
 LAUNCHERS = {"torchrun": TORCHRUN, "notebook": [sys.executable, "-c", NOTEBOOK]}
 LAUNCHERS |= {name: [*ACCELERATE, str(CLUSTER / f"{name}.yaml")] for name in ("ddp-4gpu", "fsdp2")}
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": FSDP2}
 
 
@@ -128,7 +127,7 @@ def look(kind: str, precision: str, folder: Path, rank: int = 0) -> dict:
     data = tiny.synthetic_data(folder / f"data-{kind}-{rank}", {"eng_Latn": 700, "rus_Cyrl": 300})
     p = TrainingParams(global_batch_size=8, micro_batch_size=2, precision=precision, warmup_steps=0)
     assert len(list(sequences_by_shard(data.validation, p.micro_batch_size))) % 2, "one process has a batch less"
-    config = XLMRobertaConfig(vocab_size=257, **SIZES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = XLMRobertaConfig(vocab_size=257, **tiny.SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     t = Trainer(from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=1).train(), data, p)
     losses = [t.train_step(step)["loss"] for step in range(3)] + [t.validate()["validation_loss"]]
     t.state["step"] = 3
@@ -195,7 +194,7 @@ def test_old_kind_of_sharding_is_refused():
 @pytest.mark.parametrize("stem", ["xlm-roberta", "roberta", "bert", "modernbert", "electra", "deberta-v2", "esm"])
 def test_layers_are_found_in_any_family(stem):
     "As many layers as the configuration says."
-    config = AutoConfig.for_model(stem, **SIZES, vocab_size=50, pad_token_id=1)
+    config = AutoConfig.for_model(stem, **tiny.SHAPE, vocab_size=50, pad_token_id=1)
     with torch.device("meta"):
         mlm = AutoModelForMaskedLM.from_config(config)
-    assert len(encoder_layers(mlm)) == SIZES["num_hidden_layers"]
+    assert len(encoder_layers(mlm)) == tiny.SHAPE["num_hidden_layers"]

@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 from scipy.stats import spearmanr
-from transformers import XLMRobertaConfig
 
 from langsamp.analysis.embedding_plots import similarity_heatmap, sum_map
 from langsamp.analysis.embeddings import (
@@ -106,8 +105,7 @@ def test_another_shift_is_not_removed():
 
 def test_the_loss_does_not_depend_on_the_free_offset():
     "Languages shift by c and scripts by -c within a component; without the scripts, the loss changes."
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = XLMRobertaConfig(**sizes, vocab_size=100, max_position_embeddings=20, type_vocab_size=1)
+    config = tiny.config(100, 20, num_hidden_layers=1)
     model = from_backbone(config, ["aze", "deu", "rus", "tha"], ["Cyrl", "Latn", "Thai"]).double()
     codes = ["aze_Cyrl", "aze_Latn", "deu_Latn", "rus_Cyrl", "tha_Thai"]
     tokens, ids = (

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import XLMRobertaConfig
 
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 from langsamp.params.pretrain import TrainingParams
@@ -22,8 +21,7 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 def tiny_model(dropout: float) -> LangSAMPForMaskedLM:
     "Two blocks 32 wide and 256 pieces, for two languages in two scripts."
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, type_vocab_size=1, **size)
+    config = tiny.config(max_position_embeddings=18)
     return from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "language+script", seed=3, dropout=dropout)
 
 

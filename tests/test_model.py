@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, XLMRobertaConfig
@@ -20,9 +21,8 @@ from langsamp.model.langsamp import (
 )
 
 LANGUAGES, SCRIPTS = ["eng", "hin", "urd"], ["Arab", "Deva", "Latn"]
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TABLES = {"language_embeddings.weight", "script_embeddings.weight"}
-TINY = {"vocab_size": 256, "max_position_embeddings": 66, "type_vocab_size": 1, **SHAPE}
+TINY = {"vocab_size": 256, "max_position_embeddings": 66, "type_vocab_size": 1, **tiny.SHAPE}
 
 
 def build(variant: str = "language+script", **overrides) -> LangSAMPForMaskedLM:

@@ -154,7 +154,7 @@ def test_no_token_attends_to_another_sentence(corpus, outputs):
     assert found["sentences"] < 1e-4 < 1e-2 < found["stream"], found
 
 
-SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL = {"vocab_size": 99, **tiny.SHAPE}
 
 
 def test_a_model_with_a_window_keeps_it():

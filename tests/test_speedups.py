@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import XLMRobertaConfig
 
 from langsamp.corpora.registry import find_corpus
 from langsamp.data import packing
@@ -29,8 +28,7 @@ from langsamp.model.linear_cross_entropy import linear_cross_entropy
 from langsamp.model.packed_attention import block_diagonal_mask
 from langsamp.tokenization.train import trained_tokenizer
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-TINY = XLMRobertaConfig(vocab_size=256, max_position_embeddings=66, type_vocab_size=1, **SIZES)
+TINY = tiny.config()
 
 
 def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:

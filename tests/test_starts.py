@@ -27,14 +27,13 @@ from langsamp.tokenization.adapt import fit_vocabulary
 from langsamp.tokenization.edit import old_ids, save_tokenizer, tokens_of
 from langsamp.tokenization.train import trained_tokenizer
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 CONFIGS = {
-    "xlm-roberta": XLMRobertaConfig(**SIZES, pad_token_id=1, bos_token_id=0, eos_token_id=2),
-    "untied": XLMRobertaConfig(**SIZES, pad_token_id=1, tie_word_embeddings=False),
-    "bert": BertConfig(**SIZES, pad_token_id=1),
+    "xlm-roberta": XLMRobertaConfig(**tiny.SHAPE, pad_token_id=1, bos_token_id=0, eos_token_id=2),
+    "untied": XLMRobertaConfig(**tiny.SHAPE, pad_token_id=1, tie_word_embeddings=False),
+    "bert": BertConfig(**tiny.SHAPE, pad_token_id=1),
     "distilbert": DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, pad_token_id=1),
     "modernbert": ModernBertConfig(
-        **SIZES, pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0, sep_token_id=2
+        **tiny.SHAPE, pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0, sep_token_id=2
     ),
 }
 LATIN = tiny.sentences("eng_Latn", 200)
@@ -185,7 +184,7 @@ def test_random_rows_are_the_reference_s(base, fitted):
 
 
 def test_a_model_with_too_few_rows_is_refused(base, fitted):
-    config = XLMRobertaConfig(**SIZES, vocab_size=50)
+    config = XLMRobertaConfig(**tiny.SHAPE, vocab_size=50)
     with pytest.raises(UserError, match="has 50 rows"):
         adapt_vocabulary(AutoModelForMaskedLM.from_config(config), base, fitted)
 

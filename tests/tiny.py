@@ -36,6 +36,7 @@ from langsamp.training.pretrain import main
 
 ALPHABETS = {"eng_Latn": "abcdefghijklmnop", "hin_Deva": "कखगघचछजझटठडढतथदध", "rus_Cyrl": "абвгдежзиклмнопр"}
 EXPORTER = PythonExporter()
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 FORK = multiprocessing.get_context("forkserver")  # Processes that start in no time, with everything imported
 FORK.set_forkserver_preload(["langsamp.training.pretrain"])
 
@@ -103,6 +104,12 @@ def stock_checkpoint(folder: Path, seed: int = 0) -> Path:
     mlm.save_pretrained(folder / "xlm-r")
     tokenizer.save_pretrained(folder / "xlm-r")
     return folder / "xlm-r"
+
+
+def config(vocab_size: int = 256, max_position_embeddings: int = 66, **more) -> XLMRobertaConfig:
+    "Two layers of XLM-R, 32 wide."
+    sizes = {"vocab_size": vocab_size, "max_position_embeddings": max_position_embeddings, "type_vocab_size": 1}
+    return XLMRobertaConfig(**SHAPE | sizes | more)
 
 
 def write_params(path: Path, params: PretrainParams) -> Path:
