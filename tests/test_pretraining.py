@@ -67,7 +67,8 @@ def test_step_0_is_the_start_in_every_arm(params, start, outputs, variant):
 def test_a_run_trains_these_weights(params, start, outputs, variant):
     "With next to no learning rate a run ends where it began; with one it does not."
     still, moved = [
-        params(f"from-start-{variant}-{rate}", variant=variant, learning_rate=rate) for rate in (1e-30, 1e-3)
+        params(f"from-start-{variant.replace('+', '-')}-{rate}", variant=variant, learning_rate=rate)
+        for rate in (1e-30, 1e-3)
     ]
     theirs = AutoModelForMaskedLM.from_pretrained(start)
     for p, near in [(still, True), (moved, False)]:

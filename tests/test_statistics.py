@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import tiny
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from langsamp.analysis import statistics as c
 from langsamp.analysis.table_plots import paper_comparison, paper_results, score_figure, sortable_table
@@ -183,6 +184,7 @@ def test_holm_against_its_definition():
             most = max(most, min(1.0, (size - place) * p[i]))
             slow[i] = most
         assert np.allclose(c.holm(p), slow) and (c.holm(p) >= p).all()
+        assert np.allclose(c.holm(p), multipletests(p, method="holm")[1])
 
 
 def test_seed_interval_is_the_textbook_t_interval():

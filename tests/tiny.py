@@ -17,11 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from nbconvert.exporters import PythonExporter
-from nbformat import NotebookNode
-from papermill import inspect_notebook
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 from transformers import AutoModelForMaskedLM, AutoTokenizer, XLMRobertaConfig
 
 from langsamp.core.files import sha256
@@ -35,7 +30,6 @@ from langsamp.training.loop import Data
 from langsamp.training.pretrain import main
 
 ALPHABETS = {"eng_Latn": "abcdefghijklmnop", "hin_Deva": "कखगघचछजझटठडढतथदध", "rus_Cyrl": "абвгдежзиклмнопр"}
-EXPORTER = PythonExporter()
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 FORK = multiprocessing.get_context("forkserver")  # Processes that start in no time, with everything imported
 FORK.set_forkserver_preload(["langsamp.training.pretrain"])
@@ -221,16 +215,21 @@ def furthest(a: torch.nn.Module, b: torch.nn.Module) -> float:
 ROOT = Path(__file__).parents[1]
 
 
-@cache
-def notebook_node(notebook: str) -> NotebookNode:
-    "A runner such as `03_pretrain`, as papermill loads it."
-    return load_notebook_node(str(ROOT / f"nbs/{notebook}.ipynb"))
-
-
 def defaults_of(notebook: str) -> dict[str, Any]:
-    "The parameters of a runner and their defaults."
+    "The parameters of a runner such as `03_pretrain`, and their defaults."
+    from papermill import inspect_notebook  # Here and below: forked processes import this file, and not papermill
+
     found = inspect_notebook(str(ROOT / f"nbs/{notebook}.ipynb"))
     return {name: ast.literal_eval(facts["default"]) for name, facts in found.items()}
+
+
+@cache
+def exported(notebook: str) -> tuple[Any, Any]:
+    "A runner as papermill loads it, and what makes a script of it."
+    from nbconvert.exporters import PythonExporter
+    from papermill.iorw import load_notebook_node
+
+    return load_notebook_node(str(ROOT / f"nbs/{notebook}.ipynb")), PythonExporter()
 
 
 def run_notebook(notebook: str, values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -238,8 +237,11 @@ def run_notebook(notebook: str, values: dict[str, Any], folder: Path) -> dict[st
 
     A new kernel for each of hundreds of runs would take minutes, and would not see what a test replaces.
     """
-    node = parameterize_notebook(notebook_node(notebook), values)
-    (script := folder / f"{Path(notebook).name}.py").write_text(EXPORTER.from_notebook_node(node)[0], encoding="utf-8")
+    from papermill.parameterize import parameterize_notebook
+
+    node, exporter = exported(notebook)
+    script = folder / f"{Path(notebook).name}.py"
+    script.write_text(exporter.from_notebook_node(parameterize_notebook(node, values))[0], encoding="utf-8")
     return runpy.run_path(str(script))
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from ..core.errors import UserError
 
@@ -164,7 +163,9 @@ def holm(
     p = finite_array(p, "values of p")
     if p.min() < 0 or p.max() > 1:
         raise UserError(f"p must be between 0 and 1, not from {p.min()} to {p.max()}")
-    return multipletests(p, method="holm")[1]
+    order, corrected = np.argsort(p), np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return corrected
 
 # %% ../../nbs/library/analysis/00_statistics.ipynb #6d8ca8b5
 def across_seeds(

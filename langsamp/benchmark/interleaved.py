@@ -61,8 +61,7 @@ class _CommandLoop:
         output: TextIO | None = None,  # Default: standard output, which is then reserved for reports
         **queries: Callable[[], Any],  # Values that can be requested between two measurements
     ) -> None:
-        self.commands, self.queries = iter(commands or sys.stdin), queries
-        self.output = output or _reserve_stdout()
+        self.commands, self.queries, self.output = iter(commands or sys.stdin), queries, output or _reserve_stdout()
         self._send(dict(metadata))
         self._wait()
 
@@ -160,7 +159,6 @@ class Worker(_WorkerProcess):
         return self._request(seconds=seconds)
 
     def query(self, name: str) -> Any:
-        "Return a value that it computes on request."
         return self._request(query=name)
 
     def close(self) -> None:

@@ -61,17 +61,17 @@ def check_packed_attention(
     length: int,  # Tokens of a sequence
 ) -> None:
     "Refuse a model that cannot keep the sentences of a sequence apart (`UserError`)."
-    training, mend = mlm.training, "set packing to stream"
+    training, hint = mlm.training, "set packing to stream"
     try:
         apart = _keeps_apart(mlm.eval(), length)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         raise UserError(
-            f"{type(mlm).__name__} does not support packed sentences ({str(error) or type(error).__name__}); {mend}"
+            f"{type(mlm).__name__} does not support packed sentences ({str(error) or type(error).__name__}); {hint}"
         ) from error
     finally:
         mlm.train(training)
     if not apart:
-        raise UserError(f"{type(mlm).__name__} does not keep sentences of a sequence apart; {mend}")
+        raise UserError(f"{type(mlm).__name__} does not keep sentences of a sequence apart; {hint}")
 
 # %% ../../nbs/library/model/03_packed_attention.ipynb #0b32905b
 def cu_seq_lens(

@@ -87,9 +87,8 @@ def main(
     parser.add_argument("--outputs", type=Path, help="the same folder for all tasks")
     given = parser.parse_args(arguments)
     try:
-        positional_arguments(
-            [given.params, *([str(given.outputs)] if given.outputs else [])], parser.format_usage(), most=2
-        )
+        outputs = [str(given.outputs)] if given.outputs else []
+        positional_arguments([given.params, *outputs], parser.format_usage(), most=2)
         _once(arguments)
         p = PretrainParams.model_validate(read_yaml(given.params))
         shards = run_shard_task(p, given.outputs or outputs_folder(), given.task, given.of, given.processes)
