@@ -46,13 +46,16 @@ def sliding_window_of(
 # %% ../../nbs/library/model/03_packed_attention.ipynb #2caf312d
 @torch.no_grad()
 def _keeps_apart(mlm: PreTrainedModel, length: int) -> bool:
-    "Whether a sentence gives the same states alone and after another one, in a sequence of `length` tokens."
+    "Whether a long and a short sentence in one sequence of `length` tokens give the states that each gives alone."
     ordinary = [i for i in range(9) if i != mlm.config.pad_token_id]
     ids_L = torch.tensor([ordinary[i % len(ordinary)] for i in range(length)], device=mlm.device)
-    segments_L = (torch.arange(length, device=mlm.device) >= 3).long() + 1
+    segments_L = (torch.arange(length, device=mlm.device) >= length - 3).long() + 1
     kwargs = block_diagonal_mask(segments_L[None], position_offset(mlm), sliding_window_of(mlm))
-    together = mlm.base_model(input_ids=ids_L[None], **kwargs, return_dict=True).last_hidden_state[:, 3:]
-    alone = mlm.base_model(input_ids=ids_L[None, 3:], return_dict=True).last_hidden_state
+    together = mlm.base_model(input_ids=ids_L[None], **kwargs, return_dict=True).last_hidden_state
+    parts = [
+        mlm.base_model(input_ids=part[None], return_dict=True).last_hidden_state for part in ids_L.split(length - 3)
+    ]
+    alone = torch.cat(parts, dim=1)
     return torch.allclose(together, alone, atol=1e-4 * alone.abs().max().item())
 
 # %% ../../nbs/library/model/03_packed_attention.ipynb #7562fc40
