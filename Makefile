@@ -14,9 +14,9 @@ run: .venv/ok  ## pretrain LangSAMP and its baseline, compare them (about 15 min
 	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/pretraining.ipynb -f params/figures/pretraining.yaml
 
 small: .venv/ok  ## the small preset: corpus, adapted checkpoint, LangSAMP, baseline, and random weights (hours on 2 cores)
-	mkdir -p outputs/corpora outputs/starts outputs/figures $(addprefix outputs/,$(SMALL))
+	mkdir -p outputs/corpora outputs/adapted outputs/figures $(addprefix outputs/,$(SMALL))
 	$(ENV) $(PM) nbs/01_corpus.ipynb outputs/corpora/small.ipynb -f params/corpora/small.yaml
-	$(ENV) $(PM) nbs/02_start.ipynb outputs/starts/small.ipynb -f params/starts/small.yaml
+	$(ENV) $(PM) nbs/02_start.ipynb outputs/adapted/small.ipynb -f params/adapted/small.yaml
 	$(ENV) for run in $(SMALL); do $(PM) nbs/03_pretrain.ipynb outputs/$$run/pretrain.ipynb -f params/$$run.yaml || exit; done
 	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/small.ipynb -f params/figures/pretraining-small.yaml
 

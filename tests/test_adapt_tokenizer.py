@@ -76,7 +76,7 @@ def test_coverage_counts_by_hand(base, sources):
         ids = [i for line in lines for i in encoder.fast.encode(line, add_special_tokens=False).ids]
         row = {"lines": len(lines), "characters": sum(map(len, lines)), "tokens": len(ids), "unknown": ids.count(3)}
         assert found.table.loc[code].to_dict() == row, f"{code}: not the training lines, or special tokens counted"
-    assert found.counts_V.sum() == found.table["tokens"].sum() + 2 * found.table["lines"].sum(), "pieces were lost"
+    assert found.counts_V.sum() == found.table["tokens"].sum() + 2 * found.table["lines"].sum(), "tokens were lost"
 
 
 def test_missing_characters_have_no_token(base, sources):
@@ -167,7 +167,7 @@ def test_pruned_tokens_map_back_exactly(kind, request, sources):
 
 @pytest.mark.parametrize("kind", ["base", "wordpiece"])
 @pytest.mark.parametrize("least", [2, 8, 10**9])
-def test_dropping_rare_pieces_makes_nothing_unknown(kind, least, request, sources):
+def test_dropping_rare_tokens_makes_nothing_unknown(kind, least, request, sources):
     base = request.getfixturevalue(kind)
     latin = {"eng_Latn": sources["eng_Latn"]}
     fitted = fit_vocabulary(latin, base, min_count=least)

@@ -440,7 +440,7 @@ def test_every_byte_of_a_manifest_counts(unbroken, tmp_path):
 
 
 def test_checking_the_text_takes_no_time(corpus, unbroken, tmp_path, monkeypatch):
-    "Every byte is read below the limit; of more text only a part, and never the largest pieces."
+    "Every byte is read below the limit; of more text only a part, and never the largest parts."
     shutil.copytree(unbroken.parent / "data", tmp_path / "data")
     read, p = [], tiny.params_of(corpus)
     real = preparation.find_damage

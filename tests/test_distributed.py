@@ -71,7 +71,7 @@ def test_two_processes_equal_one(launcher, new_run, alone):
 
 
 @pytest.mark.slow
-def test_launcher_is_told_to_stop(new_run, alone):
+def test_a_signal_to_the_launcher_stops_the_run(new_run, alone):
     "SIGTERM to torchrun, as a cluster sends it: both processes save and end, and the same command finishes the run."
     params, run = new_run("told", dropout=0.0, max_steps=36)
     process = tiny.start(params, run.parent, *TORCHRUN)

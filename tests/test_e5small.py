@@ -75,7 +75,7 @@ def made_up(path: Path, sizes: Sizes = SIZES) -> dict[str, np.ndarray]:
 
 
 def test_every_tensor_arrives(tmp_path):
-    "A checkpoint from a packed file loads whole; values are the file's to half a step of four bits, rows are pieces."
+    "A checkpoint from a packed file loads whole; values are the file's to half a step of four bits, rows are tokens."
     tensors = made_up(tmp_path / "model.bin")
     packed = read_packed_encoder(tmp_path / "model.bin")
     assert packed.tokens == PIECES and packed.sizes == SIZES

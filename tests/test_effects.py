@@ -329,17 +329,17 @@ STAGES["01_corpus"] = Stage(
 
 def see_start(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the folder of an adapted checkpoint."
-    (folder,) = [path for path in (outputs / "starts").iterdir() if path.is_dir()]
+    (folder,) = [path for path in (outputs / "adapted").iterdir() if path.is_dir()]
     return {
         "folder": folder.name,
-        "pieces": read_json(folder / "start.json")["pieces"],
+        "tokens": read_json(folder / "adapted.json")["tokens"],
         "coverage": text_of(names["table"].reset_index()),
         "tokenizer": sha256(folder / "tokenizer.json"),
         "weights": sha256(folder / "model.safetensors"),
     }
 
 
-FITS = "pieces, coverage, tokenizer, weights"
+FITS = "tokens, coverage, tokenizer, weights"
 
 STAGES["02_start"] = Stage(
     params.AdaptParams,
@@ -352,7 +352,7 @@ STAGES["02_start"] = Stage(
         "corpus": Effect(["@other"], FITS),
         "languages": Effect([["eng_Latn"]], FITS),
         "num_new_tokens": Effect([0, 60], FITS),
-        "min_count": [Effect([0], "pieces, tokenizer, weights"), Effect([4], FITS)],
+        "min_count": [Effect([0], "tokens, tokenizer, weights"), Effect([4], FITS)],
         "new_token_init": Effect(["random"], "weights"),
         "seed": Effect([43], "weights"),
     },

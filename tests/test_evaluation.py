@@ -108,7 +108,7 @@ def test_a_killed_evaluation_ends_with_the_same_rows(uninterrupted, fresh, outpu
     assert 7 <= before < lines(fresh, outputs), "nothing was left to do after the kills"
 
 
-def test_nothing_is_asked_twice(uninterrupted, fresh, outputs, monkeypatch):
+def test_nothing_is_evaluated_twice(uninterrupted, fresh, outputs, monkeypatch):
     evaluate(fresh, outputs)
     real = Encoder.encode
     monkeypatch.setattr(Encoder, "encode", lambda self, texts, *more: pytest.fail() if texts else real(self, texts))
@@ -118,7 +118,7 @@ def test_nothing_is_asked_twice(uninterrupted, fresh, outputs, monkeypatch):
     assert rows_of(evaluate(fresh, outputs)[0]) == uninterrupted
 
 
-def test_other_text_is_asked_anew(asked, uninterrupted, data, outputs):
+def test_other_text_is_evaluated_again(asked, uninterrupted, data, outputs):
     "One changed language is asked again, and only that."
     evaluate(asked, outputs)
     before, path = lines(asked, outputs), data / "tatoeba/tatoeba.deu-eng.deu"
@@ -171,7 +171,7 @@ def test_settings_keep_results_apart(asked, uninterrupted, outputs):
     assert set(by_layer.index) == {-1, 0} and by_layer[-1] != by_layer[0]
 
 
-def test_what_is_missing_is_said(asked, uninterrupted, outputs, data, tmp_path):
+def test_missing_data_is_reported(asked, uninterrupted, outputs, data, tmp_path):
     partial = tmp_path / "sets"
     shutil.copytree(data, partial)
     (partial / "tatoeba/tatoeba.deu-eng.eng").unlink()

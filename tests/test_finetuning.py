@@ -113,7 +113,7 @@ def test_the_encoder_is_left_as_it_was(mode, encoder):
 @pytest.mark.parametrize("make", [topics, tagged])
 @pytest.mark.parametrize("mode", ["frozen", "fine-tuned"])
 def test_company_does_not_change_predictions(mode, make, encoder):
-    "A text padded to sixty pieces says what it says alone."
+    "A text padded to sixty tokens says what it says alone."
     model, texts = trained(mode, encoder, shuffled(make(20, 0), 0), make(10, 1)), make(30, 2).texts
     long = " ".join(["freedom"] * 50) if make is topics else ["freedom"] * 25
     assert model.predict([*texts, long])[:-1] == model.predict(texts) == [model.predict([text])[0] for text in texts]
@@ -231,10 +231,10 @@ def test_the_reference_s_rate_ends_half_way(encoder):
     train, dev = topics(32, 0), topics(8, 1)
     rates = []
     for mistake in (False, True):
-        how = QUICK.replace(num_train_epochs=2, reference_accumulation=mistake)
-        history = fine_tune(*encoder, train, dev, how, 1).history
+        options = QUICK.replace(num_train_epochs=2, reference_accumulation=mistake)
+        history = fine_tune(*encoder, train, dev, options, 1).history
         assert history[-1]["step"] == 2 * 32 / 8
-        rates.append(history[-1]["learning_rate"] / how.learning_rate)
+        rates.append(history[-1]["learning_rate"] / options.learning_rate)
     assert rates == pytest.approx([0.0, 0.5])
 
 
@@ -242,7 +242,7 @@ def test_only_the_rows_met_change_the_same_result(encoder, monkeypatch):
     "Leaving out the vocabulary that training does not meet changes no prediction and no score."
     train, dev, test = topics(24, 0), topics(12, 1), topics(30, 2)
     few = fine_tune(*encoder, train, dev, QUICK, 1)
-    every = lambda model, classes, words, met: task_model(model, classes, words, list(range(600)))  # noqa: E731
+    every = lambda model, classes, words, used_ids: task_model(model, classes, words, list(range(600)))  # noqa: E731
     monkeypatch.setattr("langsamp.evaluation.finetune.task_model", every)
     all_rows = fine_tune(*encoder, train, dev, QUICK, 1)
     sizes = [one.model.get_input_embeddings().rows.shape[0] for one in (few, all_rows)]
@@ -267,9 +267,9 @@ def test_the_best_weights_are_kept(encoder):
 @pytest.mark.parametrize("every, looks", [(0, [3, 6]), (4, [4, 6]), (100, [6])])
 def test_when_the_development_split_is_looked_at(every, looks, encoder):
     "Each epoch, every so many steps, and always at the end."
-    how = QUICK.replace(num_train_epochs=2, eval_steps=every)
+    options = QUICK.replace(num_train_epochs=2, eval_steps=every)
     seen = []
-    fine_tune(*encoder, topics(20, 0), topics(4, 1), how, 1, lambda facts: seen.append(facts["step"]))
+    fine_tune(*encoder, topics(20, 0), topics(4, 1), options, 1, lambda facts: seen.append(facts["step"]))
     assert seen == looks
 
 
@@ -291,14 +291,14 @@ def test_presets_are_the_paper_s():
     presets = {name: task.fine_tuning for name, task in TASKS.items() if isinstance(task, LabelledTask)}
     facts = {
         task: (
-            how.learning_rate,
-            how.micro_batch_size * how.gradient_accumulation_steps,
-            how.num_train_epochs,
-            how.max_seq_length,
-            how.max_grad_norm,
+            options.learning_rate,
+            options.micro_batch_size * options.gradient_accumulation_steps,
+            options.num_train_epochs,
+            options.max_seq_length,
+            options.max_grad_norm,
         )
-        for task, how in presets.items()
+        for task, options in presets.items()
     }
     assert facts["sib200"] == (1e-5, 16, 40, 160, 0.0) and facts["taxi1500"] == (1e-5, 16, 40, 100, 0.0)
     assert facts["wikiann"] == facts["ner"] == facts["ud"] == (2e-5, 32, 10, 256, 1.0)
-    assert not any(how.reference_accumulation or how.weight_decay for how in presets.values())
+    assert not any(options.reference_accumulation or options.weight_decay for options in presets.values())

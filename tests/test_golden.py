@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
 def tiny_model(dropout: float) -> LangSAMPForMaskedLM:
-    "Two blocks 32 wide and 256 pieces, for two languages in two scripts."
+    "Two layers 32 wide and 256 tokens, for two languages in two scripts."
     config = tiny.config(max_position_embeddings=18)
     return from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "language+script", seed=3, dropout=dropout)
 

@@ -119,7 +119,7 @@ def test_english_without_train_is_moved_one_on_and_no_other_is(data):
     ] and warnings == []
 
 
-def test_other_classes_of_names_are_told(data):
+def test_unknown_entity_classes_are_reported(data):
     (serbian,), warnings = load_labelled("ner", data)
     assert serbian.code == "srp_Latn" and all(part.labels == [["O"]] for part in serbian.splits.values())
     assert warnings == [f"UNER_Serbian-SET {s}: names of class `OTH` read as `O`: 1" for s in ("train", "dev", "test")]
@@ -194,7 +194,7 @@ def test_taxi1500_has_its_own_english_and_needs_bibles(data):
         ("bible/xqx-bible.txt", b"40001001\tText\n", "`xqx` is not a language"),
     ],
 )
-def test_what_is_wrong_is_told_and_the_rest_is_read(data, path, content, words):
+def test_errors_are_reported_and_the_rest_is_read(data, path, content, words):
     task = path.partition("/")[0].replace("bible", "taxi1500")
     before = load_labelled(task, data)
     (data / path).unlink() if content is None else write(data / path, content)
@@ -205,7 +205,7 @@ def test_what_is_wrong_is_told_and_the_rest_is_read(data, path, content, words):
 
 
 @pytest.mark.parametrize("task", LABELS)
-def test_a_set_that_is_not_there_is_told(tmp_path, task):
+def test_an_absent_dataset_is_reported(tmp_path, task):
     sets, warnings = load_labelled(task, tmp_path)
     home = DATASETS[task].url
     assert sets == [] and home in warnings[-1] and f"{task}/" in warnings[-1]

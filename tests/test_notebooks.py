@@ -203,14 +203,14 @@ def check_backbone(folder: Path) -> None:
 
 def test_a_start_from_a_checkpoint(stock, tmp_path):
     tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, "-p", "backbone", str(stock))
-    check_start(tmp_path / "starts/smoke")
+    check_start(tmp_path / "adapted/smoke")
     assert "Thaa" in shown(tmp_path / "start.ipynb")
 
 
 def test_the_tutorial(stock, tmp_path):
     few = ["-p", "backbone", str(stock), "-p", "max_steps", "12"]
     tiny.papermill("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
-    check_start(tmp_path / "starts/own-text")
+    check_start(tmp_path / "adapted/own-text")
     check_backbone(tmp_path / "own-text/backbone")
     assert read_json(tmp_path / "own-text/result.json")["step"] == 12
 
@@ -232,7 +232,7 @@ def e5() -> None:
 @pytest.mark.slow
 def test_a_start_from_e5_small(e5, tmp_path):
     tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path)
-    check_start(tmp_path / "starts/smoke")
+    check_start(tmp_path / "adapted/smoke")
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_the_tutorial_with_e5_small_on_a_folder_of_ones_own(e5, tmp_path):
         shutil.copy(udhr_corpus() / f"text/train/{code}.txt", text)
     few = ["-p", "corpus", str(text), "-p", "max_steps", "12"]
     tiny.papermill("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
-    check_start(tmp_path / "starts/own-text")
+    check_start(tmp_path / "adapted/own-text")
     check_backbone(tmp_path / "own-text/backbone")
     filter_reports = read_json(tmp_path / "own-text/corpus.json")["filter_reports"]
     assert [filter_report["code"] for filter_report in filter_reports] == ["div_Thaa", "pol_Latn"]

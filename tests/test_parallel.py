@@ -103,7 +103,7 @@ def test_a_verse_on_two_lines_is_one(tmp_path):
         (b"# nothing yet\n40001001\t\n", "xho.txt has no verses"),
     ],
 )
-def test_a_broken_bible_is_told_and_the_rest_is_read(data, content, message):
+def test_a_broken_bible_is_reported_and_the_rest_is_read(data, content, message):
     write(data / "bible/vref.txt", "MAT 1:1\n")
     (data / "bible/xho.txt").write_bytes(content)
     found, warnings = bible_editions(data / "bible")
@@ -218,7 +218,7 @@ def test_a_source_of_two_names_is_the_first(data):
         ("index_id\tcategory\ttext\n1\n", "dev.tsv:2: not 3 columns"),
     ],
 )
-def test_a_broken_split_is_told_and_the_others_pair(data, content, message):
+def test_a_broken_split_is_reported_and_the_others_pair(data, content, message):
     path = data / "sib200/zho_Hans/dev.tsv"
     path.unlink() if content is None else path.write_text(content)
     found, (warning,) = load_bitexts("sib200-parallel", data)
@@ -343,13 +343,13 @@ def test_mistakes_of_the_user(data, monkeypatch):
 @pytest.mark.parametrize(
     ("task", "home"), [("tatoeba", "mteb/tatoeba"), ("sib200-parallel", "Davlan/sib200"), ("bible", "BibleNLP/ebible")]
 )
-def test_a_set_that_is_not_there_is_told(tmp_path, task, home):
+def test_an_absent_dataset_is_reported(tmp_path, task, home):
     found, (warning,) = load_bitexts(task, tmp_path)
     assert found == [] and home in warning
 
 
 @pytest.mark.parametrize("task", ["tatoeba", "sib200-parallel", "bible"])
-def test_a_source_that_is_not_there_is_told(data, task):
+def test_an_absent_source_language_is_reported(data, task):
     found, warnings = load_bitexts(task, data, source="wol_Latn")
     assert found == [] and "wol_Latn" in warnings[-1]
 

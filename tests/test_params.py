@@ -84,7 +84,7 @@ KINDS = {
         ({"run_name": "../other"}, ["run_name must be letters, digits"]),
         ({"run_name": ".."}, ["run_name must be letters, digits"]),
         ({"run_name": "data"}, ["run_name `data` is reserved"]),
-        ({"run_name": "starts"}, ["run_name `starts` is reserved"]),
+        ({"run_name": "adapted"}, ["run_name `adapted` is reserved"]),
         ({"max_steps": 0, "dropout": 2.0, "variant": "x"}, ["max_steps must", "dropout must", "variant must"]),
         (
             {"max_steps": 0, "global_batch_size": 9, "banana": 1},

@@ -86,7 +86,7 @@ def test_flops_by_hand():
 
 
 def test_the_papers_parameters():
-    """610 languages and 30 scripts on XLM-R base with 401,145 pieces. The paper's model has 395,014,905 parameters: it
+    """610 languages and 30 scripts on XLM-R base with 401,145 tokens. The paper's model has 395,014,905 parameters: it
     leaves out the one row of token types (768) that the stock model keeps, and that is counted here."""
     config = XLMRobertaConfig(vocab_size=401_145, max_position_embeddings=514, type_vocab_size=1)
     codes = [a + b + c for a in "abcdefghij" for b in "abcdefghij" for c in "abcdefg"]

@@ -83,7 +83,9 @@ def test_the_exported_backbone_is_stock_and_has_the_start_s_vocabulary(params, s
     tokenizer = AutoTokenizer.from_pretrained(outputs / p.run_name / "backbone")
     assert not any(report.values()), report
     assert (
-        len(encoder.get_input_embeddings().weight) == len(tokenizer) == read_json(start / "start.json")["pieces"]["now"]
+        len(encoder.get_input_embeddings().weight)
+        == len(tokenizer)
+        == read_json(start / "adapted.json")["tokens"]["now"]
     )
     line = tiny.sentences("hin_Deva", 1)[0]
     assert tokenizer.unk_token_id not in tokenizer(line)["input_ids"]

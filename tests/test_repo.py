@@ -38,7 +38,7 @@ ORDER = [
 ]
 STAGES = {
     "corpora": ("01_corpus.ipynb", params.CorpusBuildParams),
-    "starts": ("02_start.ipynb", params.AdaptParams),
+    "adapted": ("02_start.ipynb", params.AdaptParams),
     "params": ("03_pretrain.ipynb", PretrainParams),
     "evaluations": ("04_evaluate.ipynb", evaluate.EvaluationParams),
     "reproductions": ("05_reproduce.ipynb", evaluate.ReproductionParams),

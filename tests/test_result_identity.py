@@ -214,7 +214,7 @@ def test_hyperparameters_count_named_or_not(home, sets):
 # Seeds
 
 
-def test_exactly_the_seeds_asked(home, sets):
+def test_exactly_the_requested_seeds(home, sets):
     found = {}
     for count in (1, 2, 1, 3):
         found[count] = evaluate(asked(home, sets["A"], tasks=["sib200"], seeds=count), home)[0]
@@ -410,7 +410,7 @@ def test_a_vector_that_is_none_is_an_error(ask):
 @pytest.mark.parametrize(
     "ask", [statistics.sign_test, statistics.effect_size, retrieval.bootstrap_mean, statistics.holm]
 )
-def test_nothing_can_be_said_of_none(ask):
+def test_no_results_are_refused(ask):
     with pytest.raises(UserError):
         ask([])
 
@@ -520,7 +520,7 @@ def test_broken_files_of_a_run_are_named(harmed, name, how, ask):
         ask(harmed / "one")
 
 
-def test_what_is_told_of_a_broken_corpus_file_helps(harmed):
+def test_the_message_for_a_broken_corpus_file_helps(harmed):
     "Deleted, and the run's command given again: the file is there as it was."
     path = harmed / "one/corpus.json"
     kept, p = path.read_bytes(), open_run(harmed / "one")[0]

@@ -94,7 +94,7 @@ def test_killed_at_every_file_operation_of_a_checkpoint(new_run, unbroken):
 
 
 @pytest.mark.parametrize("step", [2, 18, "random"])
-def test_told_to_stop(new_run, unbroken, step):
+def test_a_stop_signal_ends_the_run_at_the_next_step(new_run, unbroken, step):
     "SIGTERM saves the step and exits with 143 within ten seconds; the same command goes on from there."
     params, run = new_run(f"told-{step}")
     step = int(np.random.default_rng().integers(1, 40)) if step == "random" else step

@@ -106,7 +106,7 @@ def test_the_model_stays_as_it_was(family, text):
 
 
 @pytest.mark.parametrize("family", ["BERT", "ALBERT"])
-def test_threads_stop_where_they_were_asked_to(family, text):
+def test_threads_stop_when_requested(family, text):
     model = build(family)
     with torch.no_grad():
         due = model(**text, output_hidden_states=True).hidden_states
@@ -201,7 +201,7 @@ def test_a_half_precision_model_gives_float32(stock, encoder):
     assert found.dtype == np.float32 and 0 < np.abs(found - due).max() < 0.1
 
 
-def test_what_cannot_be_asked_is_told(encoder):
+def test_unsupported_requests_are_refused(encoder):
     for options, message in [
         ({"layer": 3}, "layers 1 to 2"),
         ({"layer": -2}, "layer -2"),
@@ -366,7 +366,7 @@ def test_rows_have_the_agreed_names():
         assert all(type(r["value"]) is float and 0 <= r["value"] <= 1 for r in rows)
 
 
-def test_broken_vectors_are_told():
+def test_broken_embeddings_are_reported():
     source, target = pairs(5)
     target[3, 2] = np.nan
     for wrong, message in [

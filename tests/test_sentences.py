@@ -179,7 +179,7 @@ def test_a_hint_adds_two_vectors_and_nothing_else(silent, model, tokenizer):
 
 
 def test_the_table_is_the_distribution_sorted(model, tokenizer):
-    "All pieces asked for, each stands once, with its own probability."
+    "All requested tokens appear once each, with their own probabilities."
     table = fill_mask(TWO, model, tokenizer, "rus_Cyrl", top_k=len(tokenizer))
     p_MV = mask_log_probabilities(TWO, model, tokenizer, "rus_Cyrl").exp()
     for mask, rows in table.groupby("mask"):

@@ -187,7 +187,7 @@ print((peak() - before) / 1024)
 
 
 def test_logits_of_all_masked_tokens_are_never_in_memory():
-    "1,500 tokens x 250,002 pieces have 1,431 MB in float32; the plain head keeps two or more of it."
+    "1,500 tokens x 250,002 tokens have 1,431 MB in float32; the plain head keeps two or more of it."
     grown = {}
     for way in ("fused", "plain"):
         done = subprocess.run([sys.executable, "-c", MEMORY, way], capture_output=True, text=True, check=True)

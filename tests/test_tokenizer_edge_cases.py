@@ -332,7 +332,7 @@ def test_new_tokens_without_an_unknown_token(corpus, tmp_path):
     )
     table = adaptation_table(adapt_checkpoint(p, tmp_path))
     assert table.loc[["Cyrl", "Deva"], "<unk> % before"].min() > 40 and table["<unk> % after"].max() == 0
-    rows = AutoModelForMaskedLM.from_pretrained(tmp_path / "starts/a").get_input_embeddings().weight
+    rows = AutoModelForMaskedLM.from_pretrained(tmp_path / "adapted/a").get_input_embeddings().weight
     assert torch.isfinite(rows).all()
 
 
@@ -532,7 +532,7 @@ def stand_in(tmp_path_factory) -> Path:
 
 def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_path, capsys):
     "Its sampling is for Glot500's text; the replacement uses temperature sampling, which is reported."
-    p = AdaptParams.model_validate(read_yaml(tiny.ROOT / "params/starts/paper.yaml"))
+    p = AdaptParams.model_validate(read_yaml(tiny.ROOT / "params/adapted/paper.yaml"))
     adapt_checkpoint(p.replace(backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)
     other_values = {"corpus": str(latin), "global_batch_size": 2, "micro_batch_size": 1}
     cost = plan(
@@ -547,6 +547,15 @@ def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_pat
 @pytest.mark.slow
 def test_the_papers_first_command_with_a_stand_in(stand_in, tmp_path):
     "As in the header of the preset, with another backbone and tokenizer."
-    other_values = ["-f", "params/starts/paper.yaml", "-p", "backbone", str(stand_in), "-p", "tokenizer", str(stand_in)]
+    other_values = [
+        "-f",
+        "params/adapted/paper.yaml",
+        "-p",
+        "backbone",
+        str(stand_in),
+        "-p",
+        "tokenizer",
+        str(stand_in),
+    ]
     tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, *other_values)
-    assert (tmp_path / "starts/paper/model.safetensors").exists()
+    assert (tmp_path / "adapted/paper/model.safetensors").exists()

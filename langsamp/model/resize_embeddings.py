@@ -51,10 +51,10 @@ def mean_embeddings(
     seed: int,  # Of the rows of unknown characters
 ) -> Tensor:  # A row for each new token
     "The mean of each new token's parts; an unknown character is drawn from the mean and deviation of the old rows."
-    characters = sorted({part for piece in parts for part in piece if isinstance(part, str)})
+    characters = sorted({part for token in parts for part in token if isinstance(part, str)})
     noise = torch.randn(len(characters), old_VH.shape[1], generator=torch.Generator().manual_seed(seed))
     drawn = dict(zip(characters, old_VH.mean(0) + old_VH.std(0) * noise))
-    rows = [torch.stack([drawn[p] if isinstance(p, str) else old_VH[p] for p in piece]).mean(0) for piece in parts]
+    rows = [torch.stack([drawn[p] if isinstance(p, str) else old_VH[p] for p in token]).mean(0) for token in parts]
     return torch.stack(rows) if rows else old_VH[:0]
 
 # %% ../../nbs/library/model/07_resize_embeddings.ipynb #1c05987e
@@ -119,7 +119,7 @@ class VocabularyMap:
     @property
     def new(self) -> dict[int, tuple[str, float]]:
         "New tokens, by id."
-        return {i: piece for i, piece in self.tokens.items() if self.old_ids_V[i] < 0}
+        return {i: token for i, token in self.tokens.items() if self.old_ids_V[i] < 0}
 
 # %% ../../nbs/library/model/07_resize_embeddings.ipynb #f28583d9
 def adapt_vocabulary(
@@ -157,8 +157,8 @@ def restore_vocabulary(
     "The trained model with the full vocabulary, extended by the new tokens."
     mapping, rows = VocabularyMap(base, tokenizer), {}
     tokens = {token["content"]: token for token in mapping.content["added_tokens"]}
-    new = [piece for piece in mapping.new.values() if piece[0] not in tokens]
-    added = [tokens[piece] for piece, _ in mapping.new.values() if piece in tokens]
+    new = [token for token in mapping.new.values() if token[0] not in tokens]
+    added = [tokens[token] for token, _ in mapping.new.values() if token in tokens]
     save_tokenizer(add_tokens(read_tokenizer_file(base), new, added), base, folder)
     first, then = VocabularyMap(base, folder).old_ids_V, VocabularyMap(tokenizer, folder)
     for (address, trained), untrained in zip(vocabulary_tensors(mlm).items(), vocabulary_tensors(full).values()):

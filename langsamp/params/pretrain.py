@@ -49,7 +49,7 @@ class ModelParams(Params):
     "The encoder, and the embeddings added to its output."
 
     backbone: str = Field(
-        "", description="outputs/starts/NAME, e5-small, a Hugging Face name or a folder; empty: random weights"
+        "", description="outputs/adapted/NAME, e5-small, a Hugging Face name or a folder; empty: random weights"
     )
     architecture: Literal["xlm-roberta", "modernbert"] = Field(
         "xlm-roberta", description="Of random weights: xlm-roberta or modernbert"
@@ -122,9 +122,9 @@ class CorpusBuildParams(Params):
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #c3fdc1b8
 class AdaptParams(Params):
-    "An adapted checkpoint under outputs/starts/: an encoder, and the corpus for its vocabulary."
+    "An adapted checkpoint under outputs/adapted/: an encoder, and the corpus for its vocabulary."
 
-    name: Name = Field("smoke", description="Folder under outputs/starts/")
+    name: Name = Field("smoke", description="Folder under outputs/adapted/")
     backbone: str = Field(
         "e5-small", min_length=1, description="e5-small, another adapted checkpoint, a Hugging Face name or a folder"
     )

@@ -145,7 +145,7 @@ class _Placement:
         self.attention_kwargs = attention_kwargs(model, data.train, self.accelerator)
         self.dropout_mode = dropout_mode(model, p.torch_compile, self.accelerator)
         self.model, self.optimizer = _prepared(self.accelerator, model, p)
-        self.state = dict.fromkeys(("step", "tokens", "best_step", "waited"), 0) | _NO_LOSS
+        self.state = dict.fromkeys(("step", "tokens", "best_step", "patience_counter"), 0) | _NO_LOSS
 
     def total(self, *numbers: float) -> list[float]:
         "Sum numbers over all processes."
@@ -281,14 +281,21 @@ class _EarlyStopping(_Validation):
     def record_validation(self, found: dict[str, Any], log: Callable[[int, dict[str, Any]], None]) -> None:
         "Log a validation, and update the best one."
         log(self.state["step"], found)
-        self.state |= {"validation_loss": found["validation_loss"], "waited": self.state["waited"] + 1}
+        self.state |= {
+            "validation_loss": found["validation_loss"],
+            "patience_counter": self.state["patience_counter"] + 1,
+        }
         if self.state["best_loss"] is None or found["validation_loss"] < self.state["best_loss"]:
-            self.state |= {"best_loss": found["validation_loss"], "best_step": self.state["step"], "waited": 0}
+            self.state |= {
+                "best_loss": found["validation_loss"],
+                "best_step": self.state["step"],
+                "patience_counter": 0,
+            }
 
     @property
     def patience_exhausted(self) -> bool:
         "Whether `early_stopping_patience` validations in a row were no better than the best; 0 allows any number."
-        return bool(self.p.early_stopping_patience) and self.state["waited"] >= self.p.early_stopping_patience
+        return bool(self.p.early_stopping_patience) and self.state["patience_counter"] >= self.p.early_stopping_patience
 
 # %% ../../nbs/library/training/04_loop.ipynb #d69ce445
 class _Checkpointing(_EarlyStopping):

@@ -104,7 +104,7 @@ def _modernbert_config(p: ModelParams, facts: dict[str, Any], max_seq_length: in
 def initial_model(
     p: PretrainParams,  # Its backbone or size, its variant and its seed
     corpus: Corpus,  # Its languages, scripts and tokenizer
-    outputs: Path | str = "outputs",  # With adapted checkpoints in `starts/`
+    outputs: Path | str = "outputs",  # With adapted checkpoints in `adapted/`
 ) -> LangSAMPForMaskedLM:  # The same stock weights in all variants
     "The model before step 0: a checkpoint or random weights, with new LangSAMP embeddings."
     codes = [parse_code(shard.name.rpartition("-")[0]) for shard in corpus.shards]
@@ -208,7 +208,7 @@ def _export_again(p: PretrainParams, corpus: Corpus, folder: Path, step: int) ->
 # %% ../../nbs/library/training/07_pretrain.ipynb #b67272a4
 def initial_weights_hash(
     p: PretrainParams,  # Its backbone
-    outputs: Path | str,  # With adapted checkpoints in `starts/`
+    outputs: Path | str,  # With adapted checkpoints in `adapted/`
 ) -> str:
     "A hash of the initial weights; empty for random ones."
     return content_hash(weight_checksums(find_backbone(p.backbone, outputs))) if p.backbone else ""

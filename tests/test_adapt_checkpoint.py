@@ -91,36 +91,36 @@ def outputs_of(mlm: PreTrainedModel, ids: list[int]) -> tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize("new_token_init", ["mean", "random"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_kept_pieces_compute_the_same_bits(name, new_token_init, base, fitted):
+def test_kept_tokens_compute_the_same_bits(name, new_token_init, base, fitted):
     mlm = model_of(name, base)
-    small, stood = adapt_vocabulary(mlm, base, fitted, new_token_init), mapping_of(fitted, base)
+    small, mapping = adapt_vocabulary(mlm, base, fitted, new_token_init), mapping_of(fitted, base)
     old, new = [AutoTokenizer.from_pretrained(folder) for folder in (base, fitted)]
     checked = 0
     for line in LATIN[:50]:
         ids = [tokenizer(line)["input_ids"] for tokenizer in (old, new)]
-        if (stood[ids[1]] >= 0).all() and stood[ids[1]].tolist() == ids[0]:
+        if (mapping[ids[1]] >= 0).all() and mapping[ids[1]].tolist() == ids[0]:
             (h_old, logits_old), (h_new, logits_new) = outputs_of(mlm, ids[0]), outputs_of(small, ids[1])
             assert torch.equal(h_old, h_new), f"{name}: other hidden states"
-            there = stood >= 0
-            assert torch.allclose(logits_old[..., stood[there]], logits_new[..., there], atol=1e-6, rtol=0), name
+            there = mapping >= 0
+            assert torch.allclose(logits_old[..., mapping[there]], logits_new[..., there], atol=1e-6, rtol=0), name
             checked += 1
-    assert checked > 5, "no line has kept pieces only: nothing was tested"
+    assert checked > 5, "no line has kept tokens only: nothing was tested"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rows_and_ties_survive_the_disk(name, base, fitted, tmp_path):
     mlm = model_of(name, base)
-    small, stood = adapt_vocabulary(mlm, base, fitted), mapping_of(fitted, base)
+    small, mapping = adapt_vocabulary(mlm, base, fitted), mapping_of(fitted, base)
     small.save_pretrained(tmp_path)
     loaded, report = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"] and loaded.config.vocab_size == len(stood)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and loaded.config.vocab_size == len(mapping)
     tied = [m.get_input_embeddings().weight is m.get_output_embeddings().weight for m in (mlm, small, loaded)]
     assert len(set(tied)) == 1 and tied[0] == (name != "untied"), f"tied before, after, loaded: {tied}"
     for part in ("get_input_embeddings", "get_output_embeddings"):
         old, new = [getattr(m, part)().weight for m in (mlm, loaded)]
-        assert torch.equal(new[stood >= 0], old[stood[stood >= 0]]), f"{part}: a kept row changed"
+        assert torch.equal(new[mapping >= 0], old[mapping[mapping >= 0]]), f"{part}: a kept row changed"
     old, new = [m.get_output_embeddings().bias for m in (mlm, loaded)]
-    assert torch.equal(new[stood >= 0], old[stood[stood >= 0]]), "a kept bias changed"
+    assert torch.equal(new[mapping >= 0], old[mapping[mapping >= 0]]), "a kept bias changed"
     assert loaded.config.pad_token_id == 1
 
 
@@ -147,13 +147,13 @@ def test_mean_rows_by_hand(base, tmp_path):
 
 
 def test_no_two_new_rows_are_one(base, fitted):
-    "Cyrillic is `<unk>` to the old tokenizer; equal rows would make its pieces one."
+    "Cyrillic is `<unk>` to the old tokenizer; equal rows would make its tokens one."
     small, new = adapt_vocabulary(model_of("xlm-roberta", base), base, fitted), mapping_of(fitted, base) < 0
     rows = small.get_input_embeddings().weight[new]
     assert len(rows) > 50 and torch.pdist(rows).min() > 1e-4
 
 
-def test_pieces_that_share_letters_are_nearer(base, fitted):
+def test_tokens_that_share_letters_are_nearer(base, fitted):
     small, token_ids = (
         adapt_vocabulary(model_of("xlm-roberta", base), base, fitted),
         tokens_of(read_json(fitted / "tokenizer.json")),
@@ -214,7 +214,7 @@ def test_a_start_is_stock_and_fits(start):
     assert mlm.config.vocab_size == len(tokenizer) and type(mlm).__module__.startswith("transformers.")
     table = adaptation_table(start)
     assert table.loc[["Cyrl", "Deva"], "<unk> % before"].min() > 40 and table["<unk> % after"].max() == 0
-    assert read_json(start / "start.json")["pieces"]["now"] == len(tokenizer)
+    assert read_json(start / "adapted.json")["tokens"]["now"] == len(tokenizer)
 
 
 def test_two_builds_are_the_same_bytes(start, params, tmp_path):
@@ -257,13 +257,13 @@ def test_a_damaged_start_is_made_again(params, tmp_path):
     assert find_damage(adapt_checkpoint(params, tmp_path)) == ""
 
 
-def test_another_tokenizer_brings_its_pieces(params, tmp_path, backbone, fitted, base):
+def test_another_tokenizer_brings_its_tokens(params, tmp_path, backbone, fitted, base):
     "As XLM-R with Glot500's tokenizer: what both have keeps its row."
     p = params.replace(tokenizer=str(fitted), num_new_tokens=0, min_count=0, corpus="")
-    mlm, stood = AutoModelForMaskedLM.from_pretrained(adapt_checkpoint(p, tmp_path)), mapping_of(fitted, base)
+    mlm, mapping = AutoModelForMaskedLM.from_pretrained(adapt_checkpoint(p, tmp_path)), mapping_of(fitted, base)
     old = AutoModelForMaskedLM.from_pretrained(backbone).get_input_embeddings().weight
-    assert torch.equal(mlm.get_input_embeddings().weight[stood >= 0], old[stood[stood >= 0]])
-    assert len(mlm.get_input_embeddings().weight) == len(stood)
+    assert torch.equal(mlm.get_input_embeddings().weight[mapping >= 0], old[mapping[mapping >= 0]])
+    assert len(mlm.get_input_embeddings().weight) == len(mapping)
 
 
 @pytest.mark.parametrize("name", ["", "nothing/there"])
@@ -284,7 +284,7 @@ def test_an_encoder_alone_is_refused(tmp_path, base):
 def test_a_start_can_be_the_backbone_of_another(start, outputs, params):
     assert find_backbone("a", outputs) == str(start)
     again = adapt_checkpoint(params.replace(name="b", backbone="a"), outputs)
-    assert read_json(again / "start.json")["pieces"]["new"] == 0, "the same text needs nothing more"
+    assert read_json(again / "adapted.json")["tokens"]["new"] == 0, "the same text needs nothing more"
 
 
 # The way back
@@ -297,11 +297,11 @@ def test_restored_rows_are_exact(start, params, backbone, base, tmp_path):
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     full = AutoModelForMaskedLM.from_pretrained(backbone)
     restore_vocabulary(trained, start, full, base, tmp_path)
-    whole, stood = AutoModelForMaskedLM.from_pretrained(tmp_path), mapping_of(start, base)
+    whole, mapping = AutoModelForMaskedLM.from_pretrained(tmp_path), mapping_of(start, base)
     rows, ours, theirs = [m.get_input_embeddings().weight for m in (whole, trained, full)]
-    dropped = sorted(set(range(len(theirs))) - set(stood.tolist()))
-    assert torch.equal(rows[stood[stood >= 0]], ours[stood >= 0]) and torch.equal(rows[dropped], theirs[dropped])
-    assert torch.equal(rows[len(theirs) :], ours[stood < 0])
+    dropped = sorted(set(range(len(theirs))) - set(mapping.tolist()))
+    assert torch.equal(rows[mapping[mapping >= 0]], ours[mapping >= 0]) and torch.equal(rows[dropped], theirs[dropped])
+    assert torch.equal(rows[len(theirs) :], ours[mapping < 0])
     small, big = [AutoTokenizer.from_pretrained(folder) for folder in (start, tmp_path)]
     for line in tiny.sentences("rus_Cyrl", 3):
         ids = [tokenizer(line)["input_ids"] for tokenizer in (small, big)]
