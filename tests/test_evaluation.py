@@ -171,6 +171,11 @@ def test_settings_keep_results_apart(asked, uninterrupted, outputs):
     assert set(by_layer.index) == {-1, 0} and by_layer[-1] != by_layer[0]
 
 
+def test_the_former_name_of_an_initial_encoder_is_refused_with_the_new_one(tmp_path):
+    with pytest.raises(UserError, match="`start:udhr` is now called `init:udhr`"):
+        open_encoder("start:udhr", tmp_path)
+
+
 def test_missing_data_is_reported(asked, uninterrupted, outputs, data, tmp_path):
     partial = tmp_path / "sets"
     shutil.copytree(data, partial)

@@ -37,6 +37,15 @@ def text() -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
+def test_a_model_of_an_earlier_version_is_refused(tmp_path):
+    "Its embeddings have other names, so they would be random numbers without an error."
+    build().save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"variant": "language+script"', '"arm": "both"'))
+    with pytest.raises(UserError, match="earlier version of langsamp; train it under another run_name"):
+        AutoModelForMaskedLM.from_pretrained(tmp_path)
+
+
 @pytest.fixture
 def labels(text) -> Tensor:
     masked = torch.rand(4, 24, generator=torch.Generator().manual_seed(1)) < 0.2

@@ -143,7 +143,7 @@ def initial_embeddings(
 def components(
     codes: Sequence[str],  # Language-scripts
 ) -> np.ndarray:  # The number of each code's component [P]
-    "Find the connected components of the graph whose edges are the codes, between languages and scripts."
+    "Find the connected components of the graph of languages and scripts; its edges are the codes."
     pairs = [parse_code(code) for code in codes]
     languages_P, languages = pd.factorize(np.array([pair.language for pair in pairs]))
     scripts_P, scripts = pd.factorize(np.array([pair.script for pair in pairs]))

@@ -56,7 +56,7 @@ _RECIPES = {
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #e76327c0
 def _recipe(variant: str) -> Recipe:
-    "Return the recipe that a variant's name stands for."
+    "Return the recipe of a variant, by its name."
     loop, text, head = next(parts for name, parts in _RECIPES.items() if variant.startswith(name))
     return Recipe(
         loop, text, head, "bf16" if "_bf16" in variant else "fp32", 0.0 if variant.endswith("_no_dropout") else 0.1

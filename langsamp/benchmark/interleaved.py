@@ -162,7 +162,7 @@ class Worker(_WorkerProcess):
         return self._request(query=name)
 
     def close(self) -> None:
-        "End the process, whatever it is doing."
+        "End the process at once."
         self.process.kill()
         self.process.wait()
 

@@ -127,7 +127,7 @@ def disk_error_hint(
     variable: str,  # From `unwritable_path`
     error: OSError,  # From `find_disk_error`
 ) -> str:
-    "Say what to do about a disk error."
+    "Return advice on a disk error."
     other = variable not in ("", "LANGSAMP_OUTPUTS", "TMPDIR")
     elsewhere = f"set {variable} to another folder" if other else "choose another outputs folder"
     first = "Free some space" if error.errno in _FULL else "Make the folder writable"

@@ -79,7 +79,7 @@ def find_damage(
     checksums: bool = True,  # Whether to compare checksums; otherwise only sizes
     unlisted: bool = True,  # Whether files outside the manifest count as damage
 ) -> str:
-    "Say what is wrong with a folder and which file it concerns; empty if nothing is."
+    "Return what is wrong with a folder and with which file; empty if nothing is."
     folder, manifest = Path(folder), read_manifest(folder)
     if manifest is None:
         return _no_manifest(folder / "manifest.json")

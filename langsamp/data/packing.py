@@ -123,7 +123,7 @@ def find_packing_damage(
     size: int,  # Tokens per sequence
     checksums: bool = True,  # Whether to compare checksums; otherwise only sizes
 ) -> str:
-    "Say what is wrong with the packing of a shard; empty if it is undamaged and matches the text."
+    "Return what is wrong with the packing of a shard; empty if it is undamaged and matches the text."
     folder = packing_path(shard, size)
     if wrong := find_damage(folder, checksums):
         return wrong

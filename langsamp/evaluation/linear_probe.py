@@ -216,7 +216,7 @@ def _best(
 def fit_probe(
     read: Any,  # Texts to vectors
     train: tuple[Any, Any],  # What was read of the source language, and its labels
-    dev: tuple[Any, Any],  # Likewise, to choose the strength
+    dev: tuple[Any, Any],  # The same for the development set, to choose the strength
     seed: int = 0,  # Draws the training sentences; 0 takes all
     metric_for_best_model: str = "",  # In `SCORES`; by default `f1_macro` for sentences, `token_accuracy` for words
 ) -> LinearProbe:
@@ -243,7 +243,7 @@ def train_probe(
     model: Any,  # A stock encoder; not changed
     tokenizer: Any,  # Its tokenizer
     train: LabelledTexts,  # Of the source language
-    dev: LabelledTexts,  # Likewise, to choose the penalty
+    dev: LabelledTexts,  # The same for the development set, to choose the penalty
     layer: int,  # Layer whose output is used: 8 in the paper's retrieval, -1 the last
     seed: int = 0,  # Draws the training sentences; 0 takes all
     metric_for_best_model: str = "",  # A name in `SCORES`

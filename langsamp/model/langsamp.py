@@ -50,6 +50,17 @@ def _check_names(
         if before > name:
             raise UserError(f"{kind} are not sorted: `{before}` comes before `{name}`; pass sorted({kind})")
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #57d8fba2
+def _check_variant(
+    variant: str,  # Of the configuration
+    unknown: dict[str, Any],  # Its fields that this version does not know
+) -> None:
+    "Refuse an unknown variant, and the configuration of an earlier version (`UserError`)."
+    if "arm" in unknown:
+        raise UserError("this model was saved by an earlier version of langsamp; train it under another run_name")
+    if variant not in VARIANTS:
+        raise UserError(f"`{variant}` is not a variant; choose {', '.join(VARIANTS)}{did_you_mean(variant, VARIANTS)}")
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #eebf67a8
 class LangSAMPConfig(PreTrainedConfig):
     "A stock encoder's configuration, and the languages and scripts of the two embedding tables."
@@ -65,10 +76,7 @@ class LangSAMPConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("attn_implementation", getattr(self.backbone_config, "_attn_implementation", None))
         super().__post_init__(**kwargs)
-        if self.variant not in VARIANTS:
-            raise UserError(
-                f"`{self.variant}` is not a variant; choose {', '.join(VARIANTS)}{did_you_mean(self.variant, VARIANTS)}"
-            )
+        _check_variant(self.variant, kwargs)
         _check_names("languages", self.languages)
         _check_names("scripts", self.scripts)
 

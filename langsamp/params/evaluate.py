@@ -101,7 +101,7 @@ class ResourceParams(ComparisonParams):
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #95deb1a2
 class EmbeddingParams(Params):
-    "Runs whose language and script embeddings are shown."
+    "Runs of which the language and script embeddings are shown."
 
     runs: Names = Field(["smoke"], description="Folders under outputs/; the first is shown")
     name: Name = Field("embedding-map", description="Prefix of the output files")

@@ -189,7 +189,7 @@ def _loading_error(
     name: str,  # As given by the user
     why: str,  # The message of transformers
 ) -> str:
-    "Say why a tokenizer could not be loaded, and how to fix it."
+    "Return why a tokenizer could not be loaded, and how to fix it."
     files = [path.name for path in sorted(Path(name).glob("*.model"))]
     if "tiktoken" in why and Path(name).is_dir() and not files:
         why = "no file with a vocabulary"

@@ -248,7 +248,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
 def main(
     arguments: Sequence[str],  # A params file, and perhaps the outputs folder
 ) -> int:  # Exit status: 0, or 2 for a mistake in the input
-    "Pretrain as a params file says."
+    "Pretrain with the parameters of a params file."
     try:
         p = parse_arguments(arguments)
         print(pretrain(p, arguments[1] if arguments[1:] else outputs_folder()))
