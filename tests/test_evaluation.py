@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -21,6 +22,7 @@ from langsamp.evaluation.results import (
     record_request,
     results_folder,
 )
+from langsamp.evaluation.tasks import _select_languages
 from langsamp.params.evaluate import EvaluationParams
 
 ALPHABETS = dict(fra="eng_Latn", nld="eng_Latn", spa="eng_Latn", deu="rus_Cyrl", rus="rus_Cyrl", hin="hin_Deva")
@@ -217,3 +219,16 @@ def test_the_real_sets_from_end_to_end(real, unbroken, outputs):
     )
     assert table.groupby("task").name.nunique().to_dict() == {"tatoeba": 112, "sib200": 205, "ud": 14, "ner": 11}
     assert json.dumps(warnings), warnings
+
+
+def test_a_missing_language_is_suggested_by_language_not_by_letters():
+    found = [SimpleNamespace(name=name) for name in ("fra_Latn", "deu_Latn")]
+    _, absent = _select_languages(
+        "udhr", found, ["de_Latn", "German", "xx_Latn", "spa_Latn", "fra_Latn"], lambda x: x.name
+    )
+    assert absent == [
+        "udhr has nothing in `de_Latn`; did you mean `deu_Latn`?",
+        "udhr has nothing in `German`; did you mean `deu_Latn`?",
+        "udhr has nothing in `xx_Latn`",
+        "udhr has nothing in `spa_Latn`",
+    ]

@@ -87,6 +87,10 @@ HARMS = {
         lambda f: config(f, lambda c: c.update(num_hidden_layers=3)),
         "lacks weights of the encoder: .*layer.2.* and 12 others",
     ),
+    "says one layer less": (
+        lambda f: config(f, lambda c: c.update(num_hidden_layers=1)),
+        "holds layers that its configuration does not have: .*layer.1.* and 12 others",
+    ),
     "is of another family": (
         lambda f: config(f, lambda c: c.update(model_type="bert")),
         "lacks weights of the encoder",

@@ -79,6 +79,11 @@ KINDS = {
         ({"dropout": 1.0}, ["dropout must be less than 1, not 1.0"]),
         ({"num_layers": 2, "hidden_size": 100}, ["hidden_size must be a multiple of 32, not 100"]),
         ({"num_layers": 0}, ["num_layers must be at least 1"]),
+        ({"num_layers": 3_200_000}, ["num_layers must be at most 1000, not 3200000"]),
+        ({"hidden_size": 10**9}, ["hidden_size must be at most 65536, not 1000000000"]),
+        ({"num_layers": 1000, "hidden_size": 65_536}, ["make 51,540 billion weights; at most 100 billion"]),
+        ({"max_seq_length": 10**8}, ["max_seq_length must be at most 1000000, not 100000000"]),
+        ({"vocab_size": 10**9}, ["vocab_size must be at most 10000000, not 1000000000"]),
         ({"sampling": "temprature"}, ["did you mean `temperature`?"]),
         ({"alpha": 1.5}, ["alpha must be at most 1, not 1.5"]),
         ({"run_name": "../other"}, ["run_name must be letters, digits"]),
@@ -110,6 +115,22 @@ def test_parameters_that_are_not_a_mapping(values):
 def test_an_integer_is_a_number_and_nothing_else_is_converted():
     assert type(PretrainParams(learning_rate=1).learning_rate) is float
     assert PretrainParams(run_name="10").run_name == "10"
+
+
+ODD = ["two\nlines", "\udc80", "a\u2028b", "\x1b[31mred"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_message_quotes_odd_text_on_one_printable_line(kind):
+    "As a value of any parameter, as an item of it and as a name."
+    for odd in ODD:
+        tries = [{name: value} for name in kind.model_fields for value in (odd, [odd], {odd: odd})] + [{odd: 1}]
+        for values in tries:
+            try:
+                kind(**values)
+            except UserError as error:
+                message = str(error).partition("\nvalid parameters")[0]
+                assert message.isprintable(), values
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ import pytest
 
 from langsamp.core.errors import UserError
 from langsamp.core.manifests import find_damage
-from langsamp.corpora.registry import drop_small_languages, find_corpus, limit_held_out, merge_corpora, write_corpus
+from langsamp.corpora.registry import (
+    drop_small_languages,
+    find_corpus,
+    limit_held_out,
+    merge_corpora,
+    without_notices,
+    write_corpus,
+)
 from langsamp.corpora.text import FilterReport, clean_lines, find_sources
 
 FOLDERS = {
@@ -53,7 +60,10 @@ def test_text_held_out_by_one_corpus_is_not_trained_on(home, names):
     "In any order of the corpora."
     sources, warnings = find_corpus(named(home, names), outputs=home)
     found = texts(sources)["ekk_Latn"]
-    assert warnings == [] and list(sources) == sorted(sources)
+    assert [line.partition(": ")[2] for line in warnings] == [
+        "ekk_Latn and est_Latn are the same language-script, ekk_Latn; their text is merged"
+    ]
+    assert without_notices(warnings) == [] and list(sources) == sorted(sources)
     assert sorted(found["validation"] + found["train"]) == ["kaks", "kolm", "neli", "viis", "üks"]
     assert {"kolm", "üks"} <= set(found["validation"]) and {"kaks", "neli"} <= set(found["train"])
 
@@ -66,11 +76,20 @@ def test_macrolanguages_merge_only_across_corpora(home):
     assert all(file.code == code for code, files in sources.items() for file in files)
 
 
+def test_only_merged_codes_that_are_used_are_reported(home):
+    assert find_corpus(named(home, "ab"), ["eng_Latn"], home)[1] == []
+    assert len(find_corpus(named(home, "ab"), ["est_Latn"], home)[1]) == 1
+    assert find_corpus(named(home, "ad"), outputs=home)[1] == []
+
+
 def test_wanted_languages(home):
     "A language may be in one corpus only, with either code; a missing one is an error with a suggestion."
     assert list(find_corpus(named(home, "ab"), ["eng_Latn", "est_Latn"], home)[0]) == ["ekk_Latn", "eng_Latn"]
     with pytest.raises(UserError, match="no file in .* for zul_Latn"):
         find_corpus(named(home, "ab"), ["eng_Latn", "zul_Latn"], home)
+    with pytest.raises(UserError) as error:
+        find_corpus(named(home, "ab"), ["fra_Latn"], home)
+    assert "did you mean" not in str(error.value), "another language with similar letters is no suggestion"
     with pytest.raises(UserError, match="for ekk_Latn; did you mean `est_Latn`"):
         find_corpus(str(home / "a"), ["ekk_Latn"], home)
 
@@ -110,7 +129,8 @@ def test_mediawiki_from_a_source_tree(home, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
     sources, warnings = find_corpus(f"{home}/a+mediawiki:{home}/tree", outputs=home)
-    assert warnings == [] and list(sources) == ["ekk_Latn", "eng_Latn"]
+    assert ["their text is merged" in line for line in warnings] == [True]
+    assert without_notices(warnings) == [] and list(sources) == ["ekk_Latn", "eng_Latn"]
     assert set(texts(sources)["eng_Latn"]["train"]) == {"one", "two", "Save the page"}
 
 

@@ -25,7 +25,8 @@ from langsamp.analysis.embeddings import (
     principal_components,
 )
 from .plots import new_figure
-from ..core.errors import UserError, did_you_mean
+from ..core.errors import UserError
+from ..languages.codes import closest_code
 
 # %% ../../nbs/library/analysis/09_embedding_plots.ipynb #0687b00d
 GROUP_STYLES = (
@@ -169,7 +170,7 @@ def _chosen(
     known = list(embeddings.facts.index)
     if unknown := [code for code in codes if code not in known]:
         raise UserError(
-            f"no trained embeddings of {', '.join(unknown)}{did_you_mean(unknown[0], known)}; the run has {len(known)}"
+            f"no trained embeddings of {', '.join(unknown)}{closest_code(unknown[0], known)}; the run has {len(known)}"
         )
     facts = embeddings.facts.loc[list(codes) or representative_languages(embeddings.facts)]
     size = facts.groupby("family")["language"].transform("size")

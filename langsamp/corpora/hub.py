@@ -17,14 +17,14 @@ from typing import Any
 import pyarrow
 from huggingface_hub import HfApi
 
-from ..core.errors import UserError, did_you_mean
+from ..core.errors import UserError
 from ..core.files import flush_handle, read_json, write_json
 from ..core.locks import file_lock
 from ..core.manifests import find_damage, read_manifest, write_manifest
 from .dataset_files import config_names, data_files, explain_dataset_errors, is_plain_folder
 from .dataset_rows import open_rows, read_texts
 from .text import FilterReport, Source, describe_bad_lines, merge_notices
-from ..languages.codes import parse_code
+from ..languages.codes import closest_code, parse_code
 
 # %% ../../nbs/library/corpora/05_hub.ipynb #9811655f
 def _write_part(
@@ -152,7 +152,7 @@ def _choose(name: str, configs: Iterable[str], languages: Iterable[str]) -> tupl
             warnings.append(f"{name}: {error}")
     wanted = {str(parse_code(code)) for code in languages} or set(found)
     missing = sorted(wanted - set(found))
-    warnings += [f"{name} has no {code}{did_you_mean(code, found)}" for code in missing]
+    warnings += [f"{name} has no {code}{closest_code(code, found)}" for code in missing]
     if wanted == set(missing):
         raise UserError(f"nothing to read in {name}: " + ("; ".join(warnings[:5]) or "it has no subfolders"))
     return {code: found[code] for code in sorted(wanted - set(missing))}, warnings

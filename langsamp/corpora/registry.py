@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UserError, did_you_mean
+from ..core.errors import UserError, did_you_mean, quoted
 from ..core.files import cache_folder, outputs_folder, read_json, write_json
 from ..core.manifests import atomic_folder, find_damage, read_manifest
 from .mediawiki import MEDIAWIKI_VERSION, mediawiki_corpus
@@ -26,9 +26,10 @@ from langsamp.corpora.text import (
     describe_bad_lines,
     find_sources,
     hash_fraction,
+    merge_notices,
 )
 from .udhr import udhr_corpus
-from ..languages.codes import individual_language, parse_code
+from ..languages.codes import closest_code, individual_language, parse_code
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #dfdba1df
 def _mediawiki(tree: str) -> tuple[dict[str, list[Source]], list[str]]:
@@ -79,7 +80,7 @@ def _read(
         return find_sources(folder)
     written = sorted(path.parent.name for path in corpora.glob("[!.]*/text"))
     known = ["udhr", "mediawiki", "hub:NAME", *written]
-    raise UserError(f"no corpus `{name}`{did_you_mean(name, known)}\nuse a folder, or one of {', '.join(known)}")
+    raise UserError(f"no corpus {quoted(name)}{did_you_mean(name, known)}\nuse a folder, or one of {', '.join(known)}")
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #3cae5ff2
 def _merged_code(
@@ -90,6 +91,17 @@ def _merged_code(
     "Return the code under which files of one corpus are merged with those of others."
     member = str(individual_language(parse_code(code)))
     return member if member in others and member not in own else code
+
+# %% ../../nbs/library/corpora/10_registry.ipynb #25083c3b
+def _merged_codes(
+    corpora: Sequence[Mapping[str, Any]],  # From `find_sources`, for each corpus
+) -> dict[str, list[str]]:
+    "Return the codes that corpora use for each code of the merged corpus."
+    every_code, found = {code for corpus in corpora for code in corpus}, {}
+    for corpus in corpora if len(corpora) > 1 else ():
+        for old in corpus:
+            found.setdefault(_merged_code(old, corpus, every_code), []).append(old)
+    return found
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #369b2d72
 _SPLIT_ORDER = {"validation": 0, "train": 1, "": 2}
@@ -119,8 +131,7 @@ def _wanted(
     "Return the requested codes as in `found`; raise a `UserError` if one is missing."
     requested = {str(code): str(individual_language(code)) for code in map(parse_code, languages)}
     if missing := [code for code, member in requested.items() if code not in found and member not in found]:
-        near = [c for c in found if individual_language(parse_code(c)) == individual_language(parse_code(missing[0]))]
-        hint = f"; did you mean `{near[0]}`?" if near else did_you_mean(missing[0], found)
+        hint = closest_code(missing[0], found)
         if related := [line for line in warnings if any(code in line for code in missing)]:
             raise UserError(f"no file in {corpus} for {', '.join(missing)}; {related[0]}")
         others = f"there are {len(found)} others, from {min(found)} on"
@@ -140,9 +151,11 @@ def find_corpus(
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise UserError(f"corpus `{corpus}` contains {twice} twice; remove one")
     read = [_read(name, languages, (outputs or outputs_folder()) / "corpora") for name in names]
-    found = merge_corpora([sources for sources, _ in read])
+    corpora = [sources for sources, _ in read]
+    found = merge_corpora(corpora)
     warnings = [line for _, some in read for line in some]
     wanted = _wanted(found, languages, corpus, warnings) or found
+    warnings += merge_notices(corpus, {code: old for code, old in _merged_codes(corpora).items() if code in wanted})
     return {code: files for code, files in found.items() if code in wanted}, warnings
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #3420633b

@@ -49,7 +49,7 @@ class Encoder:
     "A stock encoder with its tokenizer."
 
     name: str  # As passed to `open_encoder`
-    variant: str  # `both`, `language`, `script` or `none` of a run; else `start`, `untrained` or `other`
+    variant: str  # The variant of a run; else `initial`, `untrained` or `other`
     model: Any  # As `AutoModel` gives it, in evaluation mode
     tokenizer: Any
     identity: str  # See `encoder_identity`

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from ..core.errors import UserError, did_you_mean
+from ..core.errors import UserError, did_you_mean, quoted
 from ..core.files import content_hash
 from ..encoding.open_encoder import Encoder
 from .bitext import Bitext, load_bitexts
@@ -23,6 +23,7 @@ from .linear_probe import fit_probe, train_probe
 from .metrics import SCORES
 from .results import Results, Unit, record_request
 from .retrieval import encode_bitexts, retrieval_rows
+from ..languages.codes import closest_code
 from ..params.evaluate import EvaluationParams
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #40e586ce
@@ -54,7 +55,7 @@ def _select_languages(
 ) -> tuple[list[Any], list[str]]:  # A warning for each language that the task does not have
     "Select the data of some languages."
     known = [name for one in found for name in (one.name, code(one))]
-    absent = [f"{task} has nothing in `{x}`{did_you_mean(x, known)}" for x in languages if x not in known]
+    absent = [f"{task} has nothing in {quoted(x)}{closest_code(x, known)}" for x in languages if x not in known]
     return [one for one in found if not languages or {one.name, code(one)} & set(languages)], absent
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #e786aaec

