@@ -23,7 +23,7 @@ from ..core.errors import UserError
 from ..core.files import content_hash, read_json, remove_leftovers, write_json
 from ..core.locks import file_lock
 from ..core.manifests import find_damage, read_manifest, verify
-from ..corpora.registry import first_lines, open_corpus, print_warnings
+from ..corpora.registry import corpus_origins, first_lines, open_corpus, print_warnings
 from ..corpora.text import Source
 from ..data.masking import TokenIds
 from ..data.packing import PackedSequences, pack_shards
@@ -150,7 +150,7 @@ def prepare(
         pack = partial(pack_shards, shards, p.max_seq_length, processes)
         if p.packing == "sentences" and _delete_damaged(pack()):
             pack()
-    report = corpus_report(shards, warnings)
+    report = corpus_report(shards, warnings) | {"origins": corpus_origins(sources)}
     _refuse_empty(p.corpus, report)
     print_warnings(_lost_text(report, p.on_bad_line == "stop") + missing_text_warnings(report))
     corpus = Corpus(tokenizer, shards, report | {"warnings": corpus_warnings(report)})
