@@ -268,7 +268,7 @@ def _facts(
         "notices": [line for line in warnings if isinstance(line, Notice)],
     }
 
-
+# %% ../../nbs/library/corpora/08a_bible_corpus.ipynb #00210fa4
 def _write_bibles(bibles: BibleFolder, verse_list: VerseList, editions: dict[str, Path], part: Path) -> None:
     "Write the text of each Bible, and a table of editions, numbers of texts and licences."
     for split in ("train", "validation"):
