@@ -22,7 +22,7 @@ class CorpusParams(Params):
 
     corpus: str = Field(
         "udhr",
-        description="udhr, mediawiki, hub:NAME, outputs/corpora/NAME or a folder of xxx_Yyyy.txt; + joins several",
+        description="udhr, mediawiki, bible:FOLDER, hub:NAME, outputs/corpora/NAME or a folder; + joins several",
     )
     languages: list[str] = Field(FIVE, description="Language codes; [] uses all")
     on_bad_line: Literal["skip", "stop"] = Field("skip", description="Unreadable lines: skip (and count them) or stop")
@@ -115,12 +115,13 @@ class CorpusBuildParams(Params):
     "A corpus under outputs/corpora/: its sources, and the evaluation text to remove from it."
 
     name: Name = Field("smoke", description="Folder under outputs/corpora/")
-    corpus: str = Field("udhr", description="udhr, mediawiki, hub:NAME or a folder; + joins several")
+    corpus: str = Field("udhr", description="udhr, mediawiki, bible:FOLDER, hub:NAME or a folder; + joins several")
     languages: list[str] = Field(FIVE, description="Language codes; [] uses all")
     min_characters: int = Field(0, ge=0, description="Drop languages with fewer characters of training text")
     max_held_out: int = Field(0, ge=0, description="Characters of held-out text per language, roughly; 0 keeps all")
     benchmarks: list[str] = Field(
-        ["udhr"], description="udhr, mediawiki, folder:PATH; with LANGSAMP_DATA also sib200, tatoeba, ud, ner"
+        ["udhr"],
+        description="udhr, mediawiki, folder:PATH; with LANGSAMP_DATA also bible, taxi1500, sib200, tatoeba, ud, ner",
     )
     ngram_size: int = Field(8, ge=2, description="Words per n-gram when looking for evaluation text")
     overlap_threshold: float = Field(
