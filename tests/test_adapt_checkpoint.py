@@ -1,4 +1,4 @@
-"A start computes what its backbone computed on text that both can read, and it is the same every time."
+"An adapted checkpoint computes the same as its backbone on text that both can encode, and is reproducible."
 
 import shutil
 from pathlib import Path
@@ -56,7 +56,7 @@ def fitted(corpus, base, tmp_path_factory) -> Path:
 
 
 def model_of(name: str, base: Path, seed: int = 0) -> PreTrainedModel:
-    "A tiny model with random weights; the biases too, so that a lost one is seen."
+    "A tiny model with random weights and biases, so that a lost bias is detected."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = type(CONFIGS[name]).from_dict(
@@ -125,7 +125,7 @@ def test_rows_and_ties_survive_the_disk(name, base, fitted, tmp_path):
 
 
 def test_mean_rows_by_hand(base, tmp_path):
-    "A piece of known parts gets their mean in embedding, matrix and bias."
+    "A new token made of known tokens gets their mean in embedding, output matrix and bias."
     content = read_json(base / "tokenizer.json")
     token_ids = dict(tokens_of(content).values())
     new = next(
@@ -146,8 +146,8 @@ def test_mean_rows_by_hand(base, tmp_path):
         assert torch.allclose(bias[1][-1], bias[0][parts].mean()), f"{name}: bias"
 
 
-def test_no_two_new_rows_are_one(base, fitted):
-    "Cyrillic is `<unk>` to the old tokenizer; equal rows would make its tokens one."
+def test_all_new_embedding_rows_differ(base, fitted):
+    "Cyrillic is `<unk>` for the old tokenizer; equal rows would make all its tokens the same."
     small, new = adapt_vocabulary(model_of("xlm-roberta", base), base, fitted), mapping_of(fitted, base) < 0
     rows = small.get_input_embeddings().weight[new]
     assert len(rows) > 50 and torch.pdist(rows).min() > 1e-4
@@ -177,7 +177,7 @@ def test_the_seed_decides(new_token_init, base, fitted):
     assert tiny.furthest(mlm, model_of("xlm-roberta", base)) == 0, "the given model was changed"
 
 
-def test_random_rows_are_the_reference_s(base, fitted):
+def test_random_rows_equal_those_of_the_reference_code(base, fitted):
     small, new = adapt_vocabulary(model_of("xlm-roberta", base), base, fitted, "random"), mapping_of(fitted, base) < 0
     assert 0.018 < small.get_input_embeddings().weight[new].std() < 0.022
     assert not small.get_output_embeddings().bias[new].any()
@@ -209,7 +209,7 @@ def start(params, outputs) -> Path:
     return adapt_checkpoint(params, outputs)
 
 
-def test_a_start_is_stock_and_fits(start):
+def test_an_adapted_checkpoint_is_stock_and_matches_its_tokenizer(start):
     tokenizer, mlm = AutoTokenizer.from_pretrained(start), AutoModelForMaskedLM.from_pretrained(start)
     assert mlm.config.vocab_size == len(tokenizer) and type(mlm).__module__.startswith("transformers.")
     table = adaptation_table(start)
@@ -223,13 +223,13 @@ def test_two_builds_are_the_same_bytes(start, params, tmp_path):
         assert sha256(path) == sha256(again / path.name), f"{path.name} differs"
 
 
-def test_nothing_is_made_twice(start, params, outputs):
+def test_an_existing_adapted_checkpoint_is_reused(start, params, outputs):
     before = {path.name: path.stat().st_mtime_ns for path in start.iterdir()}
     assert adapt_checkpoint(params, outputs) == start
     assert {path.name: path.stat().st_mtime_ns for path in start.iterdir()} == before
 
 
-def test_another_start_of_that_name_is_refused(start, params, outputs):
+def test_another_adapted_checkpoint_of_that_name_is_refused(start, params, outputs):
     with pytest.raises(UserError, match="seed: 3 → 4.*choose another name"):
         adapt_checkpoint(params.replace(seed=4), outputs)
 
@@ -251,14 +251,14 @@ def test_a_changed_backbone_is_refused(params, tmp_path, backbone, base):
         adapt_checkpoint(p, tmp_path)
 
 
-def test_a_damaged_start_is_made_again(params, tmp_path):
+def test_a_damaged_adapted_checkpoint_is_made_again(params, tmp_path):
     start = adapt_checkpoint(params, tmp_path)
     (start / "tokenizer.json").write_text("{}")
     assert find_damage(adapt_checkpoint(params, tmp_path)) == ""
 
 
 def test_another_tokenizer_brings_its_tokens(params, tmp_path, backbone, fitted, base):
-    "As XLM-R with Glot500's tokenizer: what both have keeps its row."
+    "Like XLM-R with Glot500's tokenizer: common tokens keep their rows."
     p = params.replace(tokenizer=str(fitted), num_new_tokens=0, min_count=0, corpus="")
     mlm, mapping = AutoModelForMaskedLM.from_pretrained(adapt_checkpoint(p, tmp_path)), mapping_of(fitted, base)
     old = AutoModelForMaskedLM.from_pretrained(backbone).get_input_embeddings().weight
@@ -273,7 +273,7 @@ def test_no_backbone(name, tmp_path):
 
 
 def test_an_encoder_alone_is_refused(tmp_path, base):
-    "Its head would be random, and nobody would know."
+    "Its head would be random without any sign of it."
     model_of("xlm-roberta", base).base_model.save_pretrained(tmp_path / "encoder")
     save_tokenizer(read_json(base / "tokenizer.json"), base, tmp_path / "encoder")
     p = AdaptParams(backbone=str(tmp_path / "encoder"), corpus="", num_new_tokens=0, min_count=0)
@@ -281,7 +281,7 @@ def test_an_encoder_alone_is_refused(tmp_path, base):
         adapt_checkpoint(p, tmp_path)
 
 
-def test_a_start_can_be_the_backbone_of_another(start, outputs, params):
+def test_an_adapted_checkpoint_can_be_adapted_again(start, outputs, params):
     assert find_backbone("a", outputs) == str(start)
     again = adapt_checkpoint(params.replace(name="b", backbone="a"), outputs)
     assert read_json(again / "adapted.json")["tokens"]["new"] == 0, "the same text needs nothing more"

@@ -1,4 +1,4 @@
-"A full disk, a killed worker, too little memory, flipped bits: a clear message, and the same end."
+"A full disk, a killed worker, too little memory, flipped bits: a clear message, and the same final weights."
 
 import itertools
 import json
@@ -34,20 +34,20 @@ from langsamp.training import prepare as preparation
 from langsamp.training.prepare import prepare
 from langsamp.training.pretrain import main
 
-CHILDREN = Path("/proc/self/task")  # Linux tells whose child a process is
+CHILDREN = Path("/proc/self/task")  # Lists the children of a process on Linux
 
 
 # R3: a disk that is full or read-only
 
 
 def limited(size: int, pipe: Path) -> None:
-    "No file of this process may grow beyond `size` bytes; what it says of it goes to a pipe."
+    "No file of this process may grow beyond `size` bytes; its messages go to a pipe."
     os.dup2(os.open(pipe, os.O_WRONLY), 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def refused(params: Path, outputs: Path, *words: str, size: int = resource.RLIM_INFINITY) -> str:
-    "What a run says that cannot write; one message, and no traceback."
+    "Return the message of a run that cannot write; check that it is one message without a traceback."
     os.mkfifo(pipe := params.with_suffix(".pipe"))
     handle = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
     try:
@@ -75,7 +75,7 @@ def mounted(folder: Path, options: str):
 
 
 def test_disk_full_in_a_save(new_run, unbroken):
-    "A limit between the sizes of its two large files: named with the bytes needed; the checkpoint before is kept."
+    "With a size limit between its two large files: the error names the bytes needed; the old checkpoint is kept."
     params, run = new_run("disk-full")
     tiny.broken_off(unbroken, run)
     sizes = {path.name: path.stat().st_size for path in (unbroken / "checkpoints/step-00000048").iterdir()}
@@ -88,8 +88,8 @@ def test_disk_full_in_a_save(new_run, unbroken):
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
 
 
-def test_room_for_a_checkpoint_and_a_half(new_run, unbroken, tmp_path):
-    "The same on a file system of its own that is really full, and then made larger."
+def test_full_disk_after_one_and_a_half_checkpoints(new_run, unbroken, tmp_path):
+    "On a separate file system that is full and then enlarged."
     params, run = new_run("tmpfs-full")
     tiny.broken_off(unbroken, run)
     before = run / "checkpoints/step-00000042"
@@ -105,7 +105,7 @@ def test_room_for_a_checkpoint_and_a_half(new_run, unbroken, tmp_path):
 
 
 def test_disk_full_at_any_stage(corpus, unbroken, tmp_path):
-    "Whichever file is the first that is too large, of tokenizer, shards, metrics and models; then the same end."
+    "For each first file that is too large (tokenizer, shards, metrics, models); then the same final weights."
     params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="stages"))
     named = set()
     for size in (1, 1_000, 2_000, 40_000):
@@ -121,7 +121,7 @@ def test_disk_full_at_any_stage(corpus, unbroken, tmp_path):
 
 
 def test_read_only_outputs(corpus, tmp_path, capsys):
-    "Refused at once, with the folder; nobody is told to look at a traceback."
+    "The error comes at once and names the folder; it mentions no traceback."
     params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, run_name="read-only"))
     if os.geteuid():
         (tmp_path / "outputs").mkdir(mode=0o500)
@@ -137,7 +137,7 @@ def test_read_only_outputs(corpus, tmp_path, capsys):
 
 
 def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) -> dict:
-    "Train in this process, over an epoch of so many steps; with SIGTERM in the nth step of this session, if asked for."
+    "Train in this process for an epoch of so many steps; optionally with SIGTERM in the nth step of this session."
     config = tiny.config(max_position_embeddings=18, num_hidden_layers=1)
     model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], "language+script", seed=3)
     data = tiny.synthetic_data(folder.parent / "data", {"eng_Latn": 16 * 8 * epoch - 16, "rus_Cyrl": 16})
@@ -151,7 +151,7 @@ def small_run(folder: Path, p: TrainingParams, stop: int = 0, epoch: int = 3) ->
 
 
 def told_in(nth: int) -> Callable:
-    "A training step that is sent SIGTERM the nth time that it is made."
+    "A training step that receives SIGTERM at its nth call."
     calls, step = itertools.count(1), loop.Trainer.train_step
 
     def step_with_signal(*arguments) -> dict:
@@ -163,7 +163,7 @@ def told_in(nth: int) -> Callable:
 
 
 def test_resumed_twice_at_every_step(tmp_path):
-    "After the first step, at both epochs' ends, one step before the end: two stops at each, the same bytes."
+    "Two stops each after the first step, at both ends of epochs and one step before the end: the same bytes."
     p = TrainingParams(max_steps=9, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=4)
     whole = small_run(tmp_path / "whole", p)
     for step in range(1, 9):
@@ -177,8 +177,8 @@ def test_resumed_twice_at_every_step(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["in its first validation", "after its last checkpoint"])
-def test_broken_off_twice_at_either_end(tmp_path, monkeypatch, when):
-    "Before the first step, and behind the last one: the same bytes, and not a step too many."
+def test_stopping_twice_before_the_first_and_after_the_last_step(tmp_path, monkeypatch, when):
+    "The same bytes, and no additional step."
     p = TrainingParams(max_steps=6, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=3)
     whole, run = small_run(tmp_path / "whole", p), tmp_path / "broken"
 
@@ -244,7 +244,7 @@ def test_two_processes_then_one_then_two(new_run):
 
 
 def alive(pid: int) -> bool:
-    "Whether a process runs; one that ended and was not waited for does not."
+    "Whether a process is running; a zombie is not."
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -252,7 +252,7 @@ def alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    "The processes that a process started."
+    "The child processes of a process."
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
     except OSError:
@@ -262,7 +262,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not CHILDREN.exists(), reason="kernels are found in Linux's /proc")
 def test_papermill_killed_and_the_same_command_again(smoke, tmp_path):
-    "The run continues, the notebook is written anew, and no kernel is left."
+    "The run continues, the notebook is written again, and no kernel is left running."
     words = [sys.executable, "-m", "papermill", "--no-progress-bar", "nbs/03_pretrain.ipynb", str(tmp_path / "n.ipynb")]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(words, cwd=tiny.ROOT, env=os.environ | {"LANGSAMP_OUTPUTS": str(tmp_path)}, **pipes)
@@ -320,7 +320,7 @@ def kill_in_a_shard(process: subprocess.Popen, home: Path, delay: float) -> list
 @pytest.mark.skipif(not CHILDREN.exists(), reason="workers are found in Linux's /proc")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_corpus_pass(large, tmp_path, processes):
-    "No worker outlives it, and the pass that follows writes the bytes of an unbroken one and leaves no scrap."
+    "No worker survives; the next pass writes the bytes of an uninterrupted one and leaves no temporary file."
     folder, tokenizer, whole = large
     workers = kill_in_a_shard(passing(folder, tokenizer, tmp_path, processes), tmp_path, 0.0)
     tiny.wait_for(lambda: not any(map(alive, workers)), seconds=10)
@@ -348,7 +348,7 @@ def test_corpus_pass_killed_ten_times(large, tmp_path, processes):
 
 
 def test_killed_worker_is_noticed(large, tmp_path):
-    "The pass ends with a message and does not wait for ever; the same call writes what is missing."
+    "The pass ends with a message instead of waiting forever; the same call writes what is missing."
     folder, tokenizer, whole = large
     sources, main_process = find_sources(folder)[0], os.getpid()
 
@@ -371,15 +371,15 @@ def test_killed_worker_is_noticed(large, tmp_path):
 
 @pytest.mark.parametrize("how", ["truncated", "deleted"])
 @pytest.mark.parametrize("part", ["train.tokens", "train.ends", "filter_report.json", "manifest.json"])
-def test_harmed_shard_is_written_again(large, tmp_path, part, how):
-    "Any file of a shard that is short or missing: the same bytes again."
+def test_damaged_shard_is_written_again(large, tmp_path, part, how):
+    "For each truncated or missing file of a shard: the same bytes are written."
     folder, tokenizer, whole = large
     shutil.copytree(folder.parent / "whole", tmp_path, dirs_exist_ok=True)
-    harmed = next(tmp_path.glob("rus_Cyrl-*")) / part
+    damaged = next(tmp_path.glob("rus_Cyrl-*")) / part
     if how == "deleted":
-        harmed.unlink()
+        damaged.unlink()
     else:
-        os.truncate(harmed, harmed.stat().st_size // 2)
+        os.truncate(damaged, damaged.stat().st_size // 2)
     write_shards(find_sources(folder)[0], tokenizer, tmp_path)
     assert sums(tmp_path) == whole
 
@@ -408,26 +408,26 @@ write_shards(find_sources({str(folder)!r})[0], Path({str(tokenizer)!r}), Path(sy
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
 @pytest.mark.parametrize("part", ["tokenizer.json", "manifest.json", "train.tokens"])
-def test_harmed_text_is_prepared_again(corpus, unbroken, tmp_path, capsys, part, how):
-    "Tokenizer and shards are read before they are trusted; what was harmed is made again, to the byte."
+def test_damaged_text_is_prepared_again(corpus, unbroken, tmp_path, capsys, part, how):
+    "Tokenizer and shards are verified before use; damaged ones are made again with the same bytes."
     shutil.copytree(unbroken.parent / "data", tmp_path / "data")
     before, p = sums(tmp_path / "data"), tiny.params_of(corpus)
     prepared = prepare(p, tmp_path)
-    harmed = (prepared.shards[0] if part == "train.tokens" else prepared.tokenizer) / part
-    content = bytearray(harmed.read_bytes())
+    damaged = (prepared.shards[0] if part == "train.tokens" else prepared.tokenizer) / part
+    content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
-    harmed.unlink()
+    damaged.unlink()
     if how != "deleted":
-        harmed.write_bytes(content if how == "flipped" else content[: len(content) // 2])
+        damaged.write_bytes(content if how == "flipped" else content[: len(content) // 2])
     capsys.readouterr()
     assert prepare(p, tmp_path).identity == prepared.identity
     counts_as_absent = part == "manifest.json" or (part == "train.tokens" and how != "flipped")
-    assert counts_as_absent or str(harmed) in capsys.readouterr().out
+    assert counts_as_absent or str(damaged) in capsys.readouterr().out
     assert sums(tmp_path / "data") == before
 
 
 def test_every_byte_of_a_manifest_counts(unbroken, tmp_path):
-    "Ids of the special tokens stand there: a flipped bit makes it none, or leaves every fact as it was."
+    "It holds the ids of special tokens: a flipped bit makes it invalid, or leaves every value as it was."
     (tokenizer,) = [path for path in (unbroken.parent / "data/tokenizers").iterdir() if path.name.startswith("uni")][:1]
     facts, whole = read_manifest(tokenizer), (tokenizer / "manifest.json").read_bytes()
     assert facts and facts["mask"]
@@ -439,8 +439,8 @@ def test_every_byte_of_a_manifest_counts(unbroken, tmp_path):
         assert facts.items() <= left.items(), flipped[place - 20 : place + 20]
 
 
-def test_checking_the_text_takes_no_time(corpus, unbroken, tmp_path, monkeypatch):
-    "Every byte is read below the limit; of more text only a part, and never the largest parts."
+def test_checking_large_text_reads_only_a_part(corpus, unbroken, tmp_path, monkeypatch):
+    "Below the limit every byte is read; of more text only a part, and never the largest shards."
     shutil.copytree(unbroken.parent / "data", tmp_path / "data")
     read, p = [], tiny.params_of(corpus)
     real = preparation.find_damage
@@ -460,8 +460,8 @@ def test_checking_the_text_takes_no_time(corpus, unbroken, tmp_path, monkeypatch
 # R10: what a corpus folder may hold beside files
 
 
-def test_link_to_nowhere_and_what_is_no_file(tmp_path):
-    "Named in a warning; a language is never lost without a word, and a pipe is not waited for."
+def test_broken_links_and_special_files_are_reported(tmp_path):
+    "Each is named in a warning, so no language is lost silently, and a pipe does not block."
     (tmp_path / "eng_Latn.txt").write_text("one\n")
     (tmp_path / "deu_Latn.txt").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "fra_Latn.txt")
@@ -474,7 +474,7 @@ def test_link_to_nowhere_and_what_is_no_file(tmp_path):
 
 
 def test_two_scripts_and_no_tokens(corpus, tmp_path, capsys):
-    "A line is judged by most of its letters; a language of which nothing is left is counted, and the others train."
+    "A line has the script of most of its letters; a language without lines left is reported, others train."
     shutil.copytree(corpus, tmp_path / "corpus")
     (tmp_path / "corpus/train/deu_Latn.txt").write_text("слово и das\nслово\n \n")
     (tmp_path / "corpus/train/fra_Latn.txt").write_text("le mot слово\nun слово\n" + "des mots sans fin\n")
@@ -490,8 +490,8 @@ def test_two_scripts_and_no_tokens(corpus, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_loss_that_is_no_number(new_run, unbroken, monkeypatch, capsys, value):
-    "Stops before the update, names step and blocks; the last checkpoint is finite, and the next try ends like any."
+def test_nonfinite_loss_stops_the_run(new_run, unbroken, monkeypatch, capsys, value):
+    "The run stops before the update, names step and sequences; the last checkpoint is finite; the next try succeeds."
     params, run = new_run(f"loss-{value}")
     real = loop.Trainer.batch_loss
 
@@ -515,8 +515,8 @@ def test_loss_that_is_no_number(new_run, unbroken, monkeypatch, capsys, value):
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
 
 
-def test_gradient_that_is_no_number(new_run, unbroken, monkeypatch, capsys):
-    "A loss may be finite and its gradient not: the update is left out all the same."
+def test_nonfinite_gradient_stops_the_run(new_run, unbroken, monkeypatch, capsys):
+    "The update is skipped although the loss is finite."
     params, run = new_run("gradient-nan")
     real = loop.Trainer.batch_loss
 
@@ -543,8 +543,8 @@ OUT_OF_MEMORY = {
 
 
 @pytest.mark.parametrize("where", OUT_OF_MEMORY)
-def test_out_of_memory_names_the_number_to_lower(new_run, monkeypatch, capsys, where):
-    "At a later step; with that number the same run goes on, and learns what it would have learnt."
+def test_out_of_memory_names_the_parameter_to_lower(new_run, monkeypatch, capsys, where):
+    "At a later step; with the lower value the run continues and ends with the same result."
     overrides = {"dropout": 0.0, "max_steps": 12}
     (alone, whole), (params, run) = [new_run(f"{name}-{where}", **overrides) for name in ("roomy", "tight")]
     assert main([str(alone), str(whole.parent)]) == 0

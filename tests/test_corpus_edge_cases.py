@@ -144,7 +144,7 @@ def test_duplicate_name_is_an_error(tmp_path):
         find_sources(tmp_path)
 
 
-# What is said
+# Messages
 
 
 @pytest.fixture
@@ -168,10 +168,10 @@ def test_command_line_reports_what_is_left_out(noisy, tmp_path, capfd):
     before, begun, after = capfd.readouterr().out.partition("step      1")
     kept = read_json(tmp_path / "run/result.json")["warnings"]
     for part in [*LOST, "1 of 3 language-scripts have no held-out text"]:
-        assert part in before, f"not said at the start: {part}"
-        assert part in after, f"not said in the summary: {part}"
+        assert part in before, f"not reported at the start: {part}"
+        assert part in after, f"not reported in the summary: {part}"
         assert any(part in line for line in kept), f"not kept: {part}"
-    assert pretrain(p, tmp_path)["warnings"] == kept, "a finished run says something else"
+    assert pretrain(p, tmp_path)["warnings"] == kept, "a finished run reports something else"
     again = capfd.readouterr().out
     assert [part for part in LOST if part not in again] == []
 
@@ -195,7 +195,7 @@ def test_many_warnings_are_shortened(tmp_path, capsys):
 
 
 def test_skipped_lines_stop_a_later_strict_run(tmp_path):
-    "`on_bad_line: stop` after `skip` on the same text, whoever wrote the shards."
+    "`on_bad_line: stop` after `skip` on the same text, also if the shards exist already."
     folder = tiny.write_corpus(tmp_path / "corpus")
     with open(folder / "train/eng_Latn.txt", "ab") as file:
         file.write(b"caf\xe9\n\nna\xefve\n")
@@ -239,7 +239,7 @@ def test_full_temporary_folder():
 # Datasets
 
 
-ROWS = {  # What stands beside two good rows in lines of JSON -> the line and why
+ROWS = {  # Beside two good rows in lines of JSON -> the line and why
     "a number": (b'{"text": 7}', "`text` is int"),
     "zero": (b'{"text": 0}', "`text` is int"),
     "false": (b'{"text": false}', "`text` is bool"),
@@ -364,8 +364,8 @@ def test_open_files_do_not_grow_with_written_languages(corpus, tmp_path):
 @pytest.mark.slow
 def test_notebooks_report_what_is_left_out(noisy, tmp_path):
     "When a corpus is made from the folder, and in each run on it; at the start and in the summary."
-    asked = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": []}
-    params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(asked))
+    values = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": []}
+    params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(values))
     printed = tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
     assert [part for part in LOST if printed.count(f"{part}") < 2] == []
     p = tiny.params_of(Path("made"), run_name="run", max_steps=2, warmup_steps=0, save_steps=2)
@@ -374,8 +374,8 @@ def test_notebooks_report_what_is_left_out(noisy, tmp_path):
     cells = json.loads((tmp_path / "run.ipynb").read_text(encoding="utf-8"))["cells"]
     (result,) = [str(cell["outputs"]) for cell in cells if "\npretrain(params" in "\n" + "".join(cell["source"])]
     for part in ["when corpus made was created: ", *LOST, "1 of 3 language-scripts have no held-out text"]:
-        assert part in printed, f"not said at the start: {part}"
-        assert part in result, f"not said in the summary: {part}"
+        assert part in printed, f"not reported at the start: {part}"
+        assert part in result, f"not reported in the summary: {part}"
 
 
 # Nothing to learn from

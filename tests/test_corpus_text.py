@@ -233,8 +233,8 @@ def test_three_lines_are_one_sequence(tokenizer, tmp_path):
     assert (sequences[[0]][0] != 1).sum() == read_json(shard / "filter_report.json")["splits"]["train"]["tokens"] > 9
 
 
-def test_specials_in_the_text_are_text(tokenizer, tmp_path):
-    "`<mask>`, `</s>` and their like in a line never become the ids that masking and packing use."
+def test_special_tokens_written_in_text_are_plain_text(tokenizer, tmp_path):
+    "`<mask>`, `</s>` and other special tokens in a line never become the ids that masking and packing use."
     file = source(tmp_path, b"abc <mask> def</s> <s>abc <pad><pad> <unk>\n")
     (line,) = TokenDataset([write_shard("eng_Latn", [file], tokenizer, tmp_path)], "train", 64, pad=1)[[0]][0]
     facts = read_manifest(tokenizer)

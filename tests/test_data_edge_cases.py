@@ -1,4 +1,4 @@
-"Data of other people, with the flaws that other people's data has: read right, or reported with file and line."
+"Real data has flaws: it is read correctly, or reported with file and line."
 
 import gzip
 import json
@@ -57,7 +57,7 @@ CARD = "---\nconfigs:\n- config_name: wol_Latn\n  data_files: [{split: train, pa
 @pytest.mark.parametrize("name", ODD_NAMES)
 @pytest.mark.parametrize("card", [False, True], ids=["folders", "card"])
 def test_dataset_folder_with_any_name(tmp_path, name, card):
-    "The folder itself, and not a neighbour that its name would match as a pattern."
+    "The folder itself is read, and not another one that its name matches as a glob pattern."
     write(tmp_path / name / "wol_Latn/train/a.jsonl", jsonl("benn"))
     write(tmp_path / name / "wol_Latn/test/b.jsonl", jsonl("test"))
     for neighbour in ("data v", "data 2", "star", "what", "y"):
@@ -96,7 +96,7 @@ def test_cache_folder_with_any_name(tmp_path):
 
 
 def test_broken_row_is_located(tmp_path):
-    "Not in the folder of links by which the files were found."
+    "The location is the original file, not the folder of links through which it was found."
     file = tmp_path / "data [v2]" / "wol_Latn/a.jsonl"
     write(file, jsonl("benn") + '{"text":\n')
     _, (warning,) = hub_sources(str(tmp_path / "data [v2]"), [], tmp_path / "home")
@@ -154,7 +154,7 @@ def test_configs_of_one_language_script_are_merged_with_a_notice(tmp_path):
 
 @pytest.mark.parametrize("name", [*ODD_NAMES, "a**b"])
 def test_tokenizer_folder_with_any_name_is_opened_once(tmp_path, monkeypatch, name):
-    "The second time it is found where it is kept."
+    "The second time it is found in the cache."
     words = Tokenizer(WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "go": 5}, unk_token="<unk>"))
     special = dict(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>", mask_token="<mask>")
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path / name)
@@ -168,7 +168,7 @@ def test_tokenizer_folder_with_any_name_is_opened_once(tmp_path, monkeypatch, na
 
 @pytest.mark.parametrize("blank", ["\n", "\r\n", "  \t\n"])
 def test_blank_json_lines_are_skipped(tmp_path, blank):
-    "Wherever they stand, and the numbers of rows and lines stay right."
+    "At any position; row and line numbers stay correct."
     text = blank + jsonl("benn") + blank + blank + jsonl("ñaar", None) + blank
     file = tmp_path / "glot/wol_Latn/a.jsonl"
     file.parent.mkdir(parents=True)
@@ -215,7 +215,7 @@ def test_missing_blank_line_between_sentences(tmp_path, middle):
 
 
 def test_new_sent_id_ends_a_sentence(tmp_path):
-    "The second sentence then begins with a number that is not its own, and only that one is left out."
+    "The second sentence begins with a wrong word number, and only this sentence is dropped."
     text = conllu("One", "two") + "# sent_id = 2\n" + conllu("four", first=2) + "\n" + conllu("Five")
     assert sentences_of(tmp_path, text) == (
         ["One two", "Five"],
@@ -247,7 +247,7 @@ def test_ranges_and_empty_nodes_do_not_end_a_sentence(tmp_path):
     ],
 )
 def test_malformed_line_drops_its_sentence(tmp_path, line, reason):
-    "It is placed, and the sentences around it are read."
+    "Its location is reported, and the sentences around it are read."
     raw = line if isinstance(line, bytes) else line.encode()
     before, after = conllu("Before"), "\n" + conllu("After", "all")
     text = before.encode() + b"\n" + conllu("One").encode() + raw + b"\n" + after.encode()
@@ -257,7 +257,7 @@ def test_malformed_line_drops_its_sentence(tmp_path, line, reason):
 
 
 def test_word_numbers_starting_at_zero_are_rejected(tmp_path):
-    "The first word must not be lost in silence."
+    "The first word must not be lost silently."
     found, (warning,) = sentences_of(tmp_path, conllu("One", "two", first=0))
     assert found == [] and warning.startswith("1: word 0 where word 1 should be")
 
@@ -269,7 +269,7 @@ def test_many_bad_lines_are_counted(tmp_path):
 
 
 def test_words_stay_in_their_sentence(tmp_path):
-    "Whichever line is lost, doubled or garbled; and a sentence that lost more than its end is reported."
+    "For each line that is lost, repeated or garbled; a sentence that lost more than its end is reported."
     lines = f"{conllu('a', 'b', 'c')}\n{conllu('d', 'e')}\n{conllu('f', 'g', 'h')}".split("\n")
     for i, line in enumerate(lines[:-1]):
         for change in ([], [line] * 2, [line.replace("\t", " ")], [f"x{line}"]):
@@ -432,7 +432,7 @@ def test_one_odd_verse_does_not_decide_the_layout(tmp_path, odd):
 
 @pytest.mark.parametrize("vref", ["", VREF])
 def test_numbered_bible_beside_vref(tmp_path, vref):
-    "And one line without a number costs itself."
+    "A line without a number drops only itself."
     lines = [f"{number}\t{text}" for number, text in zip(IDS, VERSES)]
     assert read_bible(tmp_path, lines, vref) == (dict(zip(IDS, VERSES)), [])
     found, (warning,) = read_bible(tmp_path, [*lines[:3], "and more", *lines[3:]], vref)
@@ -478,7 +478,7 @@ def test_pairs_need_letters(tmp_path):
 def test_bad_vref_is_reported_with_its_line(tmp_path):
     found, (warning,) = read_bible(tmp_path, VERSES, VREF.replace("MAT 1:3", "Mat 1,3"))
     assert found == {} and warning.startswith(str(tmp_path / "bible/vref.txt:3: `Mat 1,3` is not a verse number"))
-    assert read_bible(tmp_path, VERSES) == (dict(zip(IDS, VERSES)), []), "the mended list is not read"
+    assert read_bible(tmp_path, VERSES) == (dict(zip(IDS, VERSES)), []), "the repaired list is not read"
 
 
 # Folders of evaluation sets of any name
@@ -518,7 +518,7 @@ def publish(folder: Path, **files: str) -> str:
 
 @pytest.fixture()
 def no_folder(tmp_path, monkeypatch):
-    "The hub's way, kept in a folder whose name is a pattern."
+    "Read from the hub, with a cache folder whose name is a glob pattern."
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "kept [1]")
 
@@ -536,7 +536,7 @@ def test_local_folder_replaces_a_hub_dataset(tmp_path, no_folder, name):
 
 
 def test_unreadable_tatoeba_config_is_dropped(tmp_path, monkeypatch, no_folder):
-    "Broken JSON, a missing column; and a row without a text costs its pair."
+    "Broken JSON and a missing column drop the configuration; a row without text drops its pair."
     pair = {"sentence1": "Ja.", "sentence2": "Yes."}
     broken = rows(pair) + "{broken\n"
     sets = {"deu-eng": "\n" + rows(pair, {"sentence1": None, "sentence2": "No."}) + "\n", "fra-eng": broken}

@@ -1,4 +1,4 @@
-"Any number of processes learns what one does, each with the whole model or with a part, and a run may change hands."
+"Any number of processes gives the result of one, with DDP or FSDP, and the number may change during a run."
 
 import json
 import os
@@ -64,7 +64,7 @@ def assert_close(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_equal_one(launcher, new_run, alone):
-    "As a user starts them, over gloo: every loss, the final weights and the moments within 1e-5 of one process's."
+    "Started like a user does, over gloo: losses, final weights and moments are within 1e-5 of one process."
     params, run = new_run(launcher, dropout=0.0, max_steps=36)
     assert tiny.finish(params, run.parent, *LAUNCHERS[launcher]).count("validation loss") == 7, "one process speaks"
     assert_close(run, alone)
@@ -73,7 +73,7 @@ def test_two_processes_equal_one(launcher, new_run, alone):
 @pytest.mark.slow
 def test_a_signal_to_the_launcher_stops_the_run(new_run, alone):
     "SIGTERM to torchrun, as a cluster sends it: both processes save and end, and the same command finishes the run."
-    params, run = new_run("told", dropout=0.0, max_steps=36)
+    params, run = new_run("stopped", dropout=0.0, max_steps=36)
     process = tiny.start(params, run.parent, *TORCHRUN)
     tiny.wait_for(lambda: tiny.steps_of(run) >= 8, lambda: process.poll() is None)
     process.terminate()
@@ -88,13 +88,13 @@ def test_a_signal_to_the_launcher_stops_the_run(new_run, alone):
 
 
 def as_rank(rank: int, kind: str, port: int) -> None:
-    "Tell this process what a launcher would."
+    "Set the environment variables of a launcher."
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)} | world | KINDS[kind]
 
 
 def free_port() -> int:
-    "A port that nobody listens on."
+    "A free port."
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -113,7 +113,7 @@ def session(params: Path, run: Path, kind: str, until: int | None = None) -> int
 
 
 def test_run_changes_hands(new_run, alone):
-    "2 -> 1 -> 2 -> 2 processes, with parts, whole and with parts again: the same run, whoever wrote its checkpoints."
+    "2 -> 1 -> 2 -> 2 processes, with FSDP, DDP and FSDP again: the same run from any of their checkpoints."
     params, run = new_run("changing", dropout=0.0, max_steps=36)
     for kind, until in [("fsdp2", 4), ("one", 10), ("ddp", 16), ("fsdp2", 22), ("one", 28)]:
         assert session(params, run, kind, until) == 143
@@ -159,8 +159,8 @@ def seen(request, tmp_path_factory) -> tuple[str, Path, dict[str, list[dict]]]:
     return request.param, folder, found
 
 
-def test_each_holds_a_part(seen):
-    "With FSDP2 two processes share weights and moments out, nothing twice; with DDP each has them all."
+def test_fsdp_shards_weights_and_moments(seen):
+    "With FSDP2 each of two processes holds a part of weights and moments, without overlap; with DDP each has all."
     _, _, found = seen
     (one,) = found["one"]
     for name in ("weights", "moments"):
@@ -171,7 +171,7 @@ def test_each_holds_a_part(seen):
 
 
 def test_precision_and_ties_do_not_depend_on_the_kind(seen):
-    "Losses agree between processes and kinds, in bf16 as well; input and output embeddings stay one matrix."
+    "Losses agree between DDP and FSDP, also in bf16; input and output embeddings stay one matrix."
     precision, folder, found = seen
     expected, near = found["one"][0]["losses"], {"fp32": 1e-5, "bf16": 2e-3}[precision]
     for rank in [rank for ranks in found.values() for rank in ranks]:
@@ -185,7 +185,7 @@ def test_precision_and_ties_do_not_depend_on_the_kind(seen):
 
 
 def test_old_kind_of_sharding_is_refused():
-    "FSDP1 flattens weights, which no checkpoint of ours could hold."
+    "FSDP1 flattens weights, which the checkpoint format does not support."
     plugin = SimpleNamespace(fsdp_version=1, activation_checkpointing=False)
     with pytest.raises(UserError, match="fsdp_version: 2"):
         apply_fsdp(torch.nn.Linear(1, 1), plugin)
@@ -193,7 +193,7 @@ def test_old_kind_of_sharding_is_refused():
 
 @pytest.mark.parametrize("stem", ["xlm-roberta", "roberta", "bert", "modernbert", "electra", "deberta-v2", "esm"])
 def test_layers_are_found_in_any_family(stem):
-    "As many layers as the configuration says."
+    "As many layers as in the configuration."
     config = AutoConfig.for_model(stem, **tiny.SHAPE, vocab_size=50, pad_token_id=1)
     with torch.device("meta"):
         mlm = AutoModelForMaskedLM.from_config(config)

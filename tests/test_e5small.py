@@ -1,4 +1,4 @@
-"""The rebuilt starting checkpoint: read rightly, refused when damaged, equal to the package's own engine.
+"""The rebuilt checkpoint: read correctly, refused when damaged, equal to the engine of the package.
 
 To renew the engine's vectors, on Linux on x86-64: python tests/test_e5small.py"""
 
@@ -100,7 +100,7 @@ def test_all_nibbles_and_scales():
 
 
 def test_cut_anywhere_is_refused(tmp_path):
-    "No part of a file passes for a whole one."
+    "A truncated file is never accepted."
     made_up(tmp_path / "model.bin")
     whole = (tmp_path / "model.bin").read_bytes()
     for length in [0, 1, 4, *range(100, len(whole), 997), len(whole) - 1]:
@@ -149,7 +149,7 @@ def test_sizes_that_do_not_fit(tmp_path, change, message):
 
 
 def test_members_cannot_escape(tmp_path):
-    "Only the member asked for is written, only where it was asked for."
+    "Only the requested member is written, and only to the requested place."
     (tmp_path / "inner").mkdir()
     with zipfile.ZipFile(tmp_path / "inner/evil.whl", "w") as package:
         package.writestr("../escaped", b"")
@@ -164,7 +164,7 @@ def test_members_cannot_escape(tmp_path):
 
 
 def test_pip_that_fails_or_brings_another_file(tmp_path, monkeypatch):
-    "Without a network the message keeps pip's words; a file with other bytes is refused."
+    "Without a network the message contains pip's; a file with other bytes is refused."
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: Could not find a version")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(UserError, match="check the network connection\n.*Could not find a version"):
@@ -196,7 +196,7 @@ def loaded(folder):
 
 
 @pytest.mark.slow
-def test_is_the_engines_encoder(loaded):
+def test_encoder_equals_the_engine_of_the_package(loaded):
     """Vectors agree with those of the package's compiled engine in sixteen scripts, token counts exactly.
 
     All vectors of this encoder are alike, so they are compared less their mean too. Positions from 2 instead of 0
@@ -266,7 +266,7 @@ def test_finds_translations(loaded):
 
 
 @pytest.mark.slow
-def test_head_starts_from_nothing(loaded):
+def test_untrained_head_starts_near_the_uniform_loss(loaded):
     "Masked-LM loss at the start is about that of a uniform guess in every script, and logits are not extreme."
     model, tokenizer = loaded
     losses, spreads = [], []

@@ -1,6 +1,6 @@
 """Every parameter does what its description says: one field at a time, through the cells of the runner notebook.
 
-An entry lists everything that changes; whatever it does not list must stay the same. The entries are compared with the
+An entry lists everything that changes; everything else must stay the same. The entries are compared with the
 fields of the models, so a new parameter without an effect fails, and so does an effect without a parameter.
 """
 
@@ -1005,7 +1005,7 @@ def classes() -> set[type[Params]]:
     return {kind for kind in known if kind.__module__.startswith("langsamp.")} - {Params}
 
 
-def test_every_model_of_parameters_is_tested():
+def test_every_params_model_is_tested():
     "The model itself, or one derived from it."
     here = {stage.kind for stage in STAGES.values()}
     assert [kind.__name__ for kind in classes() if not any(issubclass(known, kind) for known in here)] == []

@@ -1,4 +1,4 @@
-"What nbs/reports/encoders.ipynb promises of each family of encoders, on tiny models."
+"Checks of nbs/reports/encoders.ipynb for each family of encoders, on tiny models."
 
 import json
 import logging
@@ -63,12 +63,12 @@ def is_tied(model) -> bool:
 
 
 @every
-def test_zero_tables_are_the_stock_model(family, text, ids):
+def test_zero_embedding_tables_give_the_stock_model(family, text, ids):
     model = zeroed(build(family))
     stock = model.mlm(**text).logits
     assert torch.equal(model(**text, **ids).logits, stock)
     torch.nn.init.normal_(model.language_embeddings.weight)
-    assert not torch.allclose(model(**text, **ids).logits, stock), "the head is told nothing"
+    assert not torch.allclose(model(**text, **ids).logits, stock), "the embeddings have no effect"
     assert torch.equal(model.mlm(**text).logits, stock), "the stock model itself was changed"
 
 
@@ -82,7 +82,7 @@ def test_masked_tokens_alone_give_the_loss_of_all_logits(family, text, labels, i
 
 @every
 def test_gradients_are_those_of_the_stock_model(family, text, labels, ids):
-    "In encoder and head; and the vectors that were used get one too."
+    "In encoder and head; the embeddings that were used get a gradient too."
     model = zeroed(build(family))
     model(**text, **ids, labels=labels).loss.backward()
     ours = {name: p.grad for name, p in model.mlm.named_parameters()}
@@ -145,7 +145,7 @@ def test_dropout_reaches_every_layer_that_has_one(family, text, ids):
 
 
 @every
-def test_the_longest_block_can_be_read(family):
+def test_the_longest_sequence_can_be_encoded(family):
     model = build(family)
     longest = max_sequence_length(model.mlm)
     assert longest == max_sequence_length(model.mlm.config) in (64, 66)
@@ -156,7 +156,7 @@ LEARNT = ["XLM-R", "RoBERTa", "CamemBERT", "BERT", "DistilBERT", "ELECTRA", "MPN
 
 
 @pytest.mark.parametrize("family", LEARNT)
-def test_one_token_more_cannot(family):
+def test_a_sequence_one_token_longer_is_refused(family):
     model = build(family)
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, max_sequence_length(model.mlm) + 1), 7))
@@ -177,7 +177,7 @@ def test_an_untied_model_keeps_both_matrices(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["XLM-R", "ModernBERT"])
-def test_a_compiled_encoder_is_the_one_that_runs(family, text, labels, ids):
+def test_a_compiled_encoder_is_used(family, text, labels, ids):
     model, runs = build(family), []
 
     def backend(graph, _):
@@ -197,7 +197,7 @@ def test_hooks_of_the_stock_model_run_once(text):
 
 
 def test_threads_do_not_disturb_each_other(text):
-    "Two at once with different ids: nothing of one call is kept in the model."
+    "Two calls at the same time with different ids: the model keeps no state of a call."
     model = build("BERT")
     torch.nn.init.normal_(model.language_embeddings.weight)
     alone = [model(**text, language_ids=torch.full((3,), i)).logits for i in range(2)]
@@ -215,7 +215,7 @@ def test_threads_do_not_disturb_each_other(text):
     assert wrong == []
 
 
-def test_a_check_changes_nothing():
+def test_checking_a_model_changes_nothing():
     mlm = build("BERT").mlm
     mlm.train()
     mlm.bert.encoder.eval()
@@ -244,12 +244,12 @@ SEQ2SEQ = {"vocab_size": 256, "d_model": 32, "encoder_layers": 1, "decoder_layer
     ("deberta-v2", {**TINY_OPTIONS, "legacy": False}, "no prediction head with a row for each token"),
     ("xmod", {**TINY_OPTIONS, "languages": ["en", "hi"]}, "does not run on input_ids and attention_mask alone: .*lan"),
 ])  # fmt: skip
-def test_what_is_missing_is_named(kind, options, lacking):
+def test_missing_weights_are_named(kind, options, lacking):
     with pytest.raises(UserError, match=lacking):
         start(kind, **options)
 
 
-def test_a_head_that_is_not_reached_is_found_out():
+def test_an_unreachable_head_is_detected():
     mlm = build("BERT").mlm
     mlm.forward = lambda **inputs: type(mlm).forward(mlm, **inputs)  # Ignores a replaced encoder
     with pytest.raises(UserError, match="does not read each position's last hidden state alone"):
@@ -258,7 +258,7 @@ def test_a_head_that_is_not_reached_is_found_out():
     assert check_backbone(mlm) is None
 
 
-def test_a_model_of_ours_is_no_stock_model(tmp_path):
+def test_a_langsamp_model_is_not_a_stock_model(tmp_path):
     build("BERT").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is a LangSAMP model already; start from its stock part"):
         from_backbone(tmp_path, ["eng"], ["Latn"])
@@ -273,7 +273,7 @@ def test_an_encoder_alone_needs_a_new_head(tmp_path):
     assert same_weights(first, second) and same_weights(first.mlm.roberta, stock.roberta) and is_tied(first)
 
 
-def test_a_broken_encoder_is_no_start(tmp_path):
+def test_a_broken_encoder_cannot_be_adapted(tmp_path):
     stock = build("XLM-R").mlm
     stock.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -287,7 +287,7 @@ def test_a_broken_encoder_is_no_start(tmp_path):
 
 
 def test_names_of_old_checkpoints(tmp_path):
-    "As mBERT has them on the hub: gamma and beta, and heads that nobody asked for."
+    "As in mBERT on the hub: gamma and beta, and heads that are not used."
     stock = build("BERT").mlm
     stock.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -299,7 +299,7 @@ def test_names_of_old_checkpoints(tmp_path):
     assert same_weights(load_backbone(tmp_path), stock)
 
 
-def test_a_start_is_in_float32_and_keeps_its_dropout(tmp_path):
+def test_a_backbone_is_loaded_in_float32_and_keeps_its_dropout(tmp_path):
     stock = build("BERT", dropout=0.3).mlm
     stock.bfloat16().save_pretrained(tmp_path)
     kept, changed = load_backbone(tmp_path), load_backbone(tmp_path, dropout=0.0)

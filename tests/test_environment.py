@@ -1,4 +1,4 @@
-"Parameters decide, and nothing beside them: files of parameters, shells, launchers, locales and file systems."
+"Only parameters determine a result: tests of params files, shells, launchers, locales and file systems."
 
 import ast
 import errno
@@ -39,7 +39,7 @@ from langsamp.training.pretrain import main
 
 
 def refusal(call, *arguments, **words) -> str:
-    "What a call refuses, in the words that its user reads."
+    "Return the error message of a call, as its user reads it."
     with pytest.raises(UserError) as error:
         call(*arguments, **words)
     return str(error.value)
@@ -84,7 +84,7 @@ def test_alias_bomb_is_refused_in_a_line(tmp_path, capsys):
     assert len(message) < 500 and message.count("\n") == 1 and "line 2" in message
 
 
-def test_numbers_that_mean_what_they_show(tmp_path):
+def test_unambiguous_numbers_are_accepted(tmp_path):
     "Decimal numbers with a sign or underscores are accepted; so is a quoted one that begins with 0."
     (tmp_path / "p.yaml").write_text("a: -1\nb: 10_000\nc: '010'\nd: 010.5\ne: 1.0e-3\nf: 0\n")
     assert read_yaml(tmp_path / "p.yaml") == {"a": -1, "b": 10_000, "c": "010", "d": 10.5, "e": 1.0e-3, "f": 0}
@@ -216,7 +216,7 @@ def test_the_hint_for_papermill_works(values, form):
     assert form in refusal(PretrainParams.model_validate, values)
 
 
-def test_a_file_for_papermill_is_read_strictly_too(tmp_path):
+def test_a_params_file_for_papermill_is_read_strictly_too(tmp_path):
     "`papermill -f` itself accepts the file; the notebook reads it again, and stops in its second cell."
     (tmp_path / "p.yaml").write_text("max_steps: 2\nseed: 010\n")
     command = [sys.executable, "-m", "papermill", str(tiny.ROOT / "nbs/03_pretrain.ipynb"), str(tmp_path / "out.ipynb")]
@@ -243,8 +243,8 @@ SHARDS = ["p.yaml", "--task", "0", "--of", "1"]
     ],
     ids=" ".join,
 )
-def test_words_that_pretraining_does_not_know(tmp_path, capsys, monkeypatch, words):
-    "They were ignored, or a folder named `--steps` was made."
+def test_unknown_arguments_of_pretraining_are_refused(tmp_path, capsys, monkeypatch, words):
+    "Earlier they were ignored, or a folder named `--steps` was made."
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text("max_steps: 1\n")
     assert main(words) == 2
@@ -253,7 +253,7 @@ def test_words_that_pretraining_does_not_know(tmp_path, capsys, monkeypatch, wor
 
 
 @pytest.mark.parametrize("more", ["more", "--step 2", "--out x", "--outputs=--steps", "--task=0"])
-def test_words_that_a_task_does_not_know(tmp_path, capsys, monkeypatch, more):
+def test_unknown_arguments_of_a_shard_task_are_refused(tmp_path, capsys, monkeypatch, more):
     "Extra, unknown, shortened and repeated ones."
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text("corpus: nowhere\n")
@@ -265,8 +265,8 @@ def test_words_that_a_task_does_not_know(tmp_path, capsys, monkeypatch, more):
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
 
 
-def test_every_command_looks_at_its_words():
-    "Whatever module can be run with `python -m` hands its words to what refuses those that it does not know."
+def test_every_command_refuses_unknown_arguments():
+    "Every module that runs with `python -m` passes its arguments to the function that refuses unknown ones."
     for path in sorted(Path(langsamp.__path__[0]).rglob("*.py")):
         if "sys.argv" in (text := path.read_text(encoding="utf-8")) and '"__main__"' in text:
             assert "positional_arguments(" in text or path.match("benchmark/corpus.py"), path
@@ -275,10 +275,10 @@ def test_every_command_looks_at_its_words():
 def test_outputs_are_where_the_variable_says(tmp_path, monkeypatch):
     "Without a second word the command writes under LANGSAMP_OUTPUTS, as notebooks do."
     monkeypatch.setenv("LANGSAMP_OUTPUTS", str(tmp_path / "there"))
-    monkeypatch.setattr(pretraining, "pretrain", lambda p, outputs: (tmp_path / "said").write_text(str(outputs)))
+    monkeypatch.setattr(pretraining, "pretrain", lambda p, outputs: (tmp_path / "outputs").write_text(str(outputs)))
     (tmp_path / "p.yaml").write_text("max_steps: 60\n")
     assert main([str(tmp_path / "p.yaml")]) == 0
-    assert (tmp_path / "said").read_text() == str(tmp_path / "there")
+    assert (tmp_path / "outputs").read_text() == str(tmp_path / "there")
 
 
 # Variables of accelerate, torch and transformers
@@ -303,7 +303,7 @@ def test_every_variable_of_accelerate_is_known():
 
 
 def test_a_variable_left_in_the_shell_changes_no_weight(new_run, unbroken, outputs):
-    "By the command: the same weights to the bit as without, and every variable named with what decides."
+    "With the command: the same weights bit for bit, and a message that names every variable and what overrides it."
     shell = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "bf16"}
     shell |= {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "TORCH_COMPILE_DISABLE": "1"}
     params, run = new_run("shell")
@@ -315,7 +315,7 @@ def test_a_variable_left_in_the_shell_changes_no_weight(new_run, unbroken, outpu
 
 @pytest.mark.parametrize("name", IGNORED_VARIABLES)
 def test_variable_is_taken_out_and_named(name, capsys):
-    "Where it would change something; its neutral values, which `accelerate launch` sets, pass without a word."
+    "Where it would change something; the neutral values that `accelerate launch` sets cause no message."
     shell = {name: "4", "HOME": "/"}
     assert len(ignore_overriding_variables(shell)) == 1 and shell == {"HOME": "/"}
     assert f"{name}=4" in capsys.readouterr().err
@@ -362,7 +362,7 @@ def test_leftover_of_a_launcher_is_named(shell, words):
     assert [word for word in words if word not in message] == []
 
 
-def test_launch_that_is_whole():
+def test_complete_launch_is_accepted():
     "Torchrun's variables and MPI's; and what is no launch."
     assert read_launch(FULL) == (0, 2, "127.0.0.1:29500")
     mpi = {f"OMPI_COMM_WORLD_{name}": value for name, value in {"RANK": "1", "LOCAL_RANK": "1", "SIZE": "2"}.items()}
@@ -402,7 +402,7 @@ def test_a_run_with_leftovers_ends_with_a_message(new_run, outputs, tmp_path, sh
 
 
 def test_an_address_that_is_taken_is_named(new_run, outputs, tmp_path):
-    "Where the processes cannot meet, the message says where that was."
+    "If the processes cannot connect, the message names the address."
     params, run = new_run("taken")
     with socket.socket() as taken:
         taken.bind(("", 0))
@@ -415,8 +415,8 @@ def test_an_address_that_is_taken_is_named(new_run, outputs, tmp_path):
     )
 
 
-def test_a_process_says_what_it_waits_for(new_run, outputs, tmp_path):
-    "RANK=0 with WORLD_SIZE=2 and no other process: it waits, and says for what."
+def test_a_waiting_process_reports_what_it_waits_for(new_run, outputs, tmp_path):
+    "RANK=0 with WORLD_SIZE=2 and no other process."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shell = FULL | {"MASTER_PORT": str(free.getsockname()[1])}
@@ -434,7 +434,7 @@ def test_a_process_says_what_it_waits_for(new_run, outputs, tmp_path):
 
 
 def test_a_diff_in_any_encoding_is_recorded(tmp_path, monkeypatch):
-    "A Latin-1 byte in the checkout's diff, which is no UTF-8."
+    "A Latin-1 byte in the diff of the checkout, which is not UTF-8."
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.invalid", "-C", str(tmp_path)]
     (tmp_path / "__init__.py").write_bytes(b"caf\n")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
@@ -483,7 +483,7 @@ def test_a_run_under_another_locale(corpus, unbroken, western, tmp_path):
 
 
 def test_names_in_another_locale(western):
-    "Any text can be printed; a folder that the locale cannot name is refused, with the mend."
+    "Any text can be printed; a folder that the locale cannot name is refused with a fix."
     code = """from langsamp.core.environment import escape_unencodable_output
 from langsamp.core.errors import UserError
 from langsamp.params.pretrain import PretrainParams
@@ -502,7 +502,7 @@ except UserError as error:
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
 def test_file_system_that_cannot_flush(tmp_path, monkeypatch, number):
-    "Everything that is flushed is written all the same: sealed folders, JSON files, results, files of the Hub."
+    "Files are written although they cannot be flushed: folders with manifests, JSON files, results, files of the Hub."
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
     with atomic_folder(tmp_path / "sealed") as part:
         (part / "a").write_text("a")
@@ -524,7 +524,7 @@ def test_only_core_files_flushes_and_only_core_locks_locks():
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_system_without_locks(corpus, tmp_path, capsys, monkeypatch, number):
-    "By the command: status 2, and a message that says to move outputs."
+    "With the command: status 2, and a message with the advice to move outputs."
 
     def refuse(handle: int, how: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -553,7 +553,7 @@ def test_cache_folder_that_cannot_be_created(shell, monkeypatch):
 
 
 def closed(place: Path, number: int = errno.EACCES):
-    "What a library does whose cache may not be written: transformers wraps the error in one of its own."
+    "Imitate a library with a read-only cache: transformers wraps the error in its own."
 
     def refuse(*_, **__):
         try:
@@ -579,7 +579,7 @@ def test_read_only_hugging_face_cache(tmp_path, monkeypatch):
 
 
 def test_disk_error_hint_names_the_folder_of_the_error(tmp_path, monkeypatch):
-    "Not that of the block around it: a temporary folder that is full while outputs has room, and the other way round."
+    "Not the folder of the enclosing code: a full temporary folder while outputs has space, and vice versa."
     (scratch := tmp_path / "scratch").mkdir()
     monkeypatch.setenv("LANGSAMP_CACHE", str(tmp_path / "cache"))
 
@@ -594,8 +594,8 @@ def test_disk_error_hint_names_the_folder_of_the_error(tmp_path, monkeypatch):
         assert f"cannot write {tmp_path}/outputs/run/weights" in message and "choose another outputs folder" in message
 
 
-def test_a_shell_with_a_strange_size_of_the_world_is_recorded(monkeypatch):
-    "An evaluation, which no launcher starts, has one process whatever is left over."
+def test_a_leftover_world_size_is_recorded(monkeypatch):
+    "An evaluation is not started by a launcher, so it always has one process."
     for value in ("", "many"):
         monkeypatch.setenv("WORLD_SIZE", value)
         assert run_dir.provenance()["machine"]["processes"] == 1
@@ -607,7 +607,7 @@ def test_a_shell_with_a_strange_size_of_the_world_is_recorded(monkeypatch):
 SUFFIXES = {".ipynb", ".yaml", ".sh", ".py", ".md", ""}
 
 
-def test_every_path_that_a_command_names_is_there():
+def test_every_path_in_a_command_exists():
     "In notebooks, params files, README and Makefile: no notebook and no params file that does not exist."
     own = re.compile(r"params/mine\.yaml|(OUT|THEIR|NAME|mine)\b|\$|\*|\{")
     folders = [

@@ -1,4 +1,4 @@
-"One encoder, any tasks: a killed or repeated evaluation ends with the same rows, and what cannot be asked is said."
+"One encoder, any tasks: a killed or repeated evaluation ends with the same rows, and unavailable data is reported."
 
 import json
 import os
@@ -57,13 +57,13 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def asked(data, unbroken) -> EvaluationParams:
+def eval_params(data, unbroken) -> EvaluationParams:
     return EvaluationParams(encoder=unbroken.name, tasks=["tatoeba", "sib200"], data_dir=str(data), seeds=2)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(asked, outputs) -> str:
-    return rows_of(evaluate(asked, outputs)[0])
+def uninterrupted(eval_params, outputs) -> str:
+    return rows_of(evaluate(eval_params, outputs)[0])
 
 
 def rows_of(table) -> str:
@@ -94,10 +94,10 @@ def killed_at(count: int, p: EvaluationParams, outputs: Path) -> None:
 
 
 @pytest.fixture
-def fresh(asked, unbroken, outputs):
+def fresh(eval_params, unbroken, outputs):
     "The same encoder without any results."
-    shutil.rmtree(results_folder(open_encoder(asked.encoder, outputs).identity, outputs), ignore_errors=True)
-    return asked
+    shutil.rmtree(results_folder(open_encoder(eval_params.encoder, outputs).identity, outputs), ignore_errors=True)
+    return eval_params
 
 
 def test_a_killed_evaluation_ends_with_the_same_rows(uninterrupted, fresh, outputs):
@@ -120,20 +120,20 @@ def test_nothing_is_evaluated_twice(uninterrupted, fresh, outputs, monkeypatch):
     assert rows_of(evaluate(fresh, outputs)[0]) == uninterrupted
 
 
-def test_other_text_is_evaluated_again(asked, uninterrupted, data, outputs):
-    "One changed language is asked again, and only that."
-    evaluate(asked, outputs)
-    before, path = lines(asked, outputs), data / "tatoeba/tatoeba.deu-eng.deu"
+def test_other_text_is_evaluated_again(eval_params, uninterrupted, data, outputs):
+    "Only the changed language is evaluated again."
+    evaluate(eval_params, outputs)
+    before, path = lines(eval_params, outputs), data / "tatoeba/tatoeba.deu-eng.deu"
     kept = path.read_text()
     try:
         path.write_text("\n".join(tiny.sentences("rus_Cyrl", 40, seed=99)) + "\n")
-        changed = rows_of(evaluate(asked, outputs)[0])
+        changed = rows_of(evaluate(eval_params, outputs)[0])
     finally:
         path.write_text(kept)
-    assert lines(asked, outputs) == before + 1 and changed != uninterrupted
+    assert lines(eval_params, outputs) == before + 1 and changed != uninterrupted
 
 
-def test_a_line_is_written_whole_or_not_at_all(tmp_path):
+def test_a_line_is_written_completely_or_not_at_all(tmp_path):
     results = Results(tmp_path / "rows.jsonl")
     results.add(("a", 0, "d"), [{"metric": "acc1", "value": 1.0}])
     whole = (tmp_path / "rows.jsonl").read_bytes()
@@ -149,8 +149,8 @@ def test_results_with_nan_are_refused(tmp_path):
     assert not (tmp_path / "rows.jsonl").exists() or not (tmp_path / "rows.jsonl").read_bytes()
 
 
-def test_reading_does_not_cut_what_is_being_written(asked, outputs):
-    encoder = open_encoder(asked.encoder, outputs)
+def test_reading_does_not_cut_what_is_being_written(eval_params, outputs):
+    encoder = open_encoder(eval_params.encoder, outputs)
     home = results_folder(encoder.identity, outputs)
     settings = {"task": "made up", "protocol": "retrieval", "layer": -1, "code": protocol_version("retrieval")}
     with open_results(home, settings) as results:
@@ -158,17 +158,17 @@ def test_reading_does_not_cut_what_is_being_written(asked, outputs):
         record_request(results, [("a", 0, "d")], "d")
         with open(results.path, "a", encoding="utf-8") as file:
             file.write('{"name": "b"')
-        table = read_results([asked.encoder], outputs)
+        table = read_results([eval_params.encoder], outputs)
         assert len(table[table.task == "made up"]) == 1
         assert results.path.read_text().endswith('{"name": "b"')
     shutil.rmtree(results.path.parent)
 
 
-def test_settings_keep_results_apart(asked, uninterrupted, outputs):
-    "Each answer has its own layer; a table has both."
-    ours = [evaluate(asked.replace(tasks=["tatoeba"], layer=layer), outputs)[0] for layer in (-1, 0)]
+def test_settings_keep_results_apart(eval_params, uninterrupted, outputs):
+    "Each result has its own layer; a table has both."
+    ours = [evaluate(eval_params.replace(tasks=["tatoeba"], layer=layer), outputs)[0] for layer in (-1, 0)]
     assert [set(table.layer) for table in ours] == [{-1}, {0}] and len(ours[0]) == len(ours[1])
-    table = read_results([asked.encoder], outputs)
+    table = read_results([eval_params.encoder], outputs)
     by_layer = table[(table.metric == "acc1") & (table.task == "tatoeba")].groupby("layer").value.sum()
     assert set(by_layer.index) == {-1, 0} and by_layer[-1] != by_layer[0]
 
@@ -178,34 +178,34 @@ def test_the_former_name_of_an_initial_encoder_is_refused_with_the_new_one(tmp_p
         open_encoder("start:udhr", tmp_path)
 
 
-def test_missing_data_is_reported(asked, uninterrupted, outputs, data, tmp_path):
+def test_missing_data_is_reported(eval_params, uninterrupted, outputs, data, tmp_path):
     partial = tmp_path / "sets"
     shutil.copytree(data, partial)
     (partial / "tatoeba/tatoeba.deu-eng.eng").unlink()
     (partial / "sib200/fra_Latn/test.tsv").unlink()
-    table, warnings = evaluate(asked.replace(data_dir=str(partial), seeds=1), outputs)
+    table, warnings = evaluate(eval_params.replace(data_dir=str(partial), seeds=1), outputs)
     assert any("tatoeba.deu-eng.eng" in text for text in warnings), warnings
     assert any("fra_Latn" in text and "test" in text for text in warnings), warnings
 
 
-def test_a_language_that_one_task_lacks_stops_no_other(asked, outputs):
-    table, warnings = evaluate(asked.replace(languages=["fra_Latn", "spa", "deu_Lath"], seeds=1), outputs)
+def test_a_language_missing_in_one_task_does_not_stop_other_tasks(eval_params, outputs):
+    table, warnings = evaluate(eval_params.replace(languages=["fra_Latn", "spa", "deu_Lath"], seeds=1), outputs)
     assert "sib200 has nothing in `spa`" in " ".join(warnings) and "did you mean `deu_Latn`" in " ".join(warnings)
-    assert {"spa", "fra_Latn"} <= set(table.name), "both tasks were asked for what they have"
+    assert {"spa", "fra_Latn"} <= set(table.name), "both tasks were evaluated for the languages that they have"
 
 
-def test_a_source_without_training_text_is_an_error(asked, outputs):
+def test_a_source_without_training_text_is_an_error(eval_params, outputs):
     with pytest.raises(UserError, match="set source_language to one of .*eng_Latn"):
-        evaluate(asked.replace(tasks=["sib200"], source_language="wol_Latn"), outputs)
+        evaluate(eval_params.replace(tasks=["sib200"], source_language="wol_Latn"), outputs)
 
 
-def test_another_source_trains(asked, outputs):
-    table = evaluate(asked.replace(tasks=["sib200"], source_language="deu_Latn", seeds=1), outputs)[0]
+def test_another_source_language_can_train(eval_params, outputs):
+    table = evaluate(eval_params.replace(tasks=["sib200"], source_language="deu_Latn", seeds=1), outputs)[0]
     assert "deu_Latn" in set(table.source) and table[table.source == "deu_Latn"].value.max() > 0.5
 
 
-def test_means_take_languages_alike_whatever_their_seeds(asked, uninterrupted, outputs):
-    table = evaluate(asked.replace(tasks=["tatoeba"]), outputs)[0]
+def test_means_weight_languages_equally(eval_params, uninterrupted, outputs):
+    table = evaluate(eval_params.replace(tasks=["tatoeba"]), outputs)[0]
     one = table[(table["mode"] == "raw") & (table.layer == -1) & (table.metric == "acc10")]
     found = means(table).loc[("tatoeba", "raw", -1)]
     assert found.sets == len(one) == 6 and found.acc10 == pytest.approx(one.value.mean(), abs=1e-4)

@@ -65,7 +65,7 @@ def test_both_sides_of_tatoeba(data):
 
 
 def test_words_of_a_treebank(data):
-    "Ranges and empty nodes are no words, a word may contain a space, and `# text =` is used if given."
+    "Ranges and empty nodes are not words, a word may contain a space, and `# text =` is used if given."
     first, second = tagged_sentences(data / "ud/UD_Spanish-X/es_x-ud-test.conllu", 3)
     assert first.text == "Vámonos al mar." and first.words == ["Vamos", "nos", "a", "el", "mar", "."]
     assert first.tags == ["VERB", "PRON", "ADP", "DET", "NOUN", "PUNCT"]

@@ -1,4 +1,4 @@
-"Fine-tuned and frozen encoders learn what can be learnt, nothing else, and say the same twice."
+"Fine-tuned and frozen encoders learn what can be learnt and nothing else, with reproducible predictions."
 
 import copy
 
@@ -70,7 +70,7 @@ def trained(mode: str, encoder, train: LabelledTexts, dev: LabelledTexts, seed: 
 @pytest.mark.parametrize("make", [topics, tagged])
 @pytest.mark.parametrize("mode", ["frozen", "fine-tuned"])
 def test_true_labels_are_learnt_and_shuffled_ones_are_not(mode, make, encoder):
-    "With the labels of all splits at random, test labels are coins that nothing learnt can foresee (4.5 deviations)."
+    "With random labels in all splits, test labels cannot be predicted (bound of 4.5 standard deviations)."
     train, dev, test = make(48, 0), make(24, 1), make(100, 2)
     score = accuracy if make is topics else token_accuracy
     true = score(test.labels, trained(mode, encoder, train, dev).predict(test.texts))
@@ -83,8 +83,8 @@ def test_true_labels_are_learnt_and_shuffled_ones_are_not(mode, make, encoder):
 
 @pytest.mark.parametrize("make", [topics, tagged])
 @pytest.mark.parametrize("mode", ["frozen", "fine-tuned"])
-def test_a_rerun_says_the_same(mode, make, encoder):
-    "Whatever happened to the global generators before, and they are left as they were."
+def test_rerunning_gives_the_same_predictions(mode, make, encoder):
+    "The state of the global random generators has no effect and is not changed."
     train, dev, test = make(20, 0), make(10, 1), make(40, 2)
     first = trained(mode, encoder, shuffled(train, 0), dev)
     torch.rand(7)
@@ -103,7 +103,7 @@ def test_another_seed_is_another_run(encoder):
 
 
 @pytest.mark.parametrize("mode", ["frozen", "fine-tuned"])
-def test_the_encoder_is_left_as_it_was(mode, encoder):
+def test_the_encoder_is_left_unchanged(mode, encoder):
     before = copy.deepcopy(encoder[0].state_dict())
     trained(mode, encoder, topics(16, 0), topics(8, 1))
     assert all(torch.equal(weight, before[name]) for name, weight in encoder[0].state_dict().items())
@@ -112,15 +112,15 @@ def test_the_encoder_is_left_as_it_was(mode, encoder):
 
 @pytest.mark.parametrize("make", [topics, tagged])
 @pytest.mark.parametrize("mode", ["frozen", "fine-tuned"])
-def test_company_does_not_change_predictions(mode, make, encoder):
-    "A text padded to sixty tokens says what it says alone."
+def test_other_texts_do_not_change_predictions(mode, make, encoder):
+    "A text padded to sixty tokens has the same prediction as alone."
     model, texts = trained(mode, encoder, shuffled(make(20, 0), 0), make(10, 1)), make(30, 2).texts
     long = " ".join(["freedom"] * 50) if make is topics else ["freedom"] * 25
     assert model.predict([*texts, long])[:-1] == model.predict(texts) == [model.predict([text])[0] for text in texts]
 
 
-def test_weights_that_find_no_place_are_an_error(encoder, monkeypatch):
-    "Not a random block in silence."
+def test_unused_weights_are_an_error(encoder, monkeypatch):
+    "They are not replaced silently by a random layer."
     model, _ = encoder
     weights = {name: weight for name, weight in model.state_dict().items() if "layer.1.output" not in name}
     monkeypatch.setattr(model, "state_dict", lambda: weights)
@@ -131,8 +131,8 @@ def test_weights_that_find_no_place_are_an_error(encoder, monkeypatch):
 # Words
 
 
-def test_the_label_is_on_the_first_piece(encoder):
-    "And nowhere else: what the head is taught is as many classes as there are words."
+def test_the_label_is_on_the_first_token_of_a_word(encoder):
+    "And nowhere else: the head gets as many labels as there are words."
     _, tokenizer = encoder
     window, *rest = word_windows([["unforeseeable", "the"]], tokenizer, 64)
     token_ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("unforeseeable", "the")]
@@ -142,8 +142,8 @@ def test_the_label_is_on_the_first_piece(encoder):
 
 @pytest.mark.parametrize("word", ["", "\u200b", "\u00ad", " ", "\u2581", "\U0001f600", "<s>"])
 @pytest.mark.parametrize("mode", ["frozen", "fine-tuned"])
-def test_strange_words_still_get_a_tag(mode, word, encoder):
-    "And their neighbours keep theirs."
+def test_unencodable_words_still_get_a_tag(mode, word, encoder):
+    "And the words beside them keep theirs."
     model = trained(mode, encoder, tagged(48, 0), tagged(24, 1))
     tags = model.predict([["the", word, "dignity"], [word]])
     assert [len(sentence) for sentence in tags] == [3, 1]
@@ -164,7 +164,7 @@ def test_long_sentences_are_split_between_words(encoder):
 
 
 def test_word_vectors_are_those_of_the_layer(encoder):
-    "Of each block, in windows too."
+    "For each layer, also in windows."
     model, tokenizer = encoder
     words = ["the", "unforeseeable", "law"] * 15
     for layer in (0, 1, 2):
@@ -206,7 +206,7 @@ def gradient(task, batches, reference_parts: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("words", [False, True])
-def test_accumulated_gradients_are_the_big_batch_s(words, encoder):
+def test_accumulated_gradients_are_those_of_the_whole_batch(words, encoder):
     "Seven rows as 7, as 4 + 3 and one by one; each has another number of targets when words are tagged."
     task, batch = step_of(encoder, words)
     whole = gradient(task, [batch(range(7))])
@@ -216,8 +216,8 @@ def test_accumulated_gradients_are_the_big_batch_s(words, encoder):
 
 
 @pytest.mark.parametrize("words", [False, True])
-def test_the_reference_loses_half_of_the_data(words, encoder):
-    "Its gradient is the last batch's at half its size, whatever the first one said."
+def test_the_reference_code_drops_gradients_of_all_but_the_last_batch(words, encoder):
+    "Its gradient is half of the last batch's and does not depend on the first one."
     task, batch = step_of(encoder, words)
     parts = [batch(range(4)), batch(range(4, 7))]
     mistaken = gradient(task, parts, reference_parts=2)
@@ -226,7 +226,7 @@ def test_the_reference_loses_half_of_the_data(words, encoder):
     assert torch.equal(mistaken, gradient(task, [batch([6, 5]), parts[1]], reference_parts=2))
 
 
-def test_the_reference_s_rate_ends_half_way(encoder):
+def test_the_reference_learning_rate_ends_half_way(encoder):
     "Ours ends at 0, after as many steps."
     train, dev = topics(32, 0), topics(8, 1)
     rates = []
@@ -238,8 +238,8 @@ def test_the_reference_s_rate_ends_half_way(encoder):
     assert rates == pytest.approx([0.0, 0.5])
 
 
-def test_only_the_rows_met_change_the_same_result(encoder, monkeypatch):
-    "Leaving out the vocabulary that training does not meet changes no prediction and no score."
+def test_training_only_used_embedding_rows_gives_the_same_result(encoder, monkeypatch):
+    "Leaving out vocabulary that does not occur in training changes no loss and no prediction."
     train, dev, test = topics(24, 0), topics(12, 1), topics(30, 2)
     few = fine_tune(*encoder, train, dev, QUICK, 1)
     every = lambda model, classes, words, used_ids: task_model(model, classes, words, list(range(600)))  # noqa: E731
@@ -254,7 +254,7 @@ def test_only_the_rows_met_change_the_same_result(encoder, monkeypatch):
 
 
 def test_the_best_weights_are_kept(encoder):
-    "Not the last: the development split calls each topic by the other's name, so whatever is learnt is wrong there."
+    "Not the last: the labels of the development split are swapped, so training makes them worse."
     train, dev = topics(48, 0), topics(24, 1)
     other = {"article": "number", "number": "article"}
     dev = LabelledTexts(dev.texts, [other[label] for label in dev.labels])
@@ -265,7 +265,7 @@ def test_the_best_weights_are_kept(encoder):
 
 
 @pytest.mark.parametrize("every, looks", [(0, [3, 6]), (4, [4, 6]), (100, [6])])
-def test_when_the_development_split_is_looked_at(every, looks, encoder):
+def test_when_the_development_split_is_evaluated(every, looks, encoder):
     "Each epoch, every so many steps, and always at the end."
     options = QUICK.replace(num_train_epochs=2, eval_steps=every)
     seen = []
@@ -281,7 +281,7 @@ def test_an_epoch_has_each_row_once():
         assert sorted(len(step) for step in steps)[1:] == [size] * (len(steps) - 1)
 
 
-def test_a_loss_that_is_no_number_stops(encoder):
+def test_a_nonfinite_loss_stops_fine_tuning(encoder):
     with pytest.raises(UserError, match="diverged.*lower learning_rate"):
         fine_tune(*encoder, topics(20, 0), topics(8, 1), QUICK.replace(learning_rate=1e30), 1)
 

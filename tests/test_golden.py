@@ -1,4 +1,4 @@
-"The numbers of fixed runs: they change only when somebody means them to. To renew them: python tests/test_golden.py"
+"The numbers of fixed runs, which change only on purpose. To renew them: python tests/test_golden.py"
 
 import json
 import os
@@ -34,12 +34,12 @@ def losses_of(model: LangSAMPForMaskedLM, steps: int, folder: Path, packing: str
 
 
 def twenty_steps(folder: Path, packing: str = "stream") -> list[float]:
-    "In float32 and with dropout, as a run is."
+    "In float32 and with dropout, like a run."
     return losses_of(tiny_model(0.1), 20, folder, packing)
 
 
 def hundred_steps(folder: Path, packing: str = "stream") -> list[float]:
-    "In float64, without dropout, from NumPy's numbers: nothing in it depends on the processor but the last digits."
+    "In float64, without dropout, with NumPy's numbers: only the last digits depend on the processor."
     model, random = tiny_model(0.0).double(), np.random.default_rng(3)
     with torch.no_grad():
         for weight in model.parameters():
@@ -73,7 +73,7 @@ def test_hundred_steps(tmp_path, packing):
     assert found[-1] < found[0] - 1.5, "it learns"
 
 
-def test_the_two_ways_to_pack_are_two():
+def test_the_two_packings_have_different_losses():
     "No committed loss of one is a loss of the other."
     for kind in ("float32, 20 steps", "float64, 100 steps"):
         assert not {*golden(kind, "sentences")} & {*golden(kind, "stream")}

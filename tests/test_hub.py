@@ -154,7 +154,7 @@ hub.hub_sources(sys.argv[1], [], Path(sys.argv[2]), 3)
 """
 
 
-def test_sigkill_costs_a_part_and_changes_no_byte(glot, tmp_path):
+def test_sigkill_loses_at_most_a_part_and_changes_no_byte(glot, tmp_path):
     chance = random.Random(16)
     hub_sources(str(glot), [], tmp_path / "unbroken", 3)
     before: dict[Path, int] = {}
@@ -255,8 +255,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path, ending):
     for count in (20_000, 200_000):
         texts = [f"{i} " + "word " * 40 for i in range(count)]
         write(tmp_path / f"{count}/wol_Latn/a{ending}", texts)
-        asked = [sys.executable, "-c", PEAK, tmp_path / str(count), tmp_path]
-        peaks.append(int(subprocess.run(asked, capture_output=True, check=True).stdout))
+        command = [sys.executable, "-c", PEAK, tmp_path / str(count), tmp_path]
+        peaks.append(int(subprocess.run(command, capture_output=True, check=True).stdout))
     assert peaks[1] < peaks[0] + 25_000, f"40 MB more text took {peaks[1] - peaks[0]:,} KiB more memory"
 
 
@@ -266,7 +266,7 @@ COMMIT = "c0ffee" + "0" * 34
 class Hub(BaseHTTPRequestHandler):
     "A minimal Hugging Face Hub that serves one dataset from a local folder."
 
-    protocol_version, root, asked = "HTTP/1.1", Path(), []
+    protocol_version, root, requested = "HTTP/1.1", Path(), []
 
     def log_message(self, *args) -> None:
         pass
@@ -285,16 +285,16 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
-        self.asked.append(path)
-        asked = re.fullmatch(r"(?:/api)?/datasets/cis-lmu/(\w+)(?:/(revision|tree|resolve)/[^/]+/?(.*))?", path)
-        if asked is None or asked[1] != "Glot500":
-            gated = "GatedRepo" if asked and asked[1] == "Gated" else "RepoNotFound"
+        self.requested.append(path)
+        match = re.fullmatch(r"(?:/api)?/datasets/cis-lmu/(\w+)(?:/(revision|tree|resolve)/[^/]+/?(.*))?", path)
+        if match is None or match[1] != "Glot500":
+            gated = "GatedRepo" if match and match[1] == "Gated" else "RepoNotFound"
             return self.answer(401, X_Error_Code=gated)
-        if asked[2] in (None, "revision"):
+        if match[2] in (None, "revision"):
             return self.answer(200, json.dumps({"id": "cis-lmu/Glot500", "sha": COMMIT, "siblings": []}).encode())
-        if not (target := self.root / asked[3]).exists():
+        if not (target := self.root / match[3]).exists():
             return self.answer(404, X_Error_Code="EntryNotFound")
-        if asked[2] == "tree":
+        if match[2] == "tree":
             return self.answer(200, json.dumps([self.facts(file) for file in sorted(target.iterdir())]).encode())
         self.send_bytes(target.read_bytes())
 
@@ -315,7 +315,7 @@ class Hub(BaseHTTPRequestHandler):
 def endpoint(glot) -> Iterator[str]:
     "The URL of a local Hub with the dataset `cis-lmu/Glot500`."
     describe(glot, eng_Latn="eng_Latn/train/*.arrow", wol_Latn="wol_Latn/train/*", tel_Telu="tel_Telu/train/*.arrow")
-    Hub.root, Hub.asked = glot, []
+    Hub.root, Hub.requested = glot, []
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -352,10 +352,12 @@ def test_hub_and_local_clone_agree(glot, endpoint, tmp_path):
         parts = [source.path.read_bytes() for source in clone[code]]
         assert [Path(path).read_bytes() for path in paths] == parts, f"{code} differs between hub and clone"
         assert read_manifest(Path(paths[0]).parent)["origin"]["revision"] == COMMIT
-    assert any(COMMIT in path and path.endswith("a.parquet") for path in Hub.asked), "files are not asked for by commit"
-    Hub.asked.clear()
+    assert any(COMMIT in path and path.endswith("a.parquet") for path in Hub.requested), (
+        "files are not requested by commit"
+    )
+    Hub.requested.clear()
     assert ask("cis-lmu/Glot500", tmp_path, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1") == [sources, warnings]
-    assert not Hub.asked, "a finished dataset asked the hub again"
+    assert not Hub.requested, "a finished dataset was requested from the hub again"
 
 
 def test_every_hub_error_has_a_hint(glot, endpoint, tmp_path):

@@ -1,4 +1,4 @@
-"Labelled sets are read whole and as upstream means them; what is mended, missing or unreadable is told."
+"Labelled sets are read completely and as their authors intend; repaired, missing or unreadable parts are reported."
 
 import random
 from collections import Counter
@@ -70,7 +70,7 @@ def data(tmp_path) -> Path:
 
 
 def test_topics(data):
-    "Doubled quotes are single again, outer blanks go, two folders of one code stay apart."
+    "Doubled quotes become single, values are stripped, and two folders with one code stay separate."
     sets, warnings = load_labelled("sib200", data)
     assert warnings == []
     assert [(one.name, one.code) for one in sets] == [
@@ -83,7 +83,7 @@ def test_topics(data):
 
 
 def test_words_of_a_treebank(data):
-    "Ranges and empty nodes are no words, a word may hold a blank, and files beside the treebank are not read."
+    "Ranges and empty nodes are not words, a word may contain a space, and files beside the treebank are not read."
     sets, _ = load_labelled("ud", data)
     (spanish,) = [one for one in sets if one.name == "UD_Spanish-X"]
     assert spanish.code == "spa_Latn"
@@ -100,7 +100,7 @@ def test_treebanks_of_one_language_and_of_several_files(data):
     assert czech.splits["train"].texts == [["a"], ["b"]]
 
 
-def test_english_without_train_is_moved_one_on_and_no_other_is(data):
+def test_only_english_without_train_is_trained_on_dev(data):
     sets, warnings = load_labelled("ud", data)
     splits = {one.name: one.splits for one in sets}
     assert {split: part.texts for split, part in splits["UD_English-EWT"].items()} == {
@@ -127,7 +127,7 @@ def test_unknown_entity_classes_are_reported(data):
 
 @pytest.mark.parametrize("ending", ["", ".txt", ".tsv"])
 def test_wikiann(data, ending):
-    "With any ending; a word may hold a colon, and blank lines at the end are no sentence."
+    "With any ending; a word may contain a colon, and blank lines at the end are not a sentence."
     for split in ("train", "dev", "test"):
         (data / f"wikiann/sl/{split}").rename(data / f"wikiann/sl/{split}{ending}")
     (slovene,), warnings = load_labelled("wikiann", data)
@@ -144,7 +144,7 @@ def test_names_of_wikipedia(data, name, code):
 
 
 def test_verses_with_a_topic(data):
-    "English is upstream's own wording; a Bible has the labels of those of its verses that are labelled."
+    "English is the data set's own text; a Bible has the labels of its labelled verses."
     (english, german), warnings = load_labelled("taxi1500", data)
     assert (english.name, english.code, german.name, german.code) == ("eng", "eng_Latn", "deu-x-bible", "deu_Latn")
     assert english.splits["train"] == LabelledTexts(["The book", "Before"], ["Faith", "Grace"])
@@ -224,20 +224,20 @@ def test_names_and_folders(data, monkeypatch):
 
 
 def test_any_tags_come_out_well_formed_and_stay_so():
-    "Whatever comes in: each `I-` goes on with a name of its class, mending again changes nothing, no good tag changes."
+    "For any tags: each `I-` continues a name of its class, repairing again changes nothing, and valid tags stay."
     choices = [*NER_TAGS, "B-OTH", "I-OTH"]
     numbers = random.Random(7)
     for _ in range(300):
         tags = numbers.choices(choices, k=numbers.randint(1, 8))
         notes = Counter()
-        mended = repair_ner_tags(tags, notes)
-        assert all(tag[0] != "I" or before[2:] == tag[2:] for before, tag in zip(["O", *mended], mended)), tags
-        assert repair_ner_tags(mended, again := Counter()) == mended and not again.total()
-        assert set(mended) <= set(NER_TAGS) and (mended == tags) == (not notes.total()), (tags, notes)
-        assert [t[2:] for t in mended if t != "O"] == [t[2:] for t in tags if t != "O" and "OTH" not in t]
+        repaired = repair_ner_tags(tags, notes)
+        assert all(tag[0] != "I" or before[2:] == tag[2:] for before, tag in zip(["O", *repaired], repaired)), tags
+        assert repair_ner_tags(repaired, again := Counter()) == repaired and not again.total()
+        assert set(repaired) <= set(NER_TAGS) and (repaired == tags) == (not notes.total()), (tags, notes)
+        assert [t[2:] for t in repaired if t != "O"] == [t[2:] for t in tags if t != "O" and "OTH" not in t]
 
 
-def test_texts_and_labels_must_be_as_many():
+def test_texts_and_labels_must_have_equal_length():
     with pytest.raises(ValueError, match="shorter"):
         validate_labels("sib200", "here", ["One", "Two"], ["sports"])
 
@@ -297,7 +297,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 
 def test_wikiann_from_the_hub(hub):
-    "Tags by name whatever their numbers, `validation` is dev, what is in no standard loses its prefix."
+    "Tags are read by name, `validation` is dev, and prefixes that are not standard are removed."
     (simple, slovene), warnings = load_labelled("wikiann")
     assert (slovene.name, slovene.code, simple.name, simple.code) == ("sl", "slv_Latn", "simple", "eng_Latn")
     assert [(split, part.labels) for split, part in slovene.splits.items()] == [
@@ -309,7 +309,7 @@ def test_wikiann_from_the_hub(hub):
     assert "sl test: `I-` where a name begins read as `B-`: 1" in warnings
 
 
-def test_the_others_from_the_hub(hub):
+def test_other_labelled_sets_from_the_hub(hub):
     (danish,), warnings = load_labelled("ner")
     assert (danish.name, danish.code, list(danish.splits)) == ("da_ddt", "dan_Latn", ["train", "test"])
     (french,), warnings = load_labelled("sib200")
@@ -319,7 +319,7 @@ def test_the_others_from_the_hub(hub):
 
 
 def test_sets_with_a_program_of_their_own_are_read_from_the_plain_copy(hub, monkeypatch):
-    "The library refuses them; the hub keeps a copy with a folder for each configuration."
+    "`datasets` refuses them; the hub keeps a copy with a folder for each configuration."
     (hub / "plain/da_ddt/validation").mkdir(parents=True)
     (hub / "ner/a.parquet").rename(hub / "plain/da_ddt/validation/0000.parquet")
     refused = "Dataset scripts are no longer supported, but found plain.py"
@@ -336,15 +336,15 @@ def test_sets_with_a_program_of_their_own_are_read_from_the_plain_copy(hub, monk
 
 
 @pytest.mark.parametrize("task", LAYOUTS)
-def test_no_hub_is_the_users_to_mend(monkeypatch, task):
+def test_without_a_hub_the_error_names_a_fix(monkeypatch, task):
     "Without a network the error names the dataset and the way out."
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
     with pytest.raises(UserError, match=f"{DATASETS[task].hub}.*set LANGSAMP_DATA"):
         load_labelled(task)
 
 
-def test_a_configuration_that_fails_costs_itself(hub, monkeypatch):
-    "The others are read and it is told; where all fail it is an error."
+def test_a_failing_configuration_does_not_stop_the_others(hub, monkeypatch):
+    "The others are read, and it is reported; if all fail it is an error."
     read = labelled.hub_splits
     fail = {"sl"}
 

@@ -1,4 +1,4 @@
-"One writer to a run's folder, and any number of runs beside each other."
+"One writer per run folder, and any number of runs at the same time."
 
 import signal
 import time
@@ -10,7 +10,7 @@ from langsamp.training.pretrain import main
 
 
 def hang() -> None:
-    "Make a run stand still, holding its folder."
+    "Pause a run while it holds its lock."
     pretraining.prepare = lambda *_: time.sleep(300)
 
 
@@ -35,8 +35,8 @@ def test_second_run_in_a_folder_is_refused(new_run, outputs, capsys):
         process.join(10)
 
 
-def test_lock_of_a_killed_run_holds_nobody_up(new_run, outputs, unbroken):
-    "After a SIGKILL the same command needs no clearing away."
+def test_lock_of_a_killed_run_is_released(new_run, outputs, unbroken):
+    "After SIGKILL the same command works without cleaning up."
     params, run = new_run("lock-left")
     process = held((params, outputs))
     process.kill()

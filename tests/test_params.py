@@ -155,8 +155,8 @@ def test_parameters_are_frozen_described_and_not_shared(kind):
 
 
 @pytest.mark.parametrize("old", OLD_NAMES)
-def test_a_former_name_is_answered_with_the_new_one(old):
-    "Whoever opens a file of an earlier version is told what its parameters are called now."
+def test_an_old_parameter_name_is_refused_with_the_new_one(old):
+    "A params file of an earlier version is refused with the new names."
     from langsamp.evaluation.finetune import FineTuning
 
     new = OLD_NAMES[old].split(", ")
@@ -170,7 +170,7 @@ def test_a_former_name_is_answered_with_the_new_one(old):
 
 
 @pytest.mark.parametrize("old", OLD_VALUES)
-def test_a_former_variant_is_answered_with_the_new_one(old):
+def test_an_old_variant_is_refused_with_the_new_one(old):
     with pytest.raises(UserError, match=re.escape(f"not `{old}`; it is now called `{OLD_VALUES[old]}`")):
         PretrainParams(**{"variant": old})
 

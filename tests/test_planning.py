@@ -1,4 +1,4 @@
-"A plan is arithmetic that holds, and it plans the run that will be made."
+"A plan's arithmetic is correct, and it describes the run that follows."
 
 import shutil
 import time
@@ -36,7 +36,7 @@ def disk(folder: Path) -> int:
 
 
 def test_the_smoke_run_by_hand(outputs):
-    "Two blocks of width 64: four square matrices, a feed-forward of four times the width, biases and norms."
+    "Two layers of width 64: four square matrices, a feed-forward of four times the width, biases and norms."
     p = PretrainParams.model_validate(read_yaml(SMOKE))
     model, data, corpus = old_tokens_of(p, outputs)
     cost = computed_costs(p, model, data, corpus)
@@ -63,7 +63,7 @@ def test_the_smoke_run_by_hand(outputs):
 
 
 def test_epochs_under_temperature_sampling(outputs, tmp_path):
-    "An epoch is what the quotas say, here with one language-script of a single block that is drawn more than once."
+    "An epoch follows the quotas, here with one language-script of a single sequence that is drawn more than once."
     corpus = tiny.write_corpus(tmp_path)
     (corpus / "train/hin_Deva.txt").write_text("\n".join(tiny.sentences("hin_Deva", 2)) + "\n")
     p = tiny.params_of(corpus, sampling="temperature", alpha=0.0, max_steps=30, global_batch_size=8)
@@ -74,7 +74,7 @@ def test_epochs_under_temperature_sampling(outputs, tmp_path):
 
 
 def test_flops_by_hand():
-    "Six a parameter and token, attention 12 a block, width and token of context, the head for 15 %."
+    "Six per parameter and token, attention 12 per layer, width and token of context, the head for 15 %."
     config = XLMRobertaConfig(
         vocab_size=1000, hidden_size=64, num_hidden_layers=3, num_attention_heads=2, intermediate_size=256
     )
@@ -115,7 +115,7 @@ def test_disk_is_what_a_run_takes(corpus, tmp_path):
 # Plans
 
 
-def test_changes_take_the_place_of_what_the_file_says(outputs):
+def test_overrides_replace_the_values_of_the_file(outputs):
     plans = [
         plan(PlanParams(params=str(SMOKE), overrides=other_values, measured_steps=2), outputs)
         for other_values in ({}, {"max_steps": 120, "variant": "baseline", "max_seq_length": 32})
@@ -125,7 +125,7 @@ def test_changes_take_the_place_of_what_the_file_says(outputs):
     assert all(0.9 < cost["tokens trained on"] / full < 1 for cost, full in zip(plans, places))
 
 
-def test_a_plan_trains_nothing_for_good(outputs):
+def test_a_plan_leaves_nothing_behind(outputs):
     before = {path.name for path in outputs.iterdir()} | {"data"}
     plan(PlanParams(params=str(SMOKE), overrides={"run_name": "planned"}, measured_steps=2), outputs)
     assert {path.name for path in outputs.iterdir()} == before
@@ -151,7 +151,7 @@ def test_the_table_has_units():
     ],
 )
 def test_a_wrong_parameter_is_refused(where, name, says, outputs, tmp_path):
-    "Misspelt, in the file or in the changes; or of a wrong type."
+    "Misspelt, in the file or in the overrides; or of a wrong type."
     written = {"run_name": "x"} | ({name: 1} if where == "file" else {})
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(written))
     p = PlanParams(params=str(tmp_path / "x.yaml"), overrides={name: "many"} if where == "overrides" else {})
@@ -165,13 +165,13 @@ def test_a_missing_file_is_refused(outputs):
 
 
 def test_the_default_plan_from_the_folder_of_its_notebook(outputs, monkeypatch):
-    "Where JupyterLab starts it; the file's path is from the repository's top."
+    "Where JupyterLab starts it; the path of the file is relative to the repository."
     monkeypatch.chdir(tiny.ROOT / "nbs")
     assert 0.9 < plan(PlanParams(measured_steps=2), outputs)["tokens trained on"] / (60 * 16 * 64) < 1
 
 
 def test_a_corpus_without_held_out_text_is_refused(outputs, tmp_path):
-    "As a run of it is, which measures its loss."
+    "Like a run on it, which needs a validation loss."
     (tmp_path / "train").mkdir()
     (tmp_path / "train/eng_Latn.txt").write_text("\n".join(tiny.sentences("eng_Latn", 40)) + "\n")
     file = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(tmp_path, run_name="no-held-out"))
@@ -183,7 +183,7 @@ def test_a_corpus_without_held_out_text_is_refused(outputs, tmp_path):
 
 @pytest.mark.slow
 def test_the_paper_preset_dry(tmp_path, capsys):
-    "XLM-R base's size and tokenizer, blocks of 512, two steps: what four weeks would consist of. About 8 GB."
+    "Size and tokenizer of XLM-R base, sequences of 512, two steps of the four-week run. Needs about 8 GB."
     other_values = {
         "corpus": "udhr",
         "languages": ["eng_Latn", "hin_Deva", "rus_Cyrl"],

@@ -1,4 +1,4 @@
-"Training goes on from a given encoder: from its very weights, with its vocabulary, within its limits."
+"Training continues from a given encoder: with its weights, its vocabulary and its limits."
 
 import shutil
 import signal
@@ -23,7 +23,7 @@ from langsamp.training.pretrain import initial_model, pretrain
 
 @pytest.fixture(scope="module")
 def wanted(corpus, stock) -> AdaptParams:
-    "A start that can also read Devanagari."
+    "An adapted checkpoint that can also encode Devanagari."
     return AdaptParams(
         name="fitted", backbone=str(stock), corpus=str(corpus), languages=[], num_new_tokens=100, min_count=1
     )
@@ -37,7 +37,7 @@ def start(wanted, outputs) -> Path:
 
 @pytest.fixture
 def params(corpus, start) -> Callable[..., PretrainParams]:
-    "Two steps that go on from the start."
+    "Two steps from the adapted checkpoint."
     few = {"backbone": "fitted", "max_steps": 2, "warmup_steps": 1, "save_steps": 1, "dropout": 0.0}
     return lambda name, **overrides: tiny.params_of(corpus, run_name=name, **few).replace(**overrides)
 
@@ -49,13 +49,13 @@ def stock_part(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 # From the very weights
 
 
-def test_the_start_reads_what_the_stock_encoder_cannot(start):
+def test_the_adapted_checkpoint_encodes_what_the_stock_encoder_cannot(start):
     table = adaptation_table(start)
     assert table.loc["Deva", "<unk> % before"] > 40 and table["<unk> % after"].max() < 0.1
 
 
 @pytest.mark.parametrize("variant", ["baseline", "language", "script", "language+script"])
-def test_step_0_is_the_start_in_every_arm(params, start, outputs, variant):
+def test_step_0_equals_the_backbone_in_every_variant(params, start, outputs, variant):
     p = params("unused", variant=variant)
     theirs = AutoModelForMaskedLM.from_pretrained(start).state_dict()
     ours = stock_part(initial_model(p, prepare(p, outputs), outputs))
@@ -64,8 +64,8 @@ def test_step_0_is_the_start_in_every_arm(params, start, outputs, variant):
 
 
 @pytest.mark.parametrize("variant", ["baseline", "language+script"])
-def test_a_run_trains_these_weights(params, start, outputs, variant):
-    "With next to no learning rate a run ends where it began; with one it does not."
+def test_a_run_trains_the_weights_of_its_backbone(params, start, outputs, variant):
+    "With a learning rate near zero the weights do not change; with a larger one they do."
     still, moved = [
         params(f"from-start-{variant.replace('+', '-')}-{rate}", variant=variant, learning_rate=rate)
         for rate in (1e-30, 1e-3)
@@ -77,7 +77,7 @@ def test_a_run_trains_these_weights(params, start, outputs, variant):
         assert (tiny.furthest(theirs, made) < 1e-20) == near
 
 
-def test_the_exported_backbone_is_stock_and_has_the_start_s_vocabulary(params, start, outputs):
+def test_the_exported_backbone_is_stock_and_has_the_adapted_vocabulary(params, start, outputs):
     pretrain(p := params("export"), outputs)
     encoder, report = AutoModel.from_pretrained(outputs / p.run_name / "backbone", output_loading_info=True)
     tokenizer = AutoTokenizer.from_pretrained(outputs / p.run_name / "backbone")
@@ -92,7 +92,7 @@ def test_the_exported_backbone_is_stock_and_has_the_start_s_vocabulary(params, s
 
 
 def test_the_dropout_of_the_run_reaches_a_given_backbone(params, stock, outputs):
-    "Everywhere, whatever the checkpoint says; and it acts."
+    "In every layer, independent of the checkpoint's own value; and it has an effect."
     assert AutoModelForMaskedLM.from_pretrained(stock).config.hidden_dropout_prob == 0.1
     for dropout in (0.0, 0.37):
         p = params("unused", backbone=str(stock), dropout=dropout)
@@ -109,7 +109,7 @@ def test_the_dropout_of_the_run_reaches_a_given_backbone(params, stock, outputs)
         assert same == (dropout == 0), f"dropout {dropout} in training"
 
 
-def test_an_empty_tokenizer_is_the_backbone_s_own(params, start, stock, outputs):
+def test_an_empty_tokenizer_parameter_means_the_tokenizer_of_the_backbone(params, start, stock, outputs):
     for backbone, folder in [("fitted", start), (str(stock), stock)]:
         found = prepare(params("unused", backbone=backbone, tokenizer=""), outputs).tokenizer
         ours, theirs = [AutoTokenizer.from_pretrained(f).backend_tokenizer.to_str() for f in (found, folder)]
@@ -120,7 +120,7 @@ def test_an_empty_tokenizer_is_the_backbone_s_own(params, start, stock, outputs)
 
 
 def refused(p: PretrainParams, outputs: Path) -> str:
-    "What a run is refused for; no step was made."
+    "Return the error of a refused run; no step was made."
     with pytest.raises(UserError) as error:
         pretrain(p, outputs)
     run = outputs / p.run_name
@@ -128,7 +128,7 @@ def refused(p: PretrainParams, outputs: Path) -> str:
     return str(error.value)
 
 
-def test_a_block_beyond_the_positions_is_refused(params, outputs):
+def test_a_sequence_longer_than_the_positions_is_refused(params, outputs):
     "65 tokens do not fit where 64 do."
     printed = refused(params("too-long", max_seq_length=65), outputs)
     assert "max_seq_length 65" in printed and "64 tokens" in printed and "fitted" in printed
@@ -154,7 +154,7 @@ def test_glot500_sampling_needs_a_big_unseen_language(params, outputs):
 
 
 def test_two_folders_are_one_corpus(params, corpus, tmp_path, outputs):
-    "The lines of both are trained on, in one shard a language-script."
+    "The lines of both are trained on, in one shard per language-script."
     extra = tmp_path / "extra"
     extra.mkdir()
     (extra / "hin_Deva.txt").write_text("\n".join(tiny.sentences("hin_Deva", 30, seed=1)) + "\n")
@@ -172,7 +172,7 @@ def test_two_folders_are_one_corpus(params, corpus, tmp_path, outputs):
     assert lines[1] == lines[0] | {"hin_Deva": lines[0]["hin_Deva"] + 30}
 
 
-def test_a_killed_run_from_a_start_ends_like_the_unbroken_one(new_run, start, outputs):
+def test_a_killed_run_from_an_adapted_checkpoint_ends_like_the_uninterrupted_one(new_run, start, outputs):
     "With temperature sampling, SIGKILL at two random steps; the same command gives the same bytes."
     steps = sorted(np.random.default_rng().integers([1, 13], [6, 24]))
     overrides = {"backbone": "fitted", "sampling": "temperature", "alpha": 0.3}
@@ -191,14 +191,14 @@ def test_a_killed_run_from_a_start_ends_like_the_unbroken_one(new_run, start, ou
 
 
 def test_a_run_that_was_refused_leaves_its_name_free(params, outputs):
-    "The mend is made in the params file, and the same command given again."
-    refused(p := params("mended", max_seq_length=65), outputs)
+    "The params file is corrected, and the same command works."
+    refused(p := params("corrected", max_seq_length=65), outputs)
     assert pretrain(p.replace(max_seq_length=64), outputs)["step"] == 2
 
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_backbone_under_the_same_name_is_refused(params, tmp_path, finished):
-    "Same parameters, same tokenizer, same text, other weights: the start was deleted and made with another seed."
+    "Same parameters, tokenizer and text, other weights: the adapted checkpoint was deleted and made with another seed."
     backbones = [tiny.stock_checkpoint(tmp_path / str(seed), seed) for seed in (0, 1)]
     own, outputs = shutil.copytree(backbones[0], tmp_path / "own"), tmp_path / "outputs"
     pretrain(p := params("moved", backbone=str(own)), outputs)

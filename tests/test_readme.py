@@ -28,7 +28,7 @@ def test_the_own_text_block_pretrains(corpus, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", re.findall(r"^papermill .* -f .*", README, flags=re.M))
 def test_the_papermill_command_fits_a_params_file(line, corpus, tmp_path):
-    "With a params file made as the text says: a copy of one in params/, with a folder as corpus."
+    "With a params file made as described: a copy of one in params/, with a folder as corpus."
     own = (tiny.ROOT / "params/smoke.yaml").read_text()
     own = re.sub(r"languages: .*", f"languages: []\ncorpus: {corpus}", own).replace("smoke", "mine")
     own = own.replace("max_steps: 60", "max_steps: 2\nwarmup_steps: 1").replace("vocab_size: 1000", "vocab_size: 300")

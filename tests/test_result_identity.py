@@ -1,4 +1,4 @@
-"An answer is that of this encoder, this text, these settings and this code: not of a name, and not of a date."
+"A result belongs to an encoder, a text, settings and a code version, not to a name or a date."
 
 import errno
 import json
@@ -45,7 +45,7 @@ def write_pairs(folder: Path, seed: int) -> Path:
 
 
 def write_topics(folder: Path, *codes: str) -> Path:
-    "A SIB-200 of three topics, hard enough that two draws of training sentences give two heads."
+    "A SIB-200 of three topics, hard enough that two samples of training sentences give two heads."
     words = [sentence.split() for sentence in tiny.sentences("eng_Latn", 40, seed=5)]
     random = np.random.default_rng(0)
     for code in codes:
@@ -73,12 +73,12 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def home(tmp_path, stock) -> Path:
-    "Outputs beside a checkpoint of one's own."
+    "Outputs beside a user's checkpoint."
     shutil.copytree(stock, tmp_path / "mine")
     return tmp_path / "outputs"
 
 
-def asked(home: Path, data: Path, **more) -> EvaluationParams:
+def eval_params(home: Path, data: Path, **more) -> EvaluationParams:
     return EvaluationParams(
         **{"encoder": str(home.parent / "mine"), "tasks": ["tatoeba"], "data_dir": str(data), **more}
     )
@@ -96,51 +96,51 @@ def other_weights(folder: Path) -> None:
 # Keyed by content
 
 
-def test_the_same_question_has_the_same_answer(home, sets):
-    "Tatoeba from A, from B, and from A again; a table shows what was asked last and never a mixture."
-    first = evaluate(asked(home, sets["A"]), home)[0]
-    second = evaluate(asked(home, sets["B"]), home)[0]
-    again = evaluate(asked(home, sets["A"]), home)[0]
+def test_the_same_request_gives_the_same_result(home, sets):
+    "Tatoeba from A, from B, and from A again; a table shows the last evaluation and never a mixture."
+    first = evaluate(eval_params(home, sets["A"]), home)[0]
+    second = evaluate(eval_params(home, sets["B"]), home)[0]
+    again = evaluate(eval_params(home, sets["A"]), home)[0]
     values = [table.value.tolist() for table in (first, second, again)]
     assert values[0] == values[2] != values[1]
-    assert read_results([asked(home, sets["A"]).encoder], home).value.tolist() == values[0]
+    assert read_results([eval_params(home, sets["A"]).encoder], home).value.tolist() == values[0]
 
 
-def test_an_answer_is_that_and_no_more(home, sets):
-    "Other languages, layers, tasks and ways that were asked before stay out of it; a table finds them all."
-    whole = evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)[0]
-    few = evaluate(asked(home, sets["A"], languages=["rus"], layer=1), home)[0]
+def test_a_result_holds_only_what_was_requested(home, sets):
+    "Other languages, layers, tasks and modes that were evaluated before are not part of it; a table finds them all."
+    whole = evaluate(eval_params(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)[0]
+    few = evaluate(eval_params(home, sets["A"], languages=["rus"], layer=1), home)[0]
     assert set(whole.task) == {"tatoeba", "sib200"} and set(whole.layer) == {-1}
     assert set(few["name"]) == {"rus-eng"} or set(few["name"]) == {"rus"}
     assert set(few.layer) == {1} and set(few.task) == {"tatoeba"}
     assert len(read_results(list(set(whole.run)), home)) == len(whole) + len(few)
 
 
-def test_one_language_of_other_text_starts_a_new_answer(home, sets):
+def test_one_language_with_other_text_starts_a_new_result(home, sets):
     "After all of A, one language of B: the table holds that one, not the others of A beside it; after A, all again."
-    evaluate(asked(home, sets["A"]), home)
-    evaluate(asked(home, sets["B"], languages=["rus"]), home)
-    name = asked(home, sets["A"]).encoder
+    evaluate(eval_params(home, sets["A"]), home)
+    evaluate(eval_params(home, sets["B"], languages=["rus"]), home)
+    name = eval_params(home, sets["A"]).encoder
     assert read_results([name], home)["name"].nunique() == 1
-    evaluate(asked(home, sets["A"], languages=["rus"]), home)
-    evaluate(asked(home, sets["A"], languages=["fra"]), home)
+    evaluate(eval_params(home, sets["A"], languages=["rus"]), home)
+    evaluate(eval_params(home, sets["A"], languages=["fra"]), home)
     both = read_results([name], home)
     assert both["name"].nunique() == 2 and both.data.nunique() == 1
 
 
-def test_two_names_do_not_share_a_folder(home, sets, monkeypatch):
-    "The folders `a/b` and `a--b`, which were one under outputs/evaluations/."
+def test_two_encoder_names_do_not_share_results(home, sets, monkeypatch):
+    "The folders `a/b` and `a--b`, which once shared a folder under outputs/evaluations/."
     monkeypatch.chdir(home.parent)
     shutil.copytree("mine", "a/b")
     shutil.copytree("mine", "a--b")
     other_weights(Path("a--b"))
-    found = [evaluate(asked(home, sets["A"], encoder=name), home)[0].value.tolist() for name in ("a/b", "a--b")]
+    found = [evaluate(eval_params(home, sets["A"], encoder=name), home)[0].value.tolist() for name in ("a/b", "a--b")]
     assert found[0] != found[1]
     assert [read_results([name], home).value.tolist() for name in ("a/b", "a--b")] == found
 
 
 def test_a_retrained_encoder_has_no_results_of_the_old_one(home, sets):
-    mine = asked(home, sets["A"])
+    mine = eval_params(home, sets["A"])
     old = evaluate(mine, home)[0].value.tolist()
     other_weights(home.parent / "mine")
     with pytest.raises(UserError, match="no results of .*mine` with its current weights"):
@@ -149,9 +149,9 @@ def test_a_retrained_encoder_has_no_results_of_the_old_one(home, sets):
     assert new != old and read_results([mine.encoder], home).value.tolist() == new
 
 
-def test_no_clock_decides(home, sets, monkeypatch):
-    "The new encoder is asked while the clock is ten years behind."
-    mine, real = asked(home, sets["A"]), results.provenance
+def test_results_do_not_depend_on_the_clock(home, sets, monkeypatch):
+    "The new encoder is evaluated while the clock is ten years behind."
+    mine, real = eval_params(home, sets["A"]), results.provenance
     old = evaluate(mine, home)[0].value.tolist()
     other_weights(home.parent / "mine")
     monkeypatch.setattr(results, "provenance", lambda: real() | {"started": "2016-01-01T00:00:00+00:00"})
@@ -160,15 +160,15 @@ def test_no_clock_decides(home, sets, monkeypatch):
 
 
 def test_results_of_other_code_are_not_read(home, sets, monkeypatch):
-    mine = asked(home, sets["A"])
+    mine = eval_params(home, sets["A"])
     evaluate(mine, home)
     monkeypatch.setattr(results, "protocol_version", lambda way: "newer")
     with pytest.raises(UserError, match="no results of .* and this code"):
         read_results([mine.encoder], home)
 
 
-def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
-    "Whatever module of ours runs between text and score is hashed; editing it, or `evaluation`, gives another version."
+def test_the_code_version_covers_every_module_behind_a_score(home, sets, tmp_path, monkeypatch):
+    "Every module of langsamp that runs between text and score is hashed; an edit gives another version."
     ran: dict[str, set[str]] = {}
 
     def watched(way, work):
@@ -184,9 +184,9 @@ def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
     for way, name in [("retrieval", "retrieval_rows"), ("frozen", "_train_probes"), ("fine-tuned", "_fine_tune")]:
         monkeypatch.setattr(tasks, name, watched(way, getattr(tasks, name)))
     monkeypatch.setattr(Encoder, "encode", watched("retrieval", Encoder.encode))
-    evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)
+    evaluate(eval_params(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)
     quick = {"num_train_epochs": 1, "micro_batch_size": 8, "gradient_accumulation_steps": 1}
-    evaluate(asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", overrides=quick), home)
+    evaluate(eval_params(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", overrides=quick), home)
     assert ran.keys() == {"retrieval", "frozen", "fine-tuned"}
     shutil.copytree(langsamp.__path__[0], tmp_path / "edited", ignore=shutil.ignore_patterns("data", "__pycache__"))
     monkeypatch.setattr(langsamp, "__path__", [str(tmp_path / "edited")])
@@ -202,8 +202,8 @@ def test_code_is_all_that_works_on_a_number(home, sets, tmp_path, monkeypatch):
 
 
 def test_hyperparameters_count_named_or_not(home, sets):
-    "The paper's value written out is the same question; another one is another."
-    mine = asked(home, sets["A"], tasks=["sib200"], mode="fine-tuned")
+    "The paper's value given explicitly is the same setting; another value is another."
+    mine = eval_params(home, sets["A"], tasks=["sib200"], mode="fine-tuned")
     settings = [
         tasks.get_task("sib200").settings(mine.replace(overrides=c))
         for c in ({}, {"num_train_epochs": 40}, {"num_train_epochs": 41})
@@ -217,19 +217,19 @@ def test_hyperparameters_count_named_or_not(home, sets):
 def test_exactly_the_requested_seeds(home, sets):
     found = {}
     for count in (1, 2, 1, 3):
-        found[count] = evaluate(asked(home, sets["A"], tasks=["sib200"], seeds=count), home)[0]
+        found[count] = evaluate(eval_params(home, sets["A"], tasks=["sib200"], seeds=count), home)[0]
         assert sorted(set(found[count].seed)) == [42 + i for i in range(count)]
     shared = found[3][found[3].seed == 42].reset_index(drop=True)
     assert found[1].equals(shared), "seed 42 is the same number in every request"
 
 
-def test_a_byte_copy_does_not_differ(home, sets):
-    "One was asked with one seed and then with two, the other with three at once."
+def test_an_identical_copy_has_zero_differences(home, sets):
+    "One was evaluated with one seed and then with two, the other with three at once."
     shutil.copytree(home.parent / "mine", home.parent / "copy")
     names = {"mine": str(home.parent / "mine"), "copy": str(home.parent / "copy")}
     for name, counts in {"mine": (1, 2), "copy": (3,)}.items():
         for count in counts:
-            evaluate(asked(home, sets["A"], encoder=names[name], tasks=["sib200"], seeds=count), home)
+            evaluate(eval_params(home, sets["A"], encoder=names[name], tasks=["sib200"], seeds=count), home)
     rows = read_results(list(names.values()), home)
     spread = rows[rows.metric == "f1_macro"].groupby("seed").value.mean()
     assert spread.nunique() > 1, "the seeds do differ, or this shows nothing"
@@ -258,7 +258,7 @@ def test_a_table_takes_the_seeds_that_all_runs_have():
         tables.score_table(both, {"a": ["one"], "b": ["two"]}, "sib200:frozen:f1_macro")
 
 
-def test_a_table_of_two_texts_is_refused():
+def test_a_table_mixing_two_texts_is_refused():
     rows = pd.concat([made_up("one", range(42, 43)), made_up("two", range(42, 43), data="e")])
     with pytest.raises(UserError, match="different text .one on d, two on e.* same `data`"):
         tables.score_table(rows, {"a": ["one"], "b": ["two"]}, "sib200:frozen:f1_macro")
@@ -298,7 +298,7 @@ def test_the_page_refuses_incomparable_runs(runs):
         tiny.papermill("nbs/figures/pretraining.ipynb", runs / "page.ipynb", runs, "-y", "{runs: [one, small]}")
 
 
-def test_runs_of_other_lengths_are_told_apart(runs):
+def test_runs_of_different_lengths_are_distinguished(runs):
     losses = plots.validation_losses(runs / "one", runs / "shorter")
     figure, _ = plots.script_losses(losses, plots.unigram_table(runs / "one"))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -325,7 +325,7 @@ def finished(corpus, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_a_reproduction_does_not_give_old_runs_for_others(corpus, finished):
+def test_a_reproduction_does_not_reuse_runs_of_other_parameters(corpus, finished):
     assert len(reproduction.reproduce(reproduced(corpus), finished)) == 2
     with pytest.raises(
         UserError, match="tiny-language-script-42 belongs to a run with other parameters .*learning_rate: .* → 0.01"
@@ -333,7 +333,7 @@ def test_a_reproduction_does_not_give_old_runs_for_others(corpus, finished):
         reproduction.reproduce(reproduced(corpus, learning_rate=0.01), finished)
 
 
-def test_a_reproduction_does_not_give_old_runs_for_other_text(corpus, finished, tmp_path):
+def test_a_reproduction_does_not_reuse_runs_on_other_text(corpus, finished, tmp_path):
     other = tiny.write_corpus(tmp_path / "text")
     for job in reproduction.pretraining_jobs(reproduced(other)):
         shutil.rmtree(finished / job.parameters["run_name"])
@@ -376,7 +376,7 @@ FAMILIES = ["a", "b", "c"]
         lambda x: neutrality.mean_and_interval(neutrality.family_resamples(["eng_Latn", "fin_Latn", "tha_Thai"], 9), x),
     ],
 )
-def test_a_number_that_is_none_is_an_error(ask):
+def test_nonfinite_scores_are_an_error(ask):
     for x in (NAN, np.where(np.isnan(NAN), np.inf, NAN)):
         if ask.__code__.co_names[-1] != "detectable" or np.isnan(x).any():  # An interval may be endless
             with pytest.raises(UserError):
@@ -398,7 +398,7 @@ def test_a_number_that_is_none_is_an_error(ask):
         lambda x: neutrality.neutrality_measures(x, ["eng_Latn", "rus_Cyrl", "deu_Latn"]),
     ],
 )
-def test_a_vector_that_is_none_is_an_error(ask):
+def test_nonfinite_vectors_are_an_error(ask):
     x_LKH = np.random.default_rng(0).normal(size=(3, 8, 4))
     ask(x_LKH)
     for value in (np.nan, np.inf):
@@ -434,7 +434,7 @@ def test_neutrality_of_too_little_is_an_error():
 @pytest.mark.parametrize("scaling", retrieval.SCALINGS)
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_anti_correlated_vectors_have_ranks(scaling, size):
-    "Also with noise, so that rounding differs: whatever margin divides by, a translation is no rival of its own."
+    "Also with noise, so that rounding differs: for any divisor, a translation does not compete with itself."
     random = np.random.default_rng(size)
     for noise in (0, 1e-3, 0.3):
         source = np.ones((size, 8)) + noise * random.normal(size=(size, 8))
@@ -446,7 +446,7 @@ def test_anti_correlated_vectors_have_ranks(scaling, size):
 
 
 def test_ties_are_ties_under_any_divisor():
-    "A twin of each candidate costs a place where margin divides by nearly nothing."
+    "A duplicate of each candidate costs one rank where the margin divides by a number near zero."
     random = np.random.default_rng(0)
     source = np.ones((6, 64)) + 0.1 * random.normal(size=(6, 64))
     target = -source + 0.1 * random.normal(size=(6, 64))
@@ -455,8 +455,8 @@ def test_ties_are_ties_under_any_divisor():
 
 
 @pytest.mark.parametrize("languages,sentences,width", [(7, 3, 33), (3, 7, 33), (3, 3, 384), (7, 3, 769), (3, 50, 96)])
-def test_ties_are_no_hits(languages, sentences, width):
-    "Every sentence stands there twice, so no nearest one is the translation, whatever rounding says."
+def test_ties_are_not_hits(languages, sentences, width):
+    "Every sentence occurs twice, so no nearest neighbour is unique, independent of rounding."
     random = np.random.default_rng(sentences)
     meaning = random.normal(size=(1, sentences, width)) + 2
     x_LKH = meaning + 0.3 * random.normal(size=(languages, sentences, width))
@@ -464,8 +464,8 @@ def test_ties_are_no_hits(languages, sentences, width):
     assert hits_LL[~np.eye(languages, dtype=bool)].max() == 0
 
 
-def test_rounding_wins_nothing():
-    "Two encoders whose means were added up in another order."
+def test_rounding_counts_as_no_difference():
+    "Two encoders whose means were summed in different orders."
     index = [f"l{i}" for i in range(60)]
     base = pd.Series(np.random.default_rng(0).uniform(10, 90, 60), index)
     dust = base * (1 + 1e-15) + 1e-14
@@ -474,7 +474,7 @@ def test_rounding_wins_nothing():
     assert (found["difference"], found["p"], found["won"], found["lost"], found["effect"]) == (0, 1, 0, 0, 0)
 
 
-def test_a_table_of_numbers_that_are_none_is_refused():
+def test_a_table_of_nonfinite_values_is_refused():
     rows = pd.concat([made_up("one", range(42, 43)), made_up("two", range(42, 43))])
     table = tables.score_table(rows, {"a": ["one"], "b": ["two"]}, "sib200:frozen:f1_macro")
     table.runs.iloc[0, 0] = np.nan
@@ -486,15 +486,15 @@ def test_a_table_of_numbers_that_are_none_is_refused():
 
 
 @pytest.fixture
-def harmed(runs, tmp_path) -> Path:
-    "Outputs to harm."
+def damaged(runs, tmp_path) -> Path:
+    "Outputs to damage."
     for name in ("one", "data"):
         shutil.copytree(runs / name, tmp_path / name)
     return tmp_path
 
 
 def half(path: Path) -> None:
-    "A file that broke off."
+    "A truncated file."
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -513,19 +513,19 @@ def half(path: Path) -> None:
         ("model/config.json", "gone", lambda run: embeddings.read_embeddings(run)),
     ],
 )
-def test_broken_files_of_a_run_are_named(harmed, name, how, ask):
-    path = harmed / "one" / name
+def test_broken_files_of_a_run_are_named(damaged, name, how, ask):
+    path = damaged / "one" / name
     half(path) if how == "half" else path.unlink()
     with pytest.raises(UserError, match=rf"{path.name}.*(restore|delete|give the command of this run again)"):
-        ask(harmed / "one")
+        ask(damaged / "one")
 
 
-def test_the_message_for_a_broken_corpus_file_helps(harmed):
-    "Deleted, and the run's command given again: the file is there as it was."
-    path = harmed / "one/corpus.json"
-    kept, p = path.read_bytes(), open_run(harmed / "one")[0]
+def test_the_message_for_a_broken_corpus_file_helps(damaged):
+    "After deleting it, the command of the run restores the file."
+    path = damaged / "one/corpus.json"
+    kept, p = path.read_bytes(), open_run(damaged / "one")[0]
     path.unlink()
-    pretrain(p, harmed)
+    pretrain(p, damaged)
     assert path.read_bytes() == kept
 
 
@@ -534,21 +534,21 @@ def save(run: Path) -> None:
     plots.save_figure(figure, pd.DataFrame({"x": [1]}), run.parent / "figures/x", [run])
 
 
-def test_metrics_that_broke_off_are_no_shorter_run(harmed):
-    "Half of the file is lost, in a line or between two: the last loss would be that of an earlier step."
-    path = harmed / "one/metrics.jsonl"
+def test_truncated_metrics_are_an_error(damaged):
+    "Half of the file is lost, within a line or between lines: the last loss would be that of an earlier step."
+    path = damaged / "one/metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if json.loads(line)["step"] < 2))
     with pytest.raises(UserError, match=r"metrics.jsonl ends at step 1, but the run ended at step 2"):
-        plots.validation_losses(harmed / "one")
+        plots.validation_losses(damaged / "one")
     path.write_text('{"step": 1, "lo\n' + "".join(lines))
     with pytest.raises(UserError, match=r"metrics.jsonl:1 is damaged"):
-        plots.validation_losses(harmed / "one")
+        plots.validation_losses(damaged / "one")
 
 
 @pytest.mark.parametrize("name", ["settings.json", "request.json", "rows.jsonl"])
 def test_broken_results_are_named(home, sets, name):
-    mine = asked(home, sets["A"])
+    mine = eval_params(home, sets["A"])
     evaluate(mine, home)
     (path,) = home.glob(f"evaluations/*/*/{name}")
     path.write_text(
@@ -561,22 +561,22 @@ def test_broken_results_are_named(home, sets, name):
     assert len(evaluate(mine, home)[0]) and len(read_results([mine.encoder], home))
 
 
-def test_a_figure_without_prepared_text_says_how_to_make_it(harmed, corpus):
-    "The run's encoder needs none of it; what does is told the mend, and the mend works."
-    shutil.rmtree(harmed / "data")
-    assert open_encoder("one", harmed).variant == "language+script"
+def test_a_figure_without_prepared_text_says_how_to_make_it(damaged, corpus):
+    "The encoder of the run does not need the text; other functions give a fix, and the fix works."
+    shutil.rmtree(damaged / "data")
+    assert open_encoder("one", damaged).variant == "language+script"
     for ask in (
-        lambda: plots.unigram_table(harmed / "one"),
-        lambda: embeddings.trained_sequences(harmed / "one"),
-        lambda: open_encoder("init:one", harmed),
-        lambda: plots.run_retrieval([harmed / "one"]),
+        lambda: plots.unigram_table(damaged / "one"),
+        lambda: embeddings.trained_sequences(damaged / "one"),
+        lambda: open_encoder("init:one", damaged),
+        lambda: plots.run_retrieval([damaged / "one"]),
     ):
-        mend = "(the run's own command .*03_pretrain|give the command of this run again)"
-        with pytest.raises(UserError, match=f"data/.* is missing.*; {mend}"):
+        fix = "(the run's own command .*03_pretrain|give the command of this run again)"
+        with pytest.raises(UserError, match=f"data/.* is missing.*; {fix}"):
             ask()
-    params = tiny.write_params(harmed / "p.yaml", open_run(harmed / "one")[0])
-    assert main([str(params), str(harmed)]) == 0
-    assert len(plots.unigram_table(harmed / "one"))
+    params = tiny.write_params(damaged / "p.yaml", open_run(damaged / "one")[0])
+    assert main([str(params), str(damaged)]) == 0
+    assert len(plots.unigram_table(damaged / "one"))
 
 
 @contextmanager
@@ -591,8 +591,8 @@ def largest_file(size: int):
 
 
 def test_a_full_disk_in_an_evaluation(home, sets, monkeypatch):
-    "Whatever file is the first that does not fit; then the same rows as without."
-    mine, named = asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), set()
+    "For each first file that does not fit; afterwards the same rows as without the limit."
+    mine, named = eval_params(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), set()
     encoder = open_encoder(mine.encoder, home)
     monkeypatch.setattr(evaluation, "open_encoder", lambda *_: encoder)  # Its progress bar is a file of pytest's
     for size in (1, 1500, 4000):
@@ -607,13 +607,13 @@ def test_a_full_disk_in_an_evaluation(home, sets, monkeypatch):
     assert found.equals(evaluate(mine, home.parent / "fresh")[0])
 
 
-def test_a_full_disk_under_a_figure(harmed):
+def test_a_full_disk_under_a_figure(damaged):
     with largest_file(500), pytest.raises(UserError, match="cannot write .*figures/x.*Free some space"):
-        save(harmed / "one")
+        save(damaged / "one")
     with largest_file(5), pytest.raises(UserError, match="cannot write .*tables/x"):
         from langsamp.analysis.table_plots import save_tables
 
-        save_tables(harmed / "tables/x", a=pd.DataFrame({"x": range(9)}))
+        save_tables(damaged / "tables/x", a=pd.DataFrame({"x": range(9)}))
 
 
 def test_an_evaluation_needs_no_temporary_folder(home, sets, monkeypatch):
@@ -623,8 +623,8 @@ def test_an_evaluation_needs_no_temporary_folder(home, sets, monkeypatch):
     for name in ("mkstemp", "mkdtemp", "TemporaryFile", "NamedTemporaryFile", "TemporaryDirectory"):
         monkeypatch.setattr(tempfile, name, full)
     quick = {"num_train_epochs": 1, "micro_batch_size": 8, "gradient_accumulation_steps": 1}
-    assert len(evaluate(asked(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)[0])
-    tuned = asked(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", overrides=quick)
+    assert len(evaluate(eval_params(home, sets["A"], tasks=["tatoeba", "sib200"], seeds=1), home)[0])
+    tuned = eval_params(home, sets["A"], tasks=["sib200"], seeds=1, mode="fine-tuned", overrides=quick)
     assert len(evaluate(tuned, home)[0])
 
 

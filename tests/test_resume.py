@@ -1,4 +1,4 @@
-"A run that was killed, told to stop or damaged ends as if nothing had happened, or says what is wrong."
+"A run that was killed, stopped or damaged ends with the same result, or reports what is wrong."
 
 import os
 import shutil
@@ -19,7 +19,7 @@ PARTS = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.j
 
 
 def kill_when(happened: Callable[[Path], bool], params: Path, run: Path) -> None:
-    "Start the command, and kill it when something happens in its folder."
+    "Start the command, and kill it at an event in its folder."
     process = tiny.start(params, run.parent)
     tiny.wait_for(lambda: happened(run), lambda: process.poll() is None)
     process.kill()
@@ -37,7 +37,7 @@ def saving_after(step: int):
     return lambda run: tiny.steps_of(run) >= step and any((run / "checkpoints").glob(".part-step-*"))
 
 
-def test_killed_run_ends_like_the_unbroken_one(new_run, unbroken):
+def test_killed_run_ends_like_the_uninterrupted_one(new_run, unbroken):
     "SIGKILL before the first checkpoint, in a later epoch, and while saving; the same command gives the same bytes."
     first, second = np.random.default_rng().integers([1, 13], [6, 24])
     params, run = new_run("killed")
@@ -78,7 +78,7 @@ def die_at(number: int, log: Path) -> None:
 
 
 def test_killed_at_every_file_operation_of_a_checkpoint(new_run, unbroken):
-    "SIGKILL before the 1st, 3rd, 5th … file operation in `checkpoints/`; the newest whole one is the next start."
+    "SIGKILL before the 1st, 3rd, 5th … file operation in `checkpoints/`; the newest complete one is used."
     params, run = new_run("killed-in-save")
     left, codes, log = set(), [], run.with_suffix(".log")
     while 0 not in codes:
@@ -95,14 +95,14 @@ def test_killed_at_every_file_operation_of_a_checkpoint(new_run, unbroken):
 
 @pytest.mark.parametrize("step", [2, 18, "random"])
 def test_a_stop_signal_ends_the_run_at_the_next_step(new_run, unbroken, step):
-    "SIGTERM saves the step and exits with 143 within ten seconds; the same command goes on from there."
-    params, run = new_run(f"told-{step}")
+    "SIGTERM saves the step and exits with 143 within ten seconds; the same command continues from there."
+    params, run = new_run(f"stopped-{step}")
     step = int(np.random.default_rng().integers(1, 40)) if step == "random" else step
     process = tiny.fork(params, run.parent)
     tiny.wait_for(lambda: tiny.steps_of(run) >= step, process.is_alive)
     os.kill(process.pid, signal.SIGTERM)
     process.join(10)
-    assert process.exitcode == 143, f"told at step {step}"
+    assert process.exitcode == 143, f"stopped at step {step}"
     newest = max((run / "checkpoints").iterdir())
     assert find_damage(newest) == "" and int(newest.name[5:]) == tiny.steps_of(run)
     assert tiny.exit_code(tiny.fork(params, run.parent)) == 0
@@ -140,7 +140,7 @@ def unfinished(new_run, unbroken, request) -> tuple[Path, Path]:
 
 
 def test_killed_before_the_result(unfinished, unbroken):
-    "A run that stands at its last step only exports."
+    "A run that has done its last step only exports."
     params, run = unfinished
     assert main([str(params), str(run.parent)]) == 0
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken)
@@ -159,7 +159,7 @@ def harm(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
 @pytest.mark.parametrize("part", PARTS)
 def test_damaged_checkpoint_is_passed_over(unfinished, unbroken, capsys, part, how):
-    "Any harm to any file of the newest checkpoint is seen and named; the one before leads to the same end."
+    "Any damage to any file of the newest checkpoint is detected and named; the previous one leads to the same result."
     params, run = unfinished
     newest = max((run / "checkpoints").iterdir())
     harm(newest / part, how)
@@ -171,7 +171,7 @@ def test_damaged_checkpoint_is_passed_over(unfinished, unbroken, capsys, part, h
 
 
 def test_no_bit_of_a_manifest_can_raise(unbroken, tmp_path):
-    "A flipped bit anywhere in a manifest is never a traceback, and no checksum can be changed unseen."
+    "A flipped bit anywhere in a manifest never causes a traceback, and no checksum can change undetected."
     shutil.copytree(max((unbroken / "checkpoints").iterdir()), tmp_path / "step")
     whole = (tmp_path / "step/manifest.json").read_bytes()
     unseen = set()
@@ -185,7 +185,7 @@ def test_no_bit_of_a_manifest_can_raise(unbroken, tmp_path):
 
 
 def test_all_checkpoints_damaged(unfinished, capsys):
-    "With no sound checkpoint the run stops and names each damage; it never begins again in silence."
+    "Without an undamaged checkpoint the run stops and names each damage; it never starts over silently."
     params, run = unfinished
     for path in (run / "checkpoints").iterdir():
         harm(path / "optimizer.safetensors", "deleted")

@@ -1,4 +1,4 @@
-"Vectors are those of the whole model, whatever is left out of the work; ranks are those of a loop over all pairs."
+"Embeddings equal those of the whole model without its unused layers' work; ranks equal those of a loop."
 
 import threading
 import warnings
@@ -48,12 +48,12 @@ def text() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def encoder(stock):
-    "A stock encoder of two blocks and 64 positions, and a tokenizer that names no limit."
+    "A stock encoder of two layers and 64 positions, and a tokenizer without a length limit."
     return AutoModel.from_pretrained(stock).eval(), AutoTokenizer.from_pretrained(stock, model_max_length=10**30)
 
 
 def watched(model, call) -> list[str]:
-    "The modules that work while something is called."
+    "The modules that run during a call."
     seen, parts = [], [(name, part) for name, part in model.named_modules() if name]
     hooks = [part.register_forward_hook(lambda *_, name=name: seen.append(name)) for name, part in parts]
     call()
@@ -77,8 +77,8 @@ def test_stopping_early_changes_no_bit(family, dtype, text):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_above_does_not_work(family, text):
-    "Each layer runs as many modules as the next, and those above run none; rotary embeddings are computed per kind."
+def test_layers_above_the_requested_one_are_not_run(family, text):
+    "Each layer adds as many modules, and none above runs; rotary embeddings are computed per kind."
     model = build(family)
     runs = [truncated_encoder(model, layer) for layer in range(1, LAYERS + 1)]
     ran = [watched(model, lambda run=run: run(**text)) for run in runs]
@@ -124,14 +124,14 @@ def test_threads_stop_when_requested(family, text):
     assert wrong == []
 
 
-def test_a_model_that_shows_no_entry_is_run_whole(text, monkeypatch):
+def test_an_encoder_that_cannot_be_truncated_is_run_completely(text, monkeypatch):
     model = build("BERT")
     due = truncated_encoder(model, 2)(**text)
     monkeypatch.setattr("langsamp.encoding.encoder._truncated", lambda *_: None)
     assert torch.equal(truncated_encoder(model, 2)(**text), due)
 
 
-def test_a_compiled_model_stops_too(text):
+def test_a_compiled_model_stops_early_too(text):
     model = build("BERT")
     due = truncated_encoder(model, 2)(**text)
     around = torch.compile(model, backend="eager")
@@ -162,7 +162,7 @@ def test_vectors_are_those_of_each_sentence_alone(encoder, layer, pooling):
         assert np.allclose(vector, due, atol=1e-5), sentence
 
 
-def test_the_order_of_sentences_is_that_of_rows(encoder):
+def test_rows_have_the_order_of_the_sentences(encoder):
     order = np.random.default_rng(0).permutation(len(TEXTS))
     there, mixed = encode(TEXTS, *encoder), encode([TEXTS[i] for i in order], *encoder)
     assert np.array_equal(there[order], mixed)
@@ -217,7 +217,7 @@ def test_unsupported_requests_are_refused(encoder):
 
 
 def pairs(size: int, width: int = 16, noise: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    "Sentences and noisy translations, all with something in common."
+    "Embeddings of sentences and of noisy translations, with a common offset."
     random = np.random.default_rng(seed)
     meaning = random.normal(size=(size, width)) + 1
     return meaning, meaning + noise * random.normal(size=(size, width))
@@ -253,7 +253,7 @@ def test_ranks_are_those_of_a_loop(scaling, size):
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_chunks_change_nothing(scaling, monkeypatch):
+def test_chunking_changes_no_result(scaling, monkeypatch):
     source, target = pairs(50)
     whole = retrieval_rows(source, target, scaling)
     held = []
@@ -267,7 +267,7 @@ def test_chunks_change_nothing(scaling, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [10, 2047, 2048, 100_000, 10**7])
-def test_a_chunk_has_a_bound(size):
+def test_chunk_size_is_bounded(size):
     chunks = retrieval._chunks(size)
     first, second = next(chunks), next(chunks, None)
     rows = min(first.stop, size)
@@ -277,7 +277,7 @@ def test_a_chunk_has_a_bound(size):
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("size", [2, 9, 64, 65, 333])
 def test_ties_count_against_the_encoder(scaling, size):
-    "A twin of each candidate, wherever it stands and whatever rounding does, costs a place."
+    "A duplicate of each candidate costs one rank, at any position and with any rounding."
     source, target = [x.astype(np.float32) for x in pairs(size, width=384, noise=0.1)]
     twice = [np.vstack([x, x[::-1]]) for x in (source, target)]
     assert (translation_ranks(*twice, scaling) >= 2).all() and retrieval_scores(translation_ranks(*twice, scaling))[
@@ -289,7 +289,7 @@ def test_ties_count_against_the_encoder(scaling, size):
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_invariances(scaling):
-    "Only angles count; and an encoder may name its dimensions as it likes."
+    "Only angles count, and the order of dimensions has no effect."
     source, target = pairs(60)
     random = np.random.default_rng(1)
     turn = np.linalg.qr(random.normal(size=(16, 16)))[0]
@@ -307,7 +307,7 @@ def test_invariances(scaling):
     assert any(r["value"] not in (0, 1) for r in rows if "chance" not in r["metric"])
 
 
-def test_the_way_back_is_the_other_way_round():
+def test_the_second_direction_equals_swapped_arguments():
     source, target = pairs(40)
     for scaling in SCALINGS:
         there = {(r["mode"], r["metric"]): r["value"] for r in retrieval_rows(source, target, scaling)}
@@ -317,7 +317,7 @@ def test_the_way_back_is_the_other_way_round():
         )
 
 
-def test_a_language_shift_is_taken_away_by_centring():
+def test_centring_removes_a_language_shift():
     source, target = pairs(40, noise=0.3)
     shifted = retrieval_rows(source, target + 30 * np.eye(16)[0])
     plain = {r["metric"]: r["value"] for r in retrieval_rows(source, target) if r["mode"] == "centred"}
@@ -328,7 +328,7 @@ def test_a_language_shift_is_taken_away_by_centring():
     assert np.allclose(subtract_mean(target).mean(0), 0)
 
 
-def test_equal_encoders_have_equal_rows():
+def test_equal_encoders_have_equal_results():
     source, target = [x.astype(np.float32) for x in pairs(200)]
     for scaling in SCALINGS:
         assert retrieval_rows(source, target, scaling) == retrieval_rows(
@@ -338,7 +338,7 @@ def test_equal_encoders_have_equal_rows():
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_random_vectors_score_at_chance(scaling):
-    "Within the 99.99 % bounds of as many coins as there are queries, both ways."
+    "Within the 99.99 % bounds of a binomial over the queries, in both directions."
     found = [retrieval_rows(*np.random.default_rng(seed).normal(size=(2, 100, 32)), scaling) for seed in range(20)]
     chance = chance_scores(100)
     assert [chance[f"chance_acc{k}"] for k in (1, 5, 10)] == [0.01, 0.05, 0.1]
@@ -401,7 +401,7 @@ def test_english_is_encoded_once_and_targets_in_turn():
 
 
 def test_keys_and_lines_give_the_same_ranks(encoder):
-    "Two ways to say what translates what."
+    "Two ways to pair translations."
     english, russian = [tiny.sentences(code, 30) for code in ("eng_Latn", "rus_Cyrl")]
     parallel = {code: dict(enumerate(texts)) for code, texts in (("eng_Latn", english), ("rus_Cyrl", russian))}
     table = parallel_retrieval(lambda texts: encode(texts, *encoder), parallel).set_index("kind")

@@ -27,7 +27,7 @@ from langsamp.training.loop import Trainer
 
 
 def report_of(lines: dict[str, int], tokens: int = 25) -> dict:
-    "What the corpus report says of language-scripts with so many training lines."
+    "The corpus report of language-scripts with the given numbers of training lines."
     splits = {code: {"train": {"lines": n, "tokens": tokens * n}} for code, n in lines.items()}
     return {"filter_reports": [{"code": code, "splits": split} for code, split in splits.items()]}
 
@@ -38,7 +38,7 @@ def sequences_of(report: dict, max_seq_length: int = 100) -> np.ndarray:
 
 
 def random_lines(seed: int) -> dict[str, int]:
-    "From no line to a million, for some unseen language-scripts."
+    "From zero to a million lines, some of them of unseen language-scripts."
     random = np.random.default_rng(seed)
     codes = [code for code in glot500_pairs().index if code not in seen_by_xlmr()][: random.integers(2, 60)]
     return {code: int(random.integers(0, 2) * 10 ** random.uniform(0, 6)) for code in codes} | {codes[0]: 500}
@@ -66,7 +66,7 @@ def test_published_numbers(published):
 
 
 def test_rounding_is_far_from_any_edge(published):
-    "No line count hangs on the last bit of a power: 0.3 is 3/10, so whole numbers decide."
+    "No line count depends on the last bit of a power: 0.3 is 3/10, so integers determine it."
     rarest = published["chk_Hani"]
     for code, n in glot500_lines(published, seen_by_xlmr()).items():
         if code not in seen_by_xlmr():
@@ -102,7 +102,7 @@ def test_rule_without_a_matching_language_is_an_error(lines):
 
 @pytest.mark.parametrize("alpha", [0, 0.3, 0.7, 1])
 def test_shares_follow_the_exponent(alpha):
-    "They add up to one, ratios are powers, nothing gets nothing, and order is kept."
+    "They add up to one, ratios are powers, empty languages get 0, and order is kept."
     for seed in range(20):
         sizes = random_lines(seed)
         shares = temperature_shares(sizes, alpha)
@@ -148,7 +148,7 @@ def test_all_is_every_sequence_once():
 
 
 def test_glot500_quotas():
-    "Blocks are drawn as often as the rule wants lines; who is below the bar gets none."
+    "Sequences are drawn as often as the rule requires lines; languages below the threshold get none."
     report = report_of({"deu_Latn": 2_000_000, "hbs_Latn": 640_000, "yua_Latn": 40_000, "chr_Cher": 29_999})
     counts = sequences_of(report)
     found = quotas("glot500", 0.3, counts, report)

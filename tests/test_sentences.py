@@ -1,4 +1,4 @@
-"What nbs/library/encoding/ promises of sentence encoders and masks, on every family and made-up models."
+"Sentence encoders and fill-mask of nbs/library/encoding/, for every family and for artificial models."
 
 import copy
 import socket
@@ -32,7 +32,7 @@ def tokenizer(stock):
 
 
 def encoder_of(kind: str, tokenizer, **overrides) -> Encoder:
-    "An encoder of four blocks whose layer norms are no identities."
+    "An encoder of four layers with random layer norms."
     config = AutoConfig.for_model(
         kind, **TINY_OPTIONS | {"vocab_size": len(tokenizer), "num_hidden_layers": 4} | overrides
     )
@@ -53,7 +53,7 @@ def opened(folder) -> SentenceTransformer:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vectors_are_those_of_encode(family, tokenizer, tmp_path):
-    "Of the second block of four: as many blocks are kept as that needs, and none of their weights is drawn anew."
+    "Of the second of four layers: only the layers that it needs are kept, with their weights."
     kind, differing, _ = FAMILIES[family]
     encoder = encoder_of(kind, tokenizer, **differing)
     made = save_sentence_encoder(encoder, tmp_path / "made", layer=2)
@@ -73,8 +73,8 @@ def test_every_layer_and_pooling(kind, layer, pooling, tokenizer, tmp_path):
     assert np.abs(opened(made).encode(TEXTS) - expected).max() < 1e-5
 
 
-def test_blocks_that_depend_on_their_number_are_all_kept(tokenizer, tmp_path):
-    "In an ALBERT of two groups, block 3 of 6 has the first group's weights, and block 3 of 3 or of 4 the second's."
+def test_layers_that_depend_on_their_number_are_all_kept(tokenizer, tmp_path):
+    "In an ALBERT of two groups, layer 3 of 6 has the first group's weights, and layer 3 of 3 or of 4 the second's."
     encoder = encoder_of("albert", tokenizer, embedding_size=16, num_hidden_groups=2, num_hidden_layers=6)
     made = save_sentence_encoder(encoder, tmp_path / "made", layer=3)
     assert AutoModel.from_pretrained(made).config.num_hidden_layers == 6
@@ -82,24 +82,24 @@ def test_blocks_that_depend_on_their_number_are_all_kept(tokenizer, tmp_path):
 
 
 def test_an_encoder_without_a_pooler(tokenizer, tmp_path):
-    "As `init:RUN` has it: the pooler that AutoModel wants is the identity, not drawn at random."
+    "As for `init:RUN`: the pooler that AutoModel requires is the identity, not random."
     encoder = encoder_of("xlm-roberta", tokenizer)
     encoder.model.pooler = None
     _, report = AutoModel.from_pretrained(save_sentence_encoder(encoder, tmp_path / "made"), output_loading_info=True)
     assert not any(report.values()), report
 
 
-@pytest.mark.parametrize(("asked", "longest"), [(48, 48), (10**30, 64)])
-def test_long_texts_are_cut_where_tokenizer_or_model_ends(asked, longest, stock, tmp_path):
-    "An XLM-R of 66 positions reads 64 tokens, whatever its tokenizer would let pass."
+@pytest.mark.parametrize(("limit", "longest"), [(48, 48), (10**30, 64)])
+def test_long_texts_are_cut_where_tokenizer_or_model_ends(limit, longest, stock, tmp_path):
+    "An XLM-R of 66 positions reads 64 tokens, even if its tokenizer allows more."
     tokenizer = AutoTokenizer.from_pretrained(stock)
-    tokenizer.model_max_length = asked
+    tokenizer.model_max_length = limit
     made = opened(save_sentence_encoder(encoder_of("xlm-roberta", tokenizer), tmp_path / "made"))
     assert made.max_seq_length == longest and made.encode(TEXTS).shape == (4, 32)
 
 
-def test_the_folder_needs_nobody(tokenizer, tmp_path, monkeypatch):
-    "No connection is tried, and no code of ours or of the folder is run."
+def test_the_exported_folder_needs_no_network_and_no_code(tokenizer, tmp_path, monkeypatch):
+    "No connection is attempted, and neither code of langsamp nor of the folder is run."
     made = save_sentence_encoder(encoder_of("xlm-roberta", tokenizer), tmp_path / "made", layer=1)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it asks the network"))
     model = SentenceTransformer(str(made), device="cpu")
@@ -112,7 +112,7 @@ def test_the_folder_needs_nobody(tokenizer, tmp_path, monkeypatch):
 
 
 def test_the_same_encoder_gives_the_same_files(stock, tmp_path):
-    "Whatever its tokenizer was asked between."
+    "Independent of what its tokenizer did in between."
     encoder = encoder_of("xlm-roberta", AutoTokenizer.from_pretrained(stock, model_max_length=48))
     before = read_manifest(save_sentence_encoder(encoder, tmp_path / "a", layer=2))
     encoder.encode(TEXTS)
@@ -121,7 +121,7 @@ def test_the_same_encoder_gives_the_same_files(stock, tmp_path):
     assert (before["layer"], before["pooling"], before["identity"]) == (2, "mean", "made-up")
 
 
-def test_a_failure_leaves_what_was_there(tokenizer, tmp_path, monkeypatch):
+def test_a_failed_export_keeps_the_previous_one(tokenizer, tmp_path, monkeypatch):
     encoder, folder = encoder_of("xlm-roberta", tokenizer), tmp_path / "made"
     save_sentence_encoder(encoder, folder, layer=2)
 
@@ -135,7 +135,7 @@ def test_a_failure_leaves_what_was_there(tokenizer, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_nothing_else_is_replaced(tokenizer, tmp_path):
+def test_a_folder_with_other_content_is_not_replaced(tokenizer, tmp_path):
     encoder = encoder_of("xlm-roberta", tokenizer)
     (run := tmp_path / "run").mkdir()
     (run / "result.json").write_text("{}")
@@ -151,7 +151,7 @@ def test_nothing_else_is_replaced(tokenizer, tmp_path):
 
 @pytest.fixture(scope="module")
 def model(tokenizer) -> LangSAMPForMaskedLM:
-    "Random weights, with vectors as long as hidden states."
+    "Random weights, with embeddings as long as hidden states."
     sizes = {"vocab_size": len(tokenizer), "type_vocab_size": 1} | {
         k: v for k, v in TINY_OPTIONS.items() if k != "vocab_size"
     }
@@ -165,8 +165,8 @@ TWO = "<mask> has the <mask> to life."
 
 
 @pytest.mark.parametrize("silent", [{"language"}, {"script"}, {"language", "script"}])
-def test_a_hint_adds_two_vectors_and_nothing_else(silent, model, tokenizer):
-    "Each does something by itself; with both at zero, a hint says nothing."
+def test_a_language_hint_only_adds_its_two_embeddings(silent, model, tokenizer):
+    "Each has an effect by itself; with both at zero, a hint has none."
     model = copy.deepcopy(model)
     for name in silent:
         torch.nn.init.zeros_(getattr(model, f"{name}_embeddings").weight)
@@ -189,15 +189,15 @@ def test_the_table_is_the_distribution_sorted(model, tokenizer):
         assert np.allclose(p_MV[mask - 1, ids], rows["probability"])
 
 
-def test_a_row_does_not_depend_on_the_company(model, tokenizer):
-    "Neither on how many guesses nor on which other texts were asked for."
+def test_predictions_do_not_depend_on_other_texts_or_top_k(model, tokenizer):
+    "Neither on the number of predictions nor on the other texts."
     together = fill_mask(["a <mask>", TWO, "б <mask> в"], model, tokenizer, "eng_Latn", top_k=3)
     alone = fill_mask(TWO, model, tokenizer, "eng_Latn", top_k=1)
     rows = together[together["text"] == TWO].groupby("mask").head(1).reset_index(drop=True)
     assert rows.equals(alone) and together["mask"].tolist() == [1] * 3 + [1] * 3 + [2] * 3 + [1] * 3
 
 
-def test_the_filled_text_has_the_piece_in_the_place_of_its_mask(model, tokenizer):
+def test_the_filled_text_has_the_token_in_place_of_its_mask(model, tokenizer):
     for row in fill_mask(TWO, model, tokenizer, top_k=20).itertuples():
         assert row.filled.count("<mask>") == 1 + (row.token == "<mask>")
         around = row.filled.split("has the", 1)
@@ -205,12 +205,12 @@ def test_the_filled_text_has_the_piece_in_the_place_of_its_mask(model, tokenizer
 
 
 @pytest.mark.parametrize("text", ["has the<mask> to", "has the  <mask> to", "has the\t<mask> to"])
-def test_the_space_before_a_mask_belongs_to_the_missing_piece(text, model, tokenizer):
+def test_the_space_before_a_mask_belongs_to_the_missing_token(text, model, tokenizer):
     message = mask_log_probabilities("has the <mask> to", model, tokenizer)
     assert torch.equal(mask_log_probabilities(text, model, tokenizer), message)
 
 
-def test_divergence_is_what_scipy_says():
+def test_divergence_equals_that_of_scipy():
     log_p_MV, log_q_MV = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     assert np.allclose(kl_divergence(log_p_MV, log_q_MV), entropy(log_p_MV.exp(), log_q_MV.exp(), axis=1), atol=1e-5)
     assert (kl_divergence(log_p_MV, log_p_MV) == 0).all() and (kl_divergence(log_p_MV, log_q_MV) > 0).all()
@@ -232,7 +232,7 @@ def test_mistakes(text, language, message, model, tokenizer):
         fill_mask(text, model, tokenizer, language)
 
 
-def test_a_model_without_vectors_takes_no_hint(tokenizer):
+def test_a_model_without_embeddings_refuses_a_language_hint(tokenizer):
     config = XLMRobertaConfig(**TINY_OPTIONS | {"vocab_size": len(tokenizer), "type_vocab_size": 1})
     none = from_backbone(config, ["eng"], ["Latn"], "baseline")
     assert len(fill_mask(TWO, none, tokenizer)) == 10
@@ -244,7 +244,7 @@ def test_a_model_without_vectors_takes_no_hint(tokenizer):
 
 
 def test_the_guide(tmp_path):
-    "Through papermill, with the defaults: it trains, searches, saves, and guesses."
+    "Through papermill, with the defaults: it trains, searches, saves, and predicts."
     tiny.papermill("nbs/tutorials/encoding.ipynb", tmp_path / "guide.ipynb", tmp_path)
     assert find_damage(tmp_path / "guide-sentences") == ""
     assert read_json(tmp_path / "guide/result.json")["step"] == 300

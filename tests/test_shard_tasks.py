@@ -1,4 +1,4 @@
-"Tasks of an array write what one pass would, whatever becomes of them."
+"Array tasks write the same shards as one pass, even if they are killed."
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def array(tmp_path_factory):
 
 
 def task(params: Path, outputs: Path, number: int, of: int) -> subprocess.Popen:
-    "A task as a process of its own, as Slurm would start it."
+    "A task as a separate process, as Slurm starts it."
     command = [
         sys.executable,
         "-m",
@@ -75,15 +75,15 @@ def test_every_language_has_one_task(tmp_path, of):
 
 
 def test_tasks_at_the_same_time(array, tmp_path):
-    "Two tasks of one corpus, each of them started twice, in any order of events."
+    "Two tasks of one corpus, each started twice at the same time."
     _, params, whole = array
     running = [task(params, tmp_path, number % 2, 2) for number in range(4)]
     assert [process.communicate()[1] for process in running] == [""] * 4
     assert sums(tmp_path) == whole
 
 
-def test_a_run_beside_a_task(array, tmp_path):
-    "A training that prepares the same corpus meanwhile neither sweeps away what the task writes nor writes it again."
+def test_a_run_and_a_shard_task_at_the_same_time(array, tmp_path):
+    "A run that prepares the same corpus at the same time neither deletes what the task writes nor writes it again."
     p, params, whole = array
     running = task(params, tmp_path, 0, 2)
     tiny.wait_for(lambda: any(tmp_path.glob("data/shards/.part-*")), lambda: running.poll() is None)
@@ -112,15 +112,15 @@ def test_tasks_killed_at_random(array, tmp_path, turn):
     assert sums(tmp_path) == whole, kills
 
 
-def test_a_task_that_is_none(array, tmp_path, capsys):
-    "Counted from 1, as arrays often are: told, before anything is written."
+def test_an_invalid_task_number_is_refused(array, tmp_path, capsys):
+    "Numbered from 1, as arrays often are: an error before anything is written."
     _, params, _ = array
     assert main([str(params), "--task", "2", "--of", "2", "--outputs", str(tmp_path)]) == 2
     assert "from 0 to 1; change --task or --of" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_scheduler_that_is_not_installed(array, tmp_path, monkeypatch):
-    "The message says what to install."
+    "The message names what to install."
     monkeypatch.setitem(sys.modules, "datatrove.pipeline.base", None)
     with pytest.raises(
         UserError, match="needs `datatrove.pipeline.base`, which is not installed: pip install datatrove"

@@ -118,7 +118,7 @@ def test_attention_without_dropout_is_pytorchs_own(dtype, length):
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32])
 def test_a_query_that_attends_to_nothing_returns_zeros(kind):
-    "As PyTorch's own attention has it: zeros, and finite gradients for all else."
+    "Like PyTorch's attention: zeros, and finite gradients for everything else."
     torch.manual_seed(0)
     inputs = [torch.randn(2, 3, 8, 4, requires_grad=True) for _ in range(3)]
     mask = torch.rand(2, 1, 8, 8) < 0.5
@@ -195,8 +195,8 @@ def test_logits_of_all_masked_tokens_are_never_in_memory():
     assert grown["fused"] < 800 < 2500 < grown["plain"], grown
 
 
-def test_a_row_of_sentences_costs_what_they_cost_alone():
-    "Loss and gradients of a packed row, against each sentence by itself."
+def test_a_packed_sequence_has_the_loss_of_its_sentences_alone():
+    "Loss and gradients of a packed sequence, compared with each sentence alone."
     model = from_backbone(TINY, ["eng"], ["Latn"], seed=1, dropout=0.0)
     sentences = [torch.randint(5, 256, (size,)) for size in (7, 9, 12)]
     labels = [torch.where(torch.rand(len(s)) < 0.4, s, -100) for s in sentences]
@@ -213,8 +213,8 @@ def test_a_row_of_sentences_costs_what_they_cost_alone():
 
 @pytest.mark.parametrize("size", [8, 33, 128])
 @pytest.mark.parametrize("seed", range(3))
-def test_patterns_use_every_length_as_often_as_it_is_there(size, seed):
-    "No row is too long, and first fit in random order is never clearly better."
+def test_packing_patterns_use_every_length_exactly_as_often_as_it_occurs(size, seed):
+    "No sequence is too long, and first fit in random order needs at most 2 % fewer sequences."
     random = np.random.default_rng(seed)
     lengths_N = np.minimum(1 + random.geometric(3 / size, 500), size)
     found, used = packing.packing_patterns(np.bincount(lengths_N, minlength=size + 1)), np.zeros(size + 1, int)
@@ -264,7 +264,7 @@ def test_packing_loses_no_token_and_cuts_no_sentence_that_fits(packed):
 
 
 def test_a_packing_is_the_same_bytes_when_made_again(packed, tmp_path):
-    "And another one where the text was packed in other portions."
+    "And another one if the text was packed in other portions."
     _, rows, home = packed
     shard = next((home / "shards").glob("eng_Latn-*"))
     for name in ("a", "b"):

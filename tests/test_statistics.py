@@ -1,4 +1,4 @@
-"Statistics have their nominal error rates, and tables average what they say."
+"Statistics have their nominal error rates, and tables average what their captions state."
 
 import itertools
 import json

@@ -15,8 +15,8 @@ def names_in(name: str) -> set[str]:
     return {f"test_{name}.py::{it.name}" for it in body if isinstance(it, ast.FunctionDef) and it.name[:5] == "test_"}
 
 
-def test_every_promise_has_its_tests():
-    "From R1 to R18, and each named test exists."
+def test_every_guarantee_has_tests():
+    "R1 to R18, and each named test exists."
     assert set(PROMISES) >= {f"R{number}" for number in range(1, 19)}
     named = {test for promise in PROMISES.values() for test in promise["tests"]}
     files = {test.partition("::")[0][5:-3] for test in named}

@@ -1,4 +1,4 @@
-"Chunks are counted as the field counts them; what that makes of bare tags is shown beside what is right."
+"Chunks are counted as by seqeval; its effect on bare tags is shown beside token accuracy."
 
 import itertools
 import random
@@ -23,7 +23,7 @@ UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM 
 
 
 def random_tags(pool: list[str], seed: int, sentences: int = 40) -> list[list[str]]:
-    "Tagged sentences without any sense."
+    "Random tagged sentences."
     draw = random.Random(seed)
     return [[draw.choice(pool) for _ in range(draw.randint(1, 8))] for _ in range(sentences)]
 
@@ -48,7 +48,7 @@ def test_chunks_by_hand(tags, expected):
 
 
 def test_chunks_of_well_formed_names_are_the_names():
-    "Whatever names are written as IOB2, the same come back, also across sentences that end in a name."
+    "Names written as IOB2 are read back unchanged, also across sentences that end in a name."
     draw, sentences, expected, position = random.Random(0), [], set(), 0
     for _ in range(200):
         tags = []
@@ -80,15 +80,15 @@ def test_properties(pool):
         assert f1_seqeval(gold[::-1], guess[::-1]) == f1_seqeval(gold, guess)
 
 
-def test_the_trap_of_bare_tags():
-    "Three words of four are right: the accuracy says so, the chunks say 0.571."
+def test_seqeval_of_bare_tags_differs_from_token_accuracy():
+    "Three of four words are right: token accuracy is 0.75, chunk F1 0.571."
     gold, guess = [["DET", "ADJ", "NOUN", "VERB"]], [["DET", "NOUN", "NOUN", "VERB"]]
     assert token_accuracy(gold, guess) == 0.75
     assert f1_seqeval_bare(gold, guess) == pytest.approx(4 / 7)
 
 
-def test_the_trap_of_conjunctions():
-    "Every conjunction is wrong, and bare tags do not see it."
+def test_seqeval_of_bare_tags_ignores_wrong_conjunctions():
+    "Every conjunction is wrong, and F1 of bare tags is still 1."
     gold = [["NOUN", "CCONJ", "NOUN"], ["SCONJ", "VERB"]]
     guess = [["NOUN", "SCONJ", "NOUN"], ["CCONJ", "VERB"]]
     assert f1_seqeval_bare(gold, guess) == 1.0
@@ -97,15 +97,15 @@ def test_the_trap_of_conjunctions():
     assert others == [("CCONJ", "SCONJ")]
 
 
-def test_the_trap_of_x():
+def test_seqeval_of_bare_tags_ignores_a_final_x():
     "X at a sentence's end counts for nothing, right or wrong; token accuracy counts it."
     assert f1_seqeval_bare([["NOUN", "X"]], [["NOUN", "X"]]) == f1_seqeval_bare([["NOUN", "O"]], [["NOUN", "X"]]) == 1.0
     assert f1_seqeval_bare([["X"]], [["X"]]) == 0.0 and token_accuracy([["X"]], [["X"]]) == 1.0
     assert token_accuracy([["NOUN", "X"]], [["NOUN", "NOUN"]]) == 0.5
 
 
-def test_the_trap_of_an_x_that_opens_a_sentence():
-    "Its chunk reaches back to the last beginning, so what happened a sentence earlier decides whether it is right."
+def test_seqeval_of_bare_tags_continues_an_x_from_the_sentence_before():
+    "Its chunk starts in the sentence before, so the tags there determine whether it counts as right."
     gold, guess = [["DET", "NOUN"], ["X", "VERB"]], [["DET", "DET"], ["X", "VERB"]]
     assert ("_", 1, 3) in chunks(gold) and ("_", 0, 3) in chunks(guess)
     assert token_accuracy(gold[1:], guess[1:]) == 1.0

