@@ -56,7 +56,7 @@ def new_run(corpus, outputs) -> Callable[..., tuple[Path, Path]]:
 
 @pytest.fixture(scope="session")
 def unbroken(new_run, outputs) -> Path:
-    "The folder of a run that nobody interrupted, made by the command line."
+    "The folder of an uninterrupted run, made with the command line."
     params, run = new_run("unbroken")
     tiny.finish(params, outputs)
     return run

@@ -61,7 +61,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     for death in DEATHS:
         done = subprocess.run([sys.executable, "-c", KILLED.format(death), tmp_path])
         assert done.returncode == -signal.SIGKILL
-    assert len(scraps(tmp_path)) == 2, "nothing was left to sweep"
+    assert len(scraps(tmp_path)) == 2, "there are no leftovers to remove"
     with atomic_folder(tmp_path / "two") as part:
         (part / "whole").write_text("a")
     assert scraps(tmp_path) == [] and find_damage(tmp_path / "two") == ""

@@ -187,7 +187,7 @@ def test_file_without_permission(tmp_path, monkeypatch):
     assert list(sources) == ["eng_Latn"] and "rus_Cyrl.txt: not readable" in warning
 
 
-# From text to blocks
+# From text to sequences
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ from langsamp.model.e5_small import (
 
 ENGINE = Path(__file__).with_name("e5small_engine.json")
 SIZES = Sizes(hidden=32, layers=2, heads=4, feed_forward=64, vocabulary=12, positions=16, types=2)
-PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁a", "б", "語", "่", "🙂", "<mask>"]
+TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "▁a", "б", "語", "่", "🙂", "<mask>"]
 SCRIPTS = """eng_Latn rus_Cyrl arb_Arab hin_Deva tha_Thai cmn_Hani kor_Hang ell_Grek heb_Hebr amh_Ethi jpn_Jpan kat_Geor
     hye_Armn tam_Taml khm_Khmr ben_Beng""".split()
 
@@ -60,7 +60,7 @@ def made_up(path: Path, sizes: Sizes = SIZES) -> dict[str, np.ndarray]:
     "Write an encoder with random weights; returns them."
     random = np.random.default_rng(0)
     tensors = {n: random.normal(size=shape).astype("<f4") for n, (_, shape) in bert_names(sizes).items()}
-    text = [piece.encode() for piece in PIECES]
+    text = [piece.encode() for piece in TOKENS]
     front = struct.pack("<4si7ifi5iQ", b"E5S1", 1, *sizes, 1e-12, 32, len(text), 0, 2, 1, 3, sum(map(len, text)))
     front += np.cumsum([0, *map(len, text)]).astype("<u4").tobytes() + bytes(4 * len(text)) + b"".join(text)
     front += struct.pack("<iI", 1, 3) + b"map" + struct.pack("<i", len(tensors))
@@ -78,7 +78,7 @@ def test_every_tensor_arrives(tmp_path):
     "A checkpoint from a packed file loads whole; values are the file's to half a step of four bits, rows are tokens."
     tensors = made_up(tmp_path / "model.bin")
     packed = read_packed_encoder(tmp_path / "model.bin")
-    assert packed.tokens == PIECES and packed.sizes == SIZES
+    assert packed.tokens == TOKENS and packed.sizes == SIZES
     before = torch.get_rng_state()
     write_checkpoint(packed, tmp_path)
     assert torch.equal(before, torch.get_rng_state()), "the global generator was used"
@@ -88,7 +88,7 @@ def test_every_tensor_arrives(tmp_path):
         due, found = tensors[name], model.get_parameter(stock).detach().numpy()
         step = np.abs(due).max() / 7 if packed.entries[name].kind else 0
         assert np.abs(found - due[: len(found)]).max() <= step / 2 * 1.01, name
-    assert len(model.get_input_embeddings().weight) == len(PIECES)
+    assert len(model.get_input_embeddings().weight) == len(TOKENS)
 
 
 def test_all_nibbles_and_scales():
@@ -132,7 +132,7 @@ def test_flipped_bytes_never_end_in_a_traceback(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"layers": 3}, "37 tensors, 3 blocks of BERT have 53"),
+        ({"layers": 3}, "37 tensors, 3 layers of BERT have 53"),
         ({"heads": 5}, "5 heads, which do not divide a width of 32"),
         ({"vocabulary": 9}, "10 tokens but 9 embeddings"),
         ({"hidden": 64}, "tensor `emb.word` is TensorEntry"),

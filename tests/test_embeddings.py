@@ -94,7 +94,7 @@ def test_fix_offset_centres_each_component_with_each_language_once():
     assert components(CODES).tolist() == [0, 0, 0, 0, 1, 1, 0, 2]
     once = fixed.language_PH[[1, 2, 3, 6]]
     assert np.allclose(once.mean(0), 0) and np.allclose(fixed.language_PH[7], 0)
-    assert not np.allclose(fixed.language_PH[:4].mean(0), 0), "languages are counted once, not once a script"
+    assert not np.allclose(fixed.language_PH[:4].mean(0), 0), "languages are counted once, not once per script"
 
 
 def test_another_shift_is_not_removed():

@@ -176,7 +176,7 @@ def test_word_vectors_are_those_of_the_layer(encoder):
                 states = model(**pad_batch([window.ids], model, tokenizer), output_hidden_states=True).hidden_states
             expected = states[layer][0, window.firsts].numpy()
             found = vectors[window.start : window.start + len(window.firsts)]
-            assert np.allclose(found, expected, atol=1e-5), f"block {layer}"
+            assert np.allclose(found, expected, atol=1e-5), f"layer {layer}"
 
 
 # Steps

@@ -79,7 +79,7 @@ def test_the_two_packings_have_different_losses():
         assert not {*golden(kind, "sentences")} & {*golden(kind, "stream")}
 
 
-OTHERS = {  # What other processors, and other numbers of threads, would compute with
+OTHERS = {  # Settings of other processors and other numbers of threads
     "two threads": {"OMP_NUM_THREADS": "2"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "no vectors": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"},

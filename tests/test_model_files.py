@@ -195,13 +195,13 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(stock, tmp_path):
         open_encoder(str(folder), tmp_path)
 
 
-# What was sealed
+# Exported folders
 
 
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory) -> tuple[PretrainParams, Path]:
     "The parameters of a finished run, and its folder."
-    outputs = tmp_path_factory.mktemp("sealed")
+    outputs = tmp_path_factory.mktemp("exported")
     p = tiny.params_of(corpus, run_name="done", max_steps=2, warmup_steps=1, save_steps=1)
     pretrain(p, outputs)
     return p, outputs / "done"

@@ -218,7 +218,7 @@ def test_families_are_glottologs_and_resamples_are_reproducible():
 
 
 def test_intervals_of_unrelated_languages_are_those_of_scipy():
-    "One family a language and one value a language: the ordinary bootstrap of the mean."
+    "One family and one value per language: the ordinary bootstrap of the mean."
     values = np.random.default_rng(0).normal(size=60)
     weights_DF = np.random.default_rng(1).multinomial(60, [1 / 60] * 60, 10_000).astype(float)
     alone = FamilyResamples(np.eye(60), weights_DF)

@@ -60,13 +60,15 @@ def test_invalid_verse_numbers_are_refused(text):
         verse_id(text)
 
 
-@pytest.mark.parametrize("layout", ["eight digits", "seven digits", "names", "one a line", "in ../metadata", "windows"])
+@pytest.mark.parametrize(
+    "layout", ["eight digits", "seven digits", "names", "one per line", "in ../metadata", "windows"]
+)
 def test_every_layout_gives_the_same_verses(tmp_path, layout):
     expected = {verse_id(reference): text for reference, text in VERSES.items()}
     numbers = {"eight digits": lambda r: verse_id(r), "seven digits": lambda r: verse_id(r).lstrip("0")}
-    if layout in ("one a line", "in ../metadata"):
+    if layout in ("one per line", "in ../metadata"):
         path = write(tmp_path / "corpus/eng-engweb.txt", "\n".join([*VERSES.values(), "Tobias", ""]) + "\n")
-        folder = "corpus" if layout == "one a line" else "metadata"
+        folder = "corpus" if layout == "one per line" else "metadata"
         write(tmp_path / folder / "vref.txt", "\n".join([*VERSES, "TOB 1:1", "ENO 1:1"]) + "\n")
     else:
         number, end = numbers.get(layout, str), "\r\n" if layout == "windows" else "\n"

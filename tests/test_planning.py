@@ -50,8 +50,8 @@ def test_the_smoke_run_by_hand(outputs):
         cost[f"parameters: {n}"] for n in ("encoder", "embeddings", "head", "langsamp")
     )
     filled = corpus.report["sequences"]["train"]["filled"]
-    assert cost["tokens a step"] == pytest.approx(16 * 64 * filled, rel=1e-3) and 0.9 < filled < 1
-    assert cost["tokens trained on"] == 60 * cost["tokens a step"]
+    assert cost["tokens per step"] == pytest.approx(16 * 64 * filled, rel=1e-3) and 0.9 < filled < 1
+    assert cost["tokens trained on"] == 60 * cost["tokens per step"]
     assert cost["language-scripts"] == 5
     filter_reports = [filter_report["splits"] for filter_report in corpus.report["filter_reports"]]
     assert cost["training tokens"] == sum(splits["train"]["tokens"] for splits in filter_reports)

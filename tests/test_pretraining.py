@@ -205,5 +205,5 @@ def test_another_backbone_under_the_same_name_is_refused(params, tmp_path, finis
     if not finished:
         (outputs / "moved/result.json").unlink()
     shutil.copy(backbones[1] / "model.safetensors", own)
-    with pytest.raises(UserError, match="moved began from other weights"):
+    with pytest.raises(UserError, match="moved started from other weights"):
         pretrain(p, outputs)

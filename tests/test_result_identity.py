@@ -341,7 +341,7 @@ def test_a_reproduction_does_not_reuse_runs_on_other_text(corpus, finished, tmp_
         (tmp_path / job.output).write_text("{}")
     with open(other / "train/eng_Latn.txt", "a", encoding="utf-8") as file:
         file.write("one more line of text\n")
-    with pytest.raises(UserError, match="tiny-language-script-42 began from other text"):
+    with pytest.raises(UserError, match="tiny-language-script-42 started from other text"):
         reproduction.reproduce(reproduced(other), finished)
 
 

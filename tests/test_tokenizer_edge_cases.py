@@ -538,7 +538,7 @@ def test_the_paper_preset_can_be_planned_for_another_corpus(stand_in, latin, tmp
     cost = plan(
         PlanParams(params=str(tiny.ROOT / "params/paper.yaml"), overrides=other_values, measured_steps=2), tmp_path
     )
-    assert 0 < cost["tokens a step"] <= 1024, "not two rows of 512"
+    assert 0 < cost["tokens per step"] <= 1024, "not two sequences of 512"
     assert "planned with sampling `temperature`" in capsys.readouterr().out
     with pytest.raises(UserError, match="sampling `glot500` needs"):
         pretrain(PretrainParams.model_validate(read_yaml(tiny.ROOT / "params/paper.yaml") | other_values), tmp_path)

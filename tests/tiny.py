@@ -233,7 +233,7 @@ def exported(notebook: str) -> tuple[Any, Any]:
 
 
 def run_notebook(notebook: str, values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Run a runner in this process, as the script that nbconvert exports; its names afterwards.
+    """Run a runner in this process, as the script that nbconvert exports; return its names.
 
     A new kernel for each of hundreds of runs would take minutes, and would not see what a test replaces.
     """
@@ -246,7 +246,7 @@ def run_notebook(notebook: str, values: dict[str, Any], folder: Path) -> dict[st
 
 
 def papermill(notebook: str, output: Path, outputs: Path, *options: str) -> str:
-    "Run a runner notebook as a user does, from the checkout; what its cells printed."
+    "Run a runner notebook like a user, from the checkout; return what its cells printed."
     words = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "WARNING", "--stdout-file", "-"]
     environment = os.environ | {"LANGSAMP_OUTPUTS": str(outputs)}
     done = subprocess.run(

@@ -38,7 +38,7 @@ from ..training.run_dir import add_provenance, check_same_data, check_same_param
 def sample_files(
     corpus: str,  # `udhr` or `mediawiki`
     count: int,  # Language-scripts
-    folder: Path,  # Made anew
+    folder: Path,  # Emptied first
 ) -> Path:  # The folder
     "Copy the training text of some language-scripts, evenly over their sizes."
     text = (udhr_corpus() if corpus == "udhr" else mediawiki_corpus()) / "text" / "train"

@@ -158,7 +158,7 @@ C_VALUES = (0.001, 0.01, 0.1, 1.0)
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #b3c8545e
 def _flat(
-    nested: Sequence[Any],  # One a sentence, or a sequence a sentence
+    nested: Sequence[Any],  # One item per sentence, or a sequence per sentence
     words: bool,  # Whether it is a sequence
 ) -> list[Any]:
     "Return one list over all words, or over all sentences."

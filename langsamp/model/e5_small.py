@@ -28,8 +28,8 @@ from ..core.manifests import atomic_folder, find_damage, scratch_folder
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #7d75cee9
 def dequantise(
-    stored: np.ndarray,  # uint8, 18 a block
-) -> np.ndarray:  # float32, 32 a block
+    stored: np.ndarray,  # uint8, 18 per block
+) -> np.ndarray:  # float32, 32 per block
     "Unpack `Q4_0`."
     blocks_N18 = stored.reshape(-1, 18)
     values_N32 = np.empty((len(blocks_N18), 32), np.float32)
@@ -119,7 +119,7 @@ def read_packed_encoder(
     *sizes, epsilon, size = at.numbers("7ifi")
     if (magic, version, size) != (b"E5S1", 1, 32):
         raise UserError(
-            f"{path} is no E5S1 file of version 1 in blocks of 32: it starts with {magic!r}, {version}, {size}"
+            f"{path} is not an E5S1 file of version 1 in blocks of 32: it starts with {magic!r}, {version}, {size}"
         )
     tokens = _read_tokens(at)
     _, rules = at.numbers("iI")
@@ -143,7 +143,7 @@ def read_tensor(
     stored = packed.data[entry.offset : entry.offset + entry.size]
     values = dequantise(stored) if entry.kind else np.array(stored).view("<f4")
     if not np.isfinite(values).all():
-        raise UserError(f"{packed.path} is damaged: tensor `{name}` has values that are no numbers; fetch it again")
+        raise UserError(f"{packed.path} is damaged: tensor `{name}` has values that are not finite; fetch it again")
     return values.reshape(shape)
 
 # %% ../../nbs/library/model/06_e5_small.ipynb #d1bb55af
@@ -239,7 +239,7 @@ def _check_sizes(packed: PackedEncoder) -> None:
     "Refuse a file that is not one BERT encoder."
     sizes, due = packed.sizes, 5 + 2 * len(_BLOCK) * packed.sizes.layers
     if len(packed.entries) != due:
-        raise UserError(f"{packed.path} has {len(packed.entries)} tensors, {sizes.layers} blocks of BERT have {due}")
+        raise UserError(f"{packed.path} has {len(packed.entries)} tensors, {sizes.layers} layers of BERT have {due}")
     if sizes.heads < 1 or sizes.hidden % sizes.heads:
         raise UserError(f"{packed.path} has {sizes.heads} heads, which do not divide a width of {sizes.hidden}")
     if sizes.vocabulary < len(packed.tokens):
@@ -262,9 +262,9 @@ HEAD_SCALE = 1 / 3  # Where the head's LayerNorm starts
 # %% ../../nbs/library/model/06_e5_small.ipynb #7f872254
 def initial_head(
     hidden: int,  # Width of the encoder
-    vocabulary: int,  # Pieces
+    vocabulary: int,  # Tokens
 ) -> dict[str, torch.Tensor]:  # By BERT's names, without the decoder: it is the word embeddings
-    "A masked-LM head that begins with the identity and cautious logits."
+    "A masked-LM head initialized with the identity and small logits."
     at = "cls.predictions"
     return {
         f"{at}.transform.dense.weight": torch.eye(hidden),

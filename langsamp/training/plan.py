@@ -84,18 +84,18 @@ def computed_costs(
     corpus: Corpus,  # Its folders on disk
 ) -> dict[str, float]:  # By name; bytes, tokens and FLOPs are plain numbers
     "The costs that follow from the parameters, the model and the corpus."
-    groups, a_step = parameter_groups(model), p.global_batch_size * tokens_per_sequence(data)
+    groups, tokens_per_step = parameter_groups(model), p.global_batch_size * tokens_per_sequence(data)
     flops, kept = flops_per_token(model, data.train.context), 3 + bool(p.early_stopping_patience)  # With a new one
     return {
         **{f"parameters: {name}": float(count) for name, count in groups.items()},
         "language-scripts": len(data.train.codes),
         "training tokens": int(data.train.tokens.sum()),
         "held-out tokens": int(data.validation.tokens.sum()),
-        "tokens a step": a_step,
-        "tokens trained on": p.max_steps * a_step,
+        "tokens per step": tokens_per_step,
+        "tokens trained on": p.max_steps * tokens_per_step,
         "epochs": p.max_steps * p.global_batch_size / data.epoch,
         "FLOPs a token": flops,
-        "FLOPs": p.max_steps * a_step * flops,
+        "FLOPs": p.max_steps * tokens_per_step * flops,
         "weights, gradients, moments": 16 * groups["all"],
         "disk: shards": sum(file.stat().st_size for folder in _folders(p, corpus) for file in folder.iterdir()),
         "disk: checkpoints": kept * 12 * groups["all"],

@@ -67,7 +67,7 @@ def training(
     gradients = 4 * parameter_groups(model)["all"]
     return {
         "FLOPs": w.tokens * flops,
-        "tokens a second": speed / flops,
+        "tokens per second": speed / flops,
         "hours": w.tokens * flops / speed / 3600,
         "GPU hours": m.gpus * w.tokens * flops / speed / 3600,
         "seconds a step": w.global_batch_size * w.max_seq_length * flops / speed,

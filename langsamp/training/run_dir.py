@@ -159,7 +159,7 @@ def check_same_data(
     before = {"data": data, "start": start, **(read_json(path) if path.exists() else {})}
     for name, what, now in [("data", "text", data), ("start", "weights", start)]:
         if before[name] != now:
-            raise UserError(f"{folder} began from other {what} ({before[name]}, now {now}); choose another run_name")
+            raise UserError(f"{folder} started from other {what} ({before[name]}, now {now}); choose another run_name")
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #ebc03765
 class MetricsFile:
