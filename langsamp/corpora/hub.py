@@ -44,7 +44,7 @@ def _write_part(
 
 # %% ../../nbs/library/corpora/05_hub.ipynb #96b6bed1
 def _load_progress(folder: Path, origin: Any) -> dict[str, Any]:
-    "Load the progress of an earlier attempt; start afresh if its parts are missing or it had other files."
+    "Load the progress of an earlier attempt; start over if its parts are missing or it had other files."
     try:
         state = read_json(folder / "progress.json")
     except UserError:
@@ -77,7 +77,7 @@ def _add_part(folder: Path, state: dict[str, Any], texts: Iterator[str], limit: 
 # %% ../../nbs/library/corpora/05_hub.ipynb #fe0bee35
 def copy_texts(
     files: Sequence[str],  # Paths or hub addresses, in order
-    origin: Any,  # Identifies the files, as JSON; a different origin starts afresh
+    origin: Any,  # Identifies the files, as JSON; a different origin starts over
     folder: Path,  # Destination of the parts
     rows_per_part: int = 1_000_000,  # A kill loses at most this many rows
     **facts: Any,  # Stored in the manifest
