@@ -91,7 +91,7 @@ def outputs_of(mlm: PreTrainedModel, ids: list[int]) -> tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize("new_token_init", ["mean", "random"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_kept_tokens_compute_the_same_bits(name, new_token_init, base, fitted):
+def test_kept_tokens_give_bit_identical_outputs(name, new_token_init, base, fitted):
     mlm = model_of(name, base)
     small, mapping = adapt_vocabulary(mlm, base, fitted, new_token_init), mapping_of(fitted, base)
     old, new = [AutoTokenizer.from_pretrained(folder) for folder in (base, fitted)]
@@ -108,7 +108,7 @@ def test_kept_tokens_compute_the_same_bits(name, new_token_init, base, fitted):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_rows_and_ties_survive_the_disk(name, base, fitted, tmp_path):
+def test_rows_and_ties_are_kept_when_saved(name, base, fitted, tmp_path):
     mlm = model_of(name, base)
     small, mapping = adapt_vocabulary(mlm, base, fitted), mapping_of(fitted, base)
     small.save_pretrained(tmp_path)
@@ -168,7 +168,7 @@ def test_tokens_that_share_letters_are_nearer(base, fitted):
 
 
 @pytest.mark.parametrize("new_token_init", ["mean", "random"])
-def test_the_seed_decides(new_token_init, base, fitted):
+def test_new_rows_depend_on_the_seed(new_token_init, base, fitted):
     mlm = model_of("xlm-roberta", base)
     before = torch.random.get_rng_state()
     a, b, c = [adapt_vocabulary(mlm, base, fitted, new_token_init, seed) for seed in (1, 1, 2)]
@@ -257,7 +257,7 @@ def test_a_damaged_adapted_checkpoint_is_made_again(params, tmp_path):
     assert find_damage(adapt_checkpoint(params, tmp_path)) == ""
 
 
-def test_another_tokenizer_brings_its_tokens(params, tmp_path, backbone, fitted, base):
+def test_another_tokenizer_keeps_rows_of_common_tokens(params, tmp_path, backbone, fitted, base):
     "Like XLM-R with Glot500's tokenizer: common tokens keep their rows."
     p = params.replace(tokenizer=str(fitted), num_new_tokens=0, min_count=0, corpus="")
     mlm, mapping = AutoModelForMaskedLM.from_pretrained(adapt_checkpoint(p, tmp_path)), mapping_of(fitted, base)
@@ -267,7 +267,7 @@ def test_another_tokenizer_brings_its_tokens(params, tmp_path, backbone, fitted,
 
 
 @pytest.mark.parametrize("name", ["", "nothing/there"])
-def test_no_backbone(name, tmp_path):
+def test_missing_backbone_is_an_error(name, tmp_path):
     with pytest.raises(UserError, match="give e5-small"):
         weight_checksums(str(tmp_path / "empty") if not name else name)
 

@@ -85,7 +85,7 @@ def test_missing_characters_have_no_token(base, sources):
     assert set(found.missing["rus_Cyrl"]) == set("".join(train_text(sources, "rus_Cyrl"))) - {" "}
 
 
-def test_by_script_adds_up(base, sources):
+def test_coverage_by_script_adds_up(base, sources):
     found = measure_coverage(sources, base)
     scripts = coverage_by_script(found.table)
     assert scripts["tokens"].sum() == found.table["tokens"].sum() and scripts["language-scripts"].sum() == 3

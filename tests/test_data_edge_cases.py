@@ -276,7 +276,7 @@ def test_words_stay_in_their_sentence(tmp_path):
             found, warnings = sentences_of(tmp_path, "\n".join(lines[:i] + change + lines[i + 1 :]))
             origins = [next((o for o in ("abc", "de", "fgh") if set(text.split()) <= {*o}), "") for text in found]
             assert all(origins), f"words of two sentences became one: {found}"
-            assert warnings or {*origins} == {"abc", "de", "fgh"}, f"a sentence was lost in silence: {found}"
+            assert warnings or {*origins} == {"abc", "de", "fgh"}, f"a sentence was lost silently: {found}"
 
 
 # Other layouts: one bad line costs itself

@@ -81,7 +81,7 @@ def test_spelling_variants_match(spelling):
 
 
 @pytest.mark.parametrize(("before", "after"), [("", " And so on."), ("He said: ", ""), ("He said: ", " And so on.")])
-def test_inside_a_document(before, after):
+def test_sentence_inside_a_document_matches(before, after):
     assert kinds(LONG, before + LONG + after) == ["contained"]
 
 
@@ -127,7 +127,7 @@ def test_ngram_length_is_a_parameter(ngram, found):
     assert bool(kinds(" ".join(words), line, ngram=ngram, share=0.3)) == found
 
 
-def test_same_words_in_another_order():
+def test_same_words_in_another_order_do_not_match():
     words = sentence("eng_Latn", 12, 1).rstrip(".").split()
     assert kinds(" ".join(words), " ".join(reversed(words))) == []
     assert kinds("see I", "I see") == [] and kinds("abc", "acb") == []

@@ -74,7 +74,7 @@ def made_up(path: Path, sizes: Sizes = SIZES) -> dict[str, np.ndarray]:
     return tensors
 
 
-def test_every_tensor_arrives(tmp_path):
+def test_every_tensor_is_loaded(tmp_path):
     "A checkpoint from a packed file loads whole; values are the file's to half a step of four bits, rows are tokens."
     tensors = made_up(tmp_path / "model.bin")
     packed = read_packed_encoder(tmp_path / "model.bin")
@@ -99,7 +99,7 @@ def test_all_nibbles_and_scales():
         assert np.array_equal(values, np.tile(np.arange(16.0) - 8, 2) * np.float32(scale))
 
 
-def test_cut_anywhere_is_refused(tmp_path):
+def test_truncated_file_is_refused(tmp_path):
     "A truncated file is never accepted."
     made_up(tmp_path / "model.bin")
     whole = (tmp_path / "model.bin").read_bytes()
@@ -148,7 +148,7 @@ def test_sizes_that_do_not_fit(tmp_path, change, message):
 # Packages
 
 
-def test_members_cannot_escape(tmp_path):
+def test_archive_members_stay_in_their_folder(tmp_path):
     "Only the requested member is written, and only to the requested place."
     (tmp_path / "inner").mkdir()
     with zipfile.ZipFile(tmp_path / "inner/evil.whl", "w") as package:

@@ -305,7 +305,7 @@ STAGES["01_corpus"] = Stage(
         "name": "one",
         "corpus": "@leaky",
         "languages": [],
-        "benchmarks": ["folder:@asked"],
+        "benchmarks": ["folder:@evaluation"],
         "ngram_size": 3,
         "overlap_threshold": 0.5,
     },
@@ -315,7 +315,7 @@ STAGES["01_corpus"] = Stage(
         "corpus": Effect(["@leaky+@other"], "training text, held-out text"),
         "languages": Effect([["eng_Latn"]], "languages, training text, held-out text"),
         "min_characters": Effect([500], "languages, training text, held-out text, warnings"),
-        "benchmarks": Effect([["folder:@asked", "folder:@more"]], "sets, found, training text"),
+        "benchmarks": Effect([["folder:@evaluation", "folder:@more"]], "sets, found, training text"),
         "ngram_size": Effect([8], "found, training text"),
         "max_held_out": Effect([100], "held-out text"),
         "overlap_threshold": Effect([0.3], "found, training text"),
@@ -423,7 +423,7 @@ STAGES["04_evaluate"] = Stage(
             [{"num_train_epochs": 1}, {"num_train_epochs": 2}], "learnt", given=TUNED, perhaps="topics"
         ),
     },
-    outputs="unasked",
+    outputs="unevaluated",
 )
 
 STAGES["fine-tuning"] = Stage(
@@ -449,7 +449,7 @@ STAGES["fine-tuning"] = Stage(
         "reference_accumulation": Effect([True], "learnt", perhaps="topics"),
     },
     inside=("overrides",),
-    outputs="unasked",
+    outputs="unevaluated",
     notebook="04_evaluate",
 )
 
@@ -859,7 +859,7 @@ def write_leaky(home: Path) -> None:
     long = [
         " ".join([*lines[n].split()[:words], *(f"{n}x{i}" for i in range(12 - words))]) for n, words in ((1, 7), (2, 6))
     ]
-    tiny.write(home / "asked/eng_Latn.txt", "\n".join([lines[0], *long]) + "\n")
+    tiny.write(home / "evaluation/eng_Latn.txt", "\n".join([lines[0], *long]) + "\n")
     tiny.write(home / "more/eng_Latn.txt", lines[3] + "\n")
 
 
@@ -899,8 +899,8 @@ def make_runs(outputs: Path, again: Path, text: Path, sets: Path) -> None:
         )
     shutil.copytree(outputs, again)
     for run, layer in itertools.product(("langsamp-7", "langsamp-8", "baseline-7"), (-1, 0)):
-        asked = {"encoder": run, "tasks": ["tatoeba", "sib200"], "data_dir": str(sets), "seeds": 1, "layer": layer}
-        evaluate(EvaluationParams.model_validate(asked), outputs)
+        values = {"encoder": run, "tasks": ["tatoeba", "sib200"], "data_dir": str(sets), "seeds": 1, "layer": layer}
+        evaluate(EvaluationParams.model_validate(values), outputs)
 
 
 @pytest.fixture(scope="module")
@@ -923,7 +923,7 @@ def places(tmp_path_factory, stock) -> dict[str, Path]:
     for name in ("outputs", "runs", "scripts"):
         (home / name).mkdir()
     tiny.stock_checkpoint(home / "second", seed=1)
-    make_runs(home / "runs", home / "unasked", home / "many", home / "sets1")
+    make_runs(home / "runs", home / "unevaluated", home / "many", home / "sets1")
     made = {path.name: path for path in home.iterdir()}
     tokenizers = [path for path in (home / "runs/data/tokenizers").iterdir() if path.is_dir()]
     return made | {"sets": made["sets1"], "stock": stock, "stock2": home / "second/xlm-r", "stock3": tokenizers[0]}

@@ -95,7 +95,7 @@ def test_gradients_are_those_of_the_stock_model(family, text, labels, ids):
 
 
 @every
-def test_files_bring_the_model_back(family, tmp_path, text, ids):
+def test_a_saved_model_loads_with_equal_outputs(family, tmp_path, text, ids):
     model = build(family)
     model.save_pretrained(tmp_path)
     loaded, report = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)

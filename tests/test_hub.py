@@ -109,7 +109,7 @@ def test_columns_may_differ_between_files(glot):
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".arrow", ".jsonl"])
-def test_an_empty_file_is_no_rows(tmp_path, ending):
+def test_an_empty_file_gives_no_rows(tmp_path, ending):
     file = tmp_path / f"a{ending}"
     if ending == ".jsonl":
         file.touch()

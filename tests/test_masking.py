@@ -53,7 +53,7 @@ def test_special_tokens_are_never_masked_or_inserted():
     assert replaced.sum() > 500 and not TOKEN_IDS.special[inputs[replaced]].any()
 
 
-def test_mask_depends_on_nothing_else(data):
+def test_mask_depends_only_on_seed_pass_and_sequence(data):
     "A sequence has the same mask in any batch, on any rank, after any use of the global generators."
     numbers = np.arange(len(data.train))
     whole = make_batch(data.train, numbers, np.full_like(numbers, 2), 7, data.token_ids)

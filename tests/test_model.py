@@ -229,7 +229,7 @@ def test_embeddings_start_small():
     assert abs(rows.mean()) < 1e-3 and abs(rows.std() - 0.02) < 1e-3
 
 
-def test_start_from_a_checkpoint(tmp_path, text):
+def test_building_from_a_stock_checkpoint(tmp_path, text):
     stock = AutoModelForMaskedLM.from_config(XLMRobertaConfig(**TINY)).eval()
     stock.save_pretrained(tmp_path / "stock")
     model = from_backbone(tmp_path / "stock", LANGUAGES, SCRIPTS)
@@ -248,7 +248,7 @@ def test_one_configuration_for_wrapper_and_stock_part(tmp_path):
     assert model.config.backbone_config is stock.config and stock.config.vocab_size == 300
 
 
-def test_attention_stays_fast(tmp_path):
+def test_attention_implementation_is_kept(tmp_path):
     "A configuration made around a finished model must not reset its attention to the slow default."
     model = build()
     model.save_pretrained(tmp_path)

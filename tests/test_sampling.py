@@ -65,7 +65,7 @@ def test_published_numbers(published):
     assert min(unseen) == lines["chk_Hani"] == 900_450 == 30 * published["chk_Hani"]
 
 
-def test_rounding_is_far_from_any_edge(published):
+def test_no_line_count_depends_on_rounding(published):
     "No line count depends on the last bit of a power: 0.3 is 3/10, so integers determine it."
     rarest = published["chk_Hani"]
     for code, n in glot500_lines(published, seen_by_xlmr()).items():
@@ -142,7 +142,7 @@ def test_an_epoch_of_batches_keeps_the_shares():
     assert np.abs(found / size - shares / shares.sum()).max() < 1e-4
 
 
-def test_all_is_every_sequence_once():
+def test_sampling_all_draws_every_sequence_once():
     report = report_of(random_lines(3))
     assert (quotas("all", 0.3, sequences_of(report), report) == sequences_of(report)).all()
 

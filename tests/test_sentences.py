@@ -243,7 +243,7 @@ def test_a_model_without_embeddings_refuses_a_language_hint(tokenizer):
 # The guide
 
 
-def test_the_guide(tmp_path):
+def test_the_encoding_tutorial(tmp_path):
     "Through papermill, with the defaults: it trains, searches, saves, and predicts."
     tiny.papermill("nbs/tutorials/encoding.ipynb", tmp_path / "guide.ipynb", tmp_path)
     assert find_damage(tmp_path / "guide-sentences") == ""
