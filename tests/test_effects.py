@@ -23,6 +23,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 from safetensors import safe_open
+from transformers import BertConfig, modeling_utils
 
 from langsamp.analysis import embeddings, neutrality_plots, reproduction
 from langsamp.benchmark import corpus as corpus_suite
@@ -209,6 +210,7 @@ def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
         "exported": result["best_step" if names["params"].early_stopping_patience else "step"],
         "weights": sha256(run / "model/model.safetensors"),
         "compiled": len(bench.noted.get("compile", [])),
+        "recomputed": len(bench.noted.get("checkpoint", [])),
     }
 
 
@@ -247,7 +249,7 @@ STAGES["03_pretrain"] = Stage(
         "max_seq_length": Effect([16], f"parameters, {STARTS}"),
         "packing": Effect(["stream"], STARTS),
         "backbone": Effect(["@stock"], f"tokens, parameters, {STARTS}"),
-        "architecture": Effect(["modernbert"], f"parameters, start, {LEARNS}"),
+        "architecture": Effect(["modernbert", "@config"], f"parameters, start, {LEARNS}"),
         "num_layers": Effect([2], f"parameters, start, {LEARNS}"),
         "hidden_size": Effect([64], f"parameters, start, {LEARNS}"),
         "dropout": Effect([0.0, 0.5], LEARNS),
@@ -260,11 +262,31 @@ STAGES["03_pretrain"] = Stage(
             given={"dropout": 0.0},
             why="sequences at a time: losses are the same to 1e-5, weights except for rounding",
         ),
+        "mlm_probability": Effect([0.3, 0.6], READS),
         "learning_rate": Effect([1e-2], LEARNS),
+        "lr_scheduler_type": [
+            Effect(["cosine", "constant_with_warmup"], LEARNS, given={"max_steps": 4}),
+            Effect(["warmup_stable_decay"], refused="need each other"),
+        ],
         "warmup_steps": Effect([0, 3], LEARNS),
+        "decay_steps": [
+            Effect(
+                [3, 4], LEARNS, given={"lr_scheduler_type": "warmup_stable_decay", "decay_steps": 1, "max_steps": 5}
+            ),
+            Effect([1], refused="need each other"),
+        ],
         "weight_decay": Effect([0.5], LEARNS),
+        "adam_beta1": Effect([0.5], LEARNS),
+        "adam_beta2": Effect([0.9], LEARNS),
+        "max_grad_norm": Effect([0.0, 0.01], LEARNS, given={"adam_beta2": 0.5}),
         "seed": Effect([8], STARTS),
         "precision": Effect(["bf16"], LEARNS, given={"learning_rate": 0.05}, perhaps="start"),
+        "gradient_checkpointing": Effect(
+            [True],
+            "recomputed",
+            given={"dropout": 0.0, "num_layers": 2},
+            why="states are recomputed; without dropout the weights are the same",
+        ),
         "torch_compile": Effect(
             [True],
             "compiled",
@@ -499,6 +521,16 @@ STAGES["figures/packing"] = Stage(
     outputs="runs",
 )
 
+STAGES["figures/plateau"] = Stage(
+    params.PlateauFigureParams,
+    {"params": "@plans/a.yaml", "recipes": {"few": {"max_steps": 2}, "more": {"max_steps": 3}}, "name": "figure"},
+    see_figure,
+    figure_effects(
+        params=Effect(["@plans/b.yaml"], ".csv, ends.csv"),
+        recipes=Effect([{"few": {"max_steps": 2}}, {"few": {}, "more": {}}], ".csv, ends.csv", perhaps="runs"),
+    ),
+)
+
 LABELS = {"A": ["langsamp-7", "langsamp-8"], "B": ["baseline-7"]}
 FEWER = {"A": ["langsamp-7"], "B": ["baseline-7"]}
 TABLES = "differences.csv, seeds.csv"
@@ -703,7 +735,7 @@ def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Observe
         "losses": [what["loss"] for what in found],
         "compiled": [what["compiled"] for what in found],
         "texts": [what["texts"] for kind, _, what in work if "texts" in what and kind[1] == "encoding"],
-        "measured": bench.noted.get("measured", []),
+        "measured": bench.noted.get("measure", []),
         "gigabytes": bench.noted.get("synthetic_run", []),
     }
 
@@ -920,13 +952,16 @@ def places(tmp_path_factory, stock) -> dict[str, Path]:
     for name, overrides in {"a": {}, "b": {"global_batch_size": 8}}.items():
         values = {**TINY, "corpus": str(home / "corpus"), **overrides}
         tiny.write(home / f"plans/{name}.yaml", yaml.safe_dump(values))
+    shape = {"num_hidden_layers": 1, "hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 64}
+    BertConfig(**shape, max_position_embeddings=64).to_json_file(home / "config.json")
     for name in ("outputs", "runs", "scripts"):
         (home / name).mkdir()
     tiny.stock_checkpoint(home / "second", seed=1)
     make_runs(home / "runs", home / "unevaluated", home / "many", home / "sets1")
     made = {path.name: path for path in home.iterdir()}
     tokenizers = [path for path in (home / "runs/data/tokenizers").iterdir() if path.is_dir()]
-    return made | {"sets": made["sets1"], "stock": stock, "stock2": home / "second/xlm-r", "stock3": tokenizers[0]}
+    made |= {"config": home / "config.json", "sets": made["sets1"], "stock": stock}
+    return made | {"stock2": home / "second/xlm-r", "stock3": tokenizers[0]}
 
 
 def no_text(home: Path, *sizes: Any) -> params.PretrainParams:
@@ -958,6 +993,7 @@ def bench(places):
         )
         made.spy(torch.nn.Module, "compile", lambda self: type(self).__name__, instead=lambda self: None)
         made.spy(loop.Trainer, "train_step", lambda t, step: step)
+        made.spy(modeling_utils, "checkpoint", lambda function, *more, **options: "")
         patch.setattr(tasks, "fine_tune", made.tuned)
         patch.setattr(workers, "TimedLoop", Watched)
         patch.setattr(InProcess, "bench", made, raising=False)

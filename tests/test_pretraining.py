@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, get_scheduler
 
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
@@ -17,6 +17,7 @@ from langsamp.corpora.registry import find_corpus
 from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_table
 from langsamp.params.pretrain import AdaptParams, PretrainParams
 from langsamp.tokenization.train import trained_tokenizer
+from langsamp.training.loop import learning_rate_at
 from langsamp.training.prepare import prepare
 from langsamp.training.pretrain import initial_model, pretrain
 
@@ -207,3 +208,21 @@ def test_another_backbone_under_the_same_name_is_refused(params, tmp_path, finis
     shutil.copy(backbones[1] / "model.safetensors", own)
     with pytest.raises(UserError, match="moved started from other weights"):
         pretrain(p, outputs)
+
+
+@pytest.mark.parametrize(
+    "name, decay_steps", [("linear", 0), ("cosine", 0), ("constant_with_warmup", 0), ("warmup_stable_decay", 7)]
+)
+def test_schedules_are_those_of_transformers(name, decay_steps):
+    "From the end of the warm-up on; their first step has rate zero, ours does not waste it."
+    p = PretrainParams(
+        max_steps=30, warmup_steps=5, lr_scheduler_type=name, decay_steps=decay_steps, learning_rate=2e-3
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], p.learning_rate)
+    options = {"num_decay_steps": decay_steps, "decay_type": "linear"} if decay_steps else {}
+    theirs = get_scheduler(name, optimizer, 5, 30, scheduler_specific_kwargs=options)
+    for step in range(30):
+        if step >= 5:
+            assert learning_rate_at(step, p) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        theirs.step()

@@ -46,6 +46,7 @@ STAGES = {
 }
 FIGURES = {
     "pretraining": params.PretrainingFigureParams,
+    "plateau": params.PlateauFigureParams,
     "packing": params.PackingFigureParams,
     "main_results": evaluate.TableParams,
     "ablation": evaluate.TableParams,

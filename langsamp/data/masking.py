@@ -147,10 +147,14 @@ def make_batch(
     passes_B: np.ndarray,  # The pass of each
     seed: int,  # The seed of the run
     token_ids: TokenIds,  # Of the tokenizer
+    probability: float = 0.15,  # As for `mask_sequence`
 ) -> Batch:
     "Read and mask the given sequences."
     tokens_BL, shards_B = dataset[sequences_B]
-    masked = [mask_sequence(t, int(s), int(p), seed, token_ids) for t, s, p in zip(tokens_BL, sequences_B, passes_B)]
+    masked = [
+        mask_sequence(tokens_L, int(number), int(pass_), seed, token_ids, probability)
+        for tokens_L, number, pass_ in zip(tokens_BL, sequences_B, passes_B)
+    ]
     inputs, labels = zip(*masked)
     packed = isinstance(dataset, PackedSequences)
     segments_BL = dataset.segments(sequences_B) if packed else (tokens_BL != token_ids.pad).astype(np.int64)

@@ -76,8 +76,11 @@ def _progress(steps: int, step: int) -> ProgressLines | ProgressBar:
 class RunLogger:
     "Writes metrics.jsonl and shows progress; only in the main process."
 
-    def __init__(self, folder: Path, steps: int, step: int = 0, main: bool = True) -> None:
+    def __init__(
+        self, folder: Path, steps: int, step: int = 0, main: bool = True, unigram_loss: float | None = None
+    ) -> None:
         self.main, self.before = main, time.monotonic()
+        self.baseline = "" if unigram_loss is None else f" (unigram baseline {unigram_loss:.3f})"
         if main:
             self.metrics, self.progress = MetricsFile(folder / "metrics.jsonl", step), _progress(steps, step)
 
@@ -88,7 +91,7 @@ class RunLogger:
         seconds, self.before = time.monotonic() - self.before, time.monotonic()
         self.metrics.write(step=step, **values, seconds=round(seconds, 4))
         if "validation_loss" in values:
-            self.progress.message(f"step {step:>6}  validation loss {values['validation_loss']:.3f}")
+            self.progress.message(f"step {step:>6}  validation loss {values['validation_loss']:.3f}{self.baseline}")
         else:
             self.progress(step, values["loss"], int(values["tokens"]), seconds)
 

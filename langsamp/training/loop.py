@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from ..core.errors import UserError
 from ..data.masking import Batch, TokenIds, make_batch, sequences_by_shard, sequences_of_step, validation_batch
 from ..data.packing import PackedSequences
 from ..data.shards import TokenDataset
+from ..data.unigrams import mean_loss, unigram_losses
 from ..model.backbones import position_offset
 from ..model.cpu_kernels import FastDropout
 from ..model.langsamp import LangSAMPForMaskedLM, language_script_ids
@@ -104,15 +105,25 @@ class Data:
         "Sequences in an epoch."
         return len(self.train) if self.quotas is None else int(self.quotas.sum())
 
+    @cached_property
+    def unigram_loss(self) -> float:
+        "The validation loss of token frequencies by language-script, in nats per masked token; computed once."
+        return mean_loss(unigram_losses(self.train, self.validation, self.token_ids), "own")
+
 # %% ../../nbs/library/training/04_loop.ipynb #2fa45c4a
 def learning_rate_at(
     step: int,  # From 0
-    p: TrainingParams,  # Its `max_steps`, `warmup_steps` and `learning_rate`
+    p: TrainingParams,  # Its `max_steps`, `learning_rate` and schedule
 ) -> float:  # For the update of this step
-    "Linear warm-up, then linear decay to zero."
+    "Linear warm-up, then the schedule: to zero, except where it is constant."
+    left, decay = p.max_steps - step, max(1, p.max_steps - p.warmup_steps)
     if step < p.warmup_steps:
         return p.learning_rate * (step + 1) / p.warmup_steps
-    return p.learning_rate * (p.max_steps - step) / max(1, p.max_steps - p.warmup_steps)
+    if p.lr_scheduler_type == "constant_with_warmup" or left > p.decay_steps > 0:
+        return p.learning_rate
+    if p.lr_scheduler_type == "cosine":
+        return p.learning_rate * (1 - math.cos(math.pi * left / decay)) / 2
+    return p.learning_rate * left / (p.decay_steps or decay)
 
 # %% ../../nbs/library/training/04_loop.ipynb #c44975b2
 @contextmanager
@@ -141,6 +152,8 @@ class _Placement:
                 f"× {self.world} processes; change one of them"
             )
         self.data, self.p, self.plain = data, p, model.to(self.accelerator.device)
+        if p.gradient_checkpointing:
+            model.mlm.activation_checkpointing_enable()
         self.ids = dict(zip(["language_ids", "script_ids"], language_script_ids(data.train.codes, model.config)))
         self.attention_kwargs = attention_kwargs(model, data.train, self.accelerator)
         self.dropout_mode = dropout_mode(model, p.torch_compile, self.accelerator)
@@ -160,8 +173,8 @@ def _prepared(accelerator: Accelerator, model: LangSAMPForMaskedLM, p: TrainingP
     if sharded := accelerator.is_fsdp2:
         plugin: Any = accelerator.state.fsdp_plugin
         apply_fsdp(model, plugin)
-    rate, decay = p.learning_rate, p.weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), rate, eps=1e-8, weight_decay=decay, fused=True)
+    rate, betas, decay = p.learning_rate, (p.adam_beta1, p.adam_beta2), p.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), rate, betas, eps=1e-8, weight_decay=decay, fused=True)
     wrapped = accelerator.prepare_model(model, evaluation_mode=sharded)  # With True accelerate adds no wrapper
     return wrapped, accelerator.prepare_optimizer(optimizer)
 
@@ -181,7 +194,8 @@ class _Batches(_Placement):
         train, seed = self.data.train, self.p.seed
         passes_B, sequences_B = sequences_of_step(step, global_batch_size, train.shard_ends, seed, self.data.quotas)
         mine = slice(self.rank, None, self.world)
-        return make_batch(train, sequences_B[mine], passes_B[mine], seed, self.data.token_ids)
+        of, probability = self.data.token_ids, self.p.mlm_probability
+        return make_batch(train, sequences_B[mine], passes_B[mine], seed, of, probability)
 
     def batch_loss(self, model: torch.nn.Module, batch: Batch, items: float | None = None) -> torch.Tensor:
         "Cross-entropy summed over masked tokens and divided by `items`, by default the masked tokens of the batch."
@@ -220,7 +234,7 @@ class _Steps(_Gradients):
         micro_batches = list(batch.split(self.p.micro_batch_size))
         losses = self.accumulate_gradients(micro_batches, max(1.0, masked) / self.world)
         (loss,) = self.total(sum(losses) / self.world)
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0))
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.p.max_grad_norm or math.inf))
         if not math.isfinite(loss + norm):
             raise UserError(_not_finite(self.data, step, loss, micro_batches, losses))
         for group in self.optimizer.param_groups:
@@ -349,6 +363,12 @@ class _Bookkeeping(_Checkpointing):
         self.state |= {"step": self.state["step"] + 1, "tokens": self.state["tokens"] + int(found["tokens"])}
         log(self.state["step"], found)
 
+    def logger(self, folder: Path) -> RunLogger:
+        "The log of this session; the main process compares validation losses with the unigram baseline."
+        main = self.accelerator.is_main_process
+        baseline = self.data.unigram_loss if main else None
+        return RunLogger(folder, self.p.max_steps, self.state["step"], main, baseline)
+
     @property
     def save_is_due(self) -> bool:
         "Whether the run validates and saves after the current step."
@@ -371,7 +391,7 @@ class Trainer(_Bookkeeping):
         "Train to the last step, from the newest checkpoint if there is one. SIGTERM saves, then exits with 143."
         self.plain.train()
         self.resume(folder)
-        log = RunLogger(folder, self.p.max_steps, self.state["step"], self.accelerator.is_main_process)
+        log = self.logger(folder)
         with sigterm_event() as terminated, explain_out_of_memory(self):
             if self.state["step"] == 0:
                 self.record_validation(self.validate(), log)
