@@ -11,10 +11,14 @@ import tiny
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, get_scheduler
 
+from langsamp.analysis.plots import mean_loss_by, unigram_table
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
 from langsamp.corpora.registry import find_corpus
+from langsamp.data import unigrams
+from langsamp.evaluation.evaluate import evaluate
 from langsamp.model.adapt_checkpoint import adapt_checkpoint, adaptation_table
+from langsamp.params.evaluate import EvaluationParams
 from langsamp.params.pretrain import AdaptParams, PretrainParams
 from langsamp.tokenization.train import trained_tokenizer
 from langsamp.training.loop import learning_rate_at
@@ -226,3 +230,19 @@ def test_schedules_are_those_of_transformers(name, decay_steps):
             assert learning_rate_at(step, p) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         theirs.step()
+
+
+def test_a_run_says_that_it_has_learnt_nothing(corpus, tmp_path, capfd, monkeypatch):
+    "In its log, its result and its evaluation; and no longer when it is better than a frequency list."
+    p = tiny.params_of(corpus, run_name="run", max_steps=1, warmup_steps=0, save_steps=1)
+    result = pretrain(p, tmp_path)
+    assert f"(unigram baseline {result['unigram_loss']:.3f})" in (printed := capfd.readouterr().out)
+    (warning,) = [line for line in result["warnings"] if "the unigram table of each language" in line]
+    assert warning in printed and read_json(tmp_path / "run/result.json")["warnings"] == result["warnings"]
+    table = unigram_table(tmp_path / "run")
+    assert result["unigram_loss"] == pytest.approx(mean_loss_by(table, "variant").set_index("variant").loss["own"])
+    request = EvaluationParams(encoder="run", tasks=["udhr"], languages=["deu_Latn"])
+    assert f"run: {warning}" in evaluate(request, tmp_path)[1]
+    monkeypatch.setattr(unigrams, "PLATEAU_MARGIN", -9.0)
+    assert pretrain(p.replace(run_name="another"), tmp_path)["warnings"] == result["warnings"][:-1]
+    assert "learnt" not in capfd.readouterr().out
