@@ -27,7 +27,7 @@ def recipe_params(
 ) -> list[PretrainParams]:  # One per recipe
     "Return the parameters of the recipes; raise `UserError` if one changes the name of its run."
     values = read_yaml(repo_root() / p.params)
-    if wrong := [name for name, changes in p.recipes.items() if "run_name" in changes]:
+    if wrong := [name for name, changed in p.recipes.items() if "run_name" in changed]:
         raise UserError(f"recipe {wrong[0]} sets run_name, which follows from the name of the recipe; remove it")
     prefix = values.get("run_name", "smoke")
     return [PretrainParams.model_validate({**values, **p.recipes[n], "run_name": f"{prefix}-{n}"}) for n in p.recipes]

@@ -50,10 +50,10 @@ def _read_object(
 
 # %% ../../nbs/library/model/00_files.ipynb #0564a49d
 def check_config(
-    place: str | os.PathLike,  # A folder; a Hub name is not checked
+    place: str | os.PathLike,  # A folder or its config.json; a Hub name is not checked
 ) -> None:
     "Refuse a configuration without a model type, or of quantised weights (`UserError`)."
-    path = Path(place) / "config.json"
+    path = Path(place) if Path(place).is_file() else Path(place) / "config.json"
     if not path.exists():
         return
     config = _read_object(path)

@@ -124,11 +124,12 @@ def _choice_error(
 # %% ../../nbs/library/params/01_base.ipynb #3c76a3fa
 def one_of(
     known: Sequence[str],  # The allowed values
+    suffix: str = "",  # Files that are allowed too
 ) -> AfterValidator:
     "Return a validator for `Annotated` that accepts the known values only."
 
     def check(value: str) -> str:
-        if value not in known:
+        if value not in known and not (suffix and value.endswith(suffix)):
             raise ValueError(_choice_error(value, known))
         return value
 

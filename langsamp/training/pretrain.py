@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core.environment import escape_unencodable_output, ignore_overriding_variables
 from ..core.errors import UserError
-from ..core.files import content_hash, outputs_folder, read_json, write_json
+from ..core.files import content_hash, outputs_folder, read_json, sha256, write_json
 from ..params.base import positional_arguments
 from ..params.pretrain import ModelParams, PretrainParams
 from ..params.yaml_reader import read_yaml
@@ -46,12 +46,14 @@ if __name__ == "__main__" and "__file__" in globals():
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #60bd0bb0
 import torch
-from transformers import ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
+from transformers import AutoConfig, ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
 
 from ..core.manifests import atomic_folder, find_damage
+from ..data.unigrams import plateau_warning
 from ..languages.codes import parse_code
 from ..model.adapt_checkpoint import find_backbone, weight_checksums
 from ..model.backbones import max_sequence_length
+from ..model.files import check_config, library_errors
 from ..model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
 from ..tokenization.train import load_tokenizer
 from .checkpoints import load_weights
@@ -69,6 +71,8 @@ def scratch_config(
     "An encoder of any size: heads of 32 up to a width of 384, else of 64; feed-forward layers of four times the width."
     if p.architecture == "modernbert":
         return _modernbert_config(p, facts, max_seq_length)
+    if p.architecture.endswith(".json"):
+        return _config_from_file(Path(p.architecture).expanduser(), facts)
     layers, width = p.num_layers, p.hidden_size
     return XLMRobertaConfig(
         vocab_size=facts["vocab_size"],
@@ -85,10 +89,12 @@ def scratch_config(
     )
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #01109bae
+_NO_IDS: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+
+
 def _modernbert_config(p: ModelParams, facts: dict[str, Any], max_seq_length: int) -> ModernBertConfig:
     "A ModernBERT; its gated feed-forward of 8/3 the width has as many weights as a plain one of 4 times the width."
     layers, width = p.num_layers, p.hidden_size
-    none: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
     return ModernBertConfig(
         vocab_size=facts["vocab_size"],
         hidden_size=width,
@@ -97,8 +103,20 @@ def _modernbert_config(p: ModelParams, facts: dict[str, Any], max_seq_length: in
         intermediate_size=32 * round(8 * width / 3 / 32),
         max_position_embeddings=max_seq_length,
         pad_token_id=facts["pad"],
-        **none,
+        **_NO_IDS,
     )
+
+# %% ../../nbs/library/training/07_pretrain.ipynb #e99095c4
+def _config_from_file(path: Path, facts: dict[str, Any]) -> PreTrainedConfig:
+    "The architecture and shape of a configuration file, with the vocabulary of this tokenizer (`UserError`)."
+    if not path.is_file():
+        raise UserError(f"architecture `{path}` does not exist; give the config.json of an encoder")
+    check_config(path)
+    with library_errors(path, "configuration"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    for name, value in {"vocab_size": facts["vocab_size"], "pad_token_id": facts["pad"], **_NO_IDS}.items():
+        setattr(config, name, value)
+    return config
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #5cc76ea5
 def initial_model(
@@ -210,14 +228,28 @@ def initial_weights_hash(
     p: PretrainParams,  # Its backbone
     outputs: Path | str,  # With adapted checkpoints in `adapted/`
 ) -> str:
-    "A hash of the initial weights; empty for random ones."
-    return content_hash(weight_checksums(find_backbone(p.backbone, outputs))) if p.backbone else ""
+    "A hash of the initial weights, or of the file with the shape of random ones; else empty."
+    if p.backbone:
+        return content_hash(weight_checksums(find_backbone(p.backbone, outputs)))
+    path = Path(p.architecture).expanduser()
+    return sha256(path) if path.suffix == ".json" and path.is_file() else ""
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #bb5ddca8
 def _exported(p: PretrainParams, state: dict[str, Any]) -> dict[str, Any]:
     "The exported step, its loss, and the loss of the last step."
     loss = state["best_loss" if p.early_stopping_patience else "validation_loss"]
     return {"exported_step": exported_step(p, state), "validation_loss": loss, "last_loss": state["validation_loss"]}
+
+# %% ../../nbs/library/training/07_pretrain.ipynb #5dea0c0e
+def _against_unigrams(
+    result: Mapping[str, Any],  # With `validation_loss` and `warnings`
+    unigram_loss: float,  # On the same masked tokens
+) -> dict[str, Any]:  # `unigram_loss`, and the warnings with that of the plateau
+    "Compare a result with the unigram baseline; an encoder that has learnt nothing is named in a printed warning."
+    warning = plateau_warning(result["validation_loss"], unigram_loss)
+    if warning:
+        print(warning, flush=True)
+    return {"unigram_loss": unigram_loss, "warnings": [*result["warnings"], *([warning] if warning else [])]}
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #1681a841
 def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[str, Any]:
@@ -240,6 +272,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
         **_exported(p, state),
     }
     if main:
+        result |= _against_unigrams(result, data.unigram_loss)
         export(_trained(p, corpus, folder, exported_step(p, state)), corpus.tokenizer, folder, p.max_seq_length)
         write_json(folder / "result.json", result)
     return result
