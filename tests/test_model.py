@@ -203,6 +203,14 @@ def test_training_without_ids(variant, text, labels):
         assert model.eval()(**text, labels=labels).loss > 0
 
 
+@pytest.mark.parametrize("name", ["language_ids", "script_ids"])
+@pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), (4, 24), ()])
+def test_ids_are_one_for_each_sequence(name, shape, text, labels, ids):
+    "Longer ones would be accepted silently, and ids of tokens be added to other sequences."
+    with pytest.raises(UserError, match=f"{name} must be one id for each of 4 sequences"):
+        build()(**text, **ids | {name: torch.zeros(shape, dtype=torch.long)}, labels=labels)
+
+
 # Building
 
 

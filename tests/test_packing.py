@@ -299,3 +299,15 @@ def test_a_window_beside_padding_is_trained(corpus, outputs, packing):
     tokens_BL, _ = (train := prepared.sequences("train", p))[np.arange(len(train))]
     assert ((tokens_BL == prepared.facts["pad"]).sum(1) > 64).any(), "a sequence with more padding than the window"
     assert pretrain(p, outputs)["step"] == 4
+
+
+def test_lack_of_memory_is_not_taken_for_lack_of_support(monkeypatch):
+    def probe(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1000000000000 bytes")
+
+    monkeypatch.setattr("langsamp.model.packed_attention._keeps_apart", probe)
+    mlm = AutoModelForMaskedLM.from_config(tiny.config())
+    with pytest.raises(
+        UserError, match="100 tokens in a sequence need more memory than there is; lower max_seq_length"
+    ):
+        check_packed_attention(mlm, 100)

@@ -201,11 +201,15 @@ class LangSAMPPreTrainedModel(PreTrainedModel):
 # %% ../../nbs/library/model/05_langsamp.ipynb #3140b1fd
 def _check_ids(
     model: LangSAMPPreTrainedModel,  # In training or evaluation mode
+    input_ids: Tensor | None,  # `[B, L]`
     labels: Tensor | None,  # Given for a loss
     **ids: Tensor | None,  # `language` and `script`
 ) -> None:
-    "Refuse a training step that lacks the ids of the variant."
+    "Refuse a training step that lacks the ids of the variant, and ids that are not one for each sequence."
     for name in VARIANTS[model.config.variant]:
+        given = ids[name]
+        if given is not None and input_ids is not None and given.shape != input_ids.shape[:1]:
+            raise UserError(f"{name}_ids must be one id for each of {len(input_ids)} sequences, not {[*given.shape]}")
         if model.training and labels is not None and ids[name] is None:
             raise UserError(
                 f"variant `{model.config.variant}` trains {name} embeddings, but {name}_ids was not given; "
@@ -259,7 +263,7 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,  # `items` of `masked_lm_loss`
         **kwargs: Any,  # For the encoder: `position_ids`, `output_hidden_states`, …
     ) -> MaskedLMOutput:  # `loss` with labels, all `logits` without
-        _check_ids(self, labels, language=language_ids, script=script_ids)
+        _check_ids(self, input_ids, labels, language=language_ids, script=script_ids)
         tables = ((self.language_embeddings, language_ids), (self.script_embeddings, script_ids))
         masked, shared = None if labels is None else masked_positions(labels), SharedGradient()
         encoder = _encoder_of(self, masked, shared, kwargs)

@@ -68,6 +68,10 @@ def check_packed_attention(
     try:
         apart = _keeps_apart(mlm.eval(), length)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise UserError(
+                f"{length} tokens in a sequence need more memory than there is; lower max_seq_length"
+            ) from error
         raise UserError(
             f"{type(mlm).__name__} does not support packed sentences ({str(error) or type(error).__name__}); {hint}"
         ) from error
