@@ -121,7 +121,7 @@ class BenchmarkParams(Params):
     corpus_pass: dict[str, Any] = Field({}, description="Preparing and sampling text; {} skips it")
     corpus: str = Field("udhr", description="Training text of all variants")
     languages: list[str] = Field(FIVE, description="Language codes; [] uses all")
-    max_seq_length: int = Field(64, ge=8, le=1_000_000, description="Tokens per training sequence")
+    max_seq_length: int = Field(64, ge=8, le=2**17, description="Tokens per training sequence")
     learning_rate: Positive = Field(5e-4, description="Learning rate of all variants")
     threads: int = Field(0, ge=0, description="CPU threads per variant; 0: the default of PyTorch")
     torch_compile: bool = Field(False, description="Compile our encoder with torch.compile: useful on GPUs")
