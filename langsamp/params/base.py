@@ -289,16 +289,21 @@ def _mistakes(
     unknown = [one["loc"][0] for one in errors if one["loc"][0] not in fields]
     wrong = [one for one in errors if one["loc"][0] in fields]
     phrases = [_phrase(one, fields[str(one["loc"][0])].annotation, values[str(one["loc"][0])]) for one in wrong]
-    phrases += [f"parameter `{n}` must fit into 64 bits, not {_shown(v)}" for n, v in made if _is_huge(v)]
+    phrases += [f"parameter `{n}` must {rule}, not {_shown(v)}" for n, v in made for rule in _broken_rules(v)]
     about = re.compile(rf"\b({'|'.join({str(one['loc'][0]) for one in wrong})})\b" if wrong else r"(?!)")
     phrases += [phrase for phrase in made.conflicts() if phrase and not about.search(phrase)]
     message = "; ".join(dict.fromkeys([*phrases, *_unknown_names(unknown, [*fields])]))
     return f"{message}\nvalid parameters: {', '.join(fields)}" if unknown else message
 
 # %% ../../nbs/library/params/01_base.ipynb #e2c5aa83
-def _is_huge(value: Any) -> bool:
-    "Return whether a value is an integer beyond 64 bits."
-    return isinstance(value, int) and abs(value) >= 2**63
+def _broken_rules(value: Any) -> list[str]:
+    "Return what any value must be and this one is not: an integer of 64 bits, or text without control characters."
+    if isinstance(value, int):
+        return ["fit into 64 bits"] if abs(value) >= 2**63 else []
+    if isinstance(value, str):
+        return [] if quoted(value, len(value)) == f"`{value}`" else ["have no line breaks or control characters"]
+    inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [*dict.fromkeys(rule for one in inside for rule in _broken_rules(one))]
 
 # %% ../../nbs/library/params/01_base.ipynb #89b0b04e
 def folder_name(name: str) -> str:

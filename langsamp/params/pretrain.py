@@ -33,7 +33,7 @@ class CorpusParams(Params):
     alpha: float = Field(0.3, ge=0, le=1, description="Exponent of temperature and glot500 sampling")
     tokenizer: str = Field("", description="Name or folder; empty: the backbone's, or one trained on the corpus")
     vocab_size: int = Field(1000, ge=0, le=10**7, description="Vocabulary size of a tokenizer trained on the corpus")
-    max_seq_length: int = Field(64, ge=8, le=1_000_000, description="Tokens per training sequence")
+    max_seq_length: int = Field(64, ge=8, le=2**17, description="Tokens per training sequence")
     packing: Literal["sentences", "stream"] = Field(
         "sentences", description="sentences: whole, each attends only to itself; stream: windows over running text"
     )
