@@ -27,12 +27,15 @@ from langsamp.params.yaml_reader import read_yaml
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas", "pyarrow"}
-KINDS = {
-    one
-    for module in (pretrain, evaluate, benchmark)
-    for one in vars(module).values()
-    if isinstance(one, type) and issubclass(one, Params)
-}
+KINDS = sorted(  # In a fixed order: each test process must collect the same tests
+    {
+        one
+        for module in (pretrain, evaluate, benchmark)
+        for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, Params)
+    },
+    key=lambda kind: kind.__name__,
+)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,7 @@ def test_defaults_are_valid(kind):
     assert kind(**kind().model_dump()) == kind()
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_parameters_are_frozen_described_and_not_shared(kind):
     "Every field has a description, cannot be assigned, and a change of one object's list changes no other."
     assert [name for name, field in kind.model_fields.items() if not field.description] == []
