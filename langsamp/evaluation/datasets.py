@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError, did_you_mean
-from ..corpora.bible import bible_editions, bible_verses, verse_id
+from ..corpora.bible import bible_editions, bible_verses
+from ..corpora.bible_corpus import BibleFolder, VerseList, find_bibles, read_verse_list, taxi1500_english
 from ..corpora.evaluation_text import detect_code
+from ..corpora.registry import first_lines
 from ..corpora.sources import hub_configs, hub_splits, local_data_folder
-from ..corpora.text_files import BadLines, decoded_lines, has_letter, tagged_sentences, text_lines, tsv_rows
+from ..corpora.text_files import BadLines, decoded_lines, has_letter, tagged_sentences, tsv_rows
 from ..languages.codes import parse_code
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #1c8e9a89
@@ -372,72 +374,70 @@ def _from_hub(task: str) -> tuple[list[LabelledDataset], list[str]]:
         raise UserError(warnings[0] if warnings else f"{DATASETS[task].hub} on the Hub has no data for {task}")
     return found, warnings
 
-# %% ../../nbs/library/evaluation/00_datasets.ipynb #4baa6fc1
-def _verse_topics(path: Path, bad: BadLines) -> dict[str, tuple[str, str]]:  # Verse -> text, topic
-    "Read one of the three English files: verse, topic and text separated by tabs, without a header."
-    found = {}
-    for number, line in enumerate(text_lines(path, bad), 1):
-        parts = line.split("\t")
-        try:
-            if line and len(parts) != 3:
-                raise UserError("not verse, label and text separated by tabs")
-            found |= {verse_id(parts[0]): (parts[2], parts[1])} if line else {}
-        except UserError as error:
-            bad.add(number, f"{error}; the line is left out")
-    return found
-
-# %% ../../nbs/library/evaluation/00_datasets.ipynb #7ba9f556
-def _english_topics(folder: Path) -> tuple[dict[str, dict[str, tuple[str, str]]], list[str]]:
-    "Read the English splits, and return warnings."
-    topics, warnings = {}, []
-    for split in SPLITS:
-        path = next(iter(sorted(folder.rglob(f"eng_{split}.tsv"))), folder / f"eng_{split}.tsv")
-        bad = BadLines(path)
-        try:
-            topics[split] = _verse_topics(path, bad)
-        except OSError as error:
-            warnings.append(message_with_path(path, error) if path.exists() else f"{path} is missing")
-        warnings += bad.warnings()
-    return topics, warnings
-
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #28c5210d
 def _label_verses(
     where: str,  # For the warnings
-    topics: dict[str, dict[str, tuple[str, str]]],  # Split to verse to English text and topic
+    topics: dict[str, dict[str, str]],  # Split to verse to topic
     verses: dict[str, str],  # A Bible
 ) -> tuple[dict[str, LabelledTexts], list[str]]:
     "Label the verses of a Bible."
     splits, warnings = {}, []
     for split, rows in topics.items():
         here = [verse for verse in rows if verse in verses]
-        labels = [rows[verse][1] for verse in here]
+        labels = [rows[verse] for verse in here]
         splits[split], more = validate_labels("taxi1500", f"{where} {split}", [verses[verse] for verse in here], labels)
         if len(here) < len(rows):
             more.append(f"{where} {split}: {len(rows) - len(here):,} of {len(rows):,} labelled verses are missing")
         warnings += more
     return {split: part for split, part in splits.items() if part.texts}, warnings
 
+# %% ../../nbs/library/evaluation/00_datasets.ipynb #e7045ffd
+def _bibles_beside(folder: Path, warnings: list[str]) -> tuple[BibleFolder | None, VerseList]:
+    "Find the Bibles and what their verses are for; an unusable verse list is added to the warnings."
+    try:
+        bibles = find_bibles(folder)
+    except UserError:
+        return None, VerseList()
+    try:
+        return bibles, read_verse_list(bibles)[0]
+    except UserError as error:
+        warnings.append(str(error))
+        return bibles, VerseList()
+
+# %% ../../nbs/library/evaluation/00_datasets.ipynb #4a1591bb
+def _label_bibles(
+    topics: dict[str, dict[str, str]],  # Split to verse to topic
+    english: dict[str, str],  # Taxi1500's own English verses; may be empty
+    editions: dict[str, Path],  # Language-script to Bible
+) -> tuple[list[LabelledDataset], list[str]]:
+    "Label the verses of all Bibles."
+    parts: list[tuple[str, str, Path | None]] = [("eng", "eng_Latn", None)] if english else []
+    found, warnings = [], []
+    for name, code, path in parts + [(path.stem, code, path) for code, path in editions.items()]:
+        splits, more = _label_verses(name, topics, bible_verses(path, BadLines(path)) if path else english)
+        found += [LabelledDataset("taxi1500", name, code, splits)] if splits else []
+        warnings += more
+    return found, warnings
+
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #89bd9d2f
 def _taxi1500(folder: Path) -> tuple[list[LabelledDataset], list[str]]:
-    "Read the English files, and label each Bible of the folder `bible/` beside them."
-    topics, warnings = _english_topics(folder)
+    "Read the English files or the verse list, and label each Bible of the folder `bible/`."
+    english, warnings = taxi1500_english(folder)
+    bibles, verse_list = _bibles_beside(folder.parent / "bible", warnings)
+    topics = {split: {verse: topic for verse, (_, topic) in rows.items()} for split, rows in english.items()}
+    if not topics and not verse_list.topics:
+        source = f"get it from {DATASETS['taxi1500'].url}"
+        return [], [*warnings, f"no taxi1500/eng_train.tsv in {folder.parent}; {source}"]
     if not topics:
-        return [], [
-            *warnings,
-            f"no taxi1500/eng_train.tsv in {folder.parent}; get it from {DATASETS['taxi1500'].url}",
-        ]
-    editions, more = bible_editions(folder.parent / "bible")
-    if english := editions.pop("eng_Latn", None):
-        more.append(f"{english} is not read: taxi1500 has its own English text")
+        topics, warnings = verse_list.topics, []
+    editions, more = bible_editions(bibles.texts) if bibles else ({}, [])
+    if english and (path := editions.pop("eng_Latn", None)):
+        more.append(f"{path} is not read: taxi1500 has its own English text")
     if not editions:
         more.append(f"no Bible in {folder.parent / 'bible'} for the labels of taxi1500")
-    texts = {verse: text for rows in topics.values() for verse, (text, _) in rows.items()}
-    found = []
-    for name, code, path in [("eng", "eng_Latn", None), *((path.stem, code, path) for code, path in editions.items())]:
-        splits, missing = _label_verses(name, topics, bible_verses(path, BadLines(path)) if path else texts)
-        found += [LabelledDataset("taxi1500", name, code, splits)] if splits else []
-        more += missing
-    return found, warnings + more
+    texts = {verse: text for rows in english.values() for verse, (text, _) in rows.items()}
+    found, missing = _label_bibles(topics, texts, editions)
+    return found, [*warnings, *more, *first_lines(missing, 20)]
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #0ef95e6e
 def load_labelled(

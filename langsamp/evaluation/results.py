@@ -141,6 +141,7 @@ def open_results(
     folder: Path,  # As `results_folder` returns it
     settings: Mapping[str, Any],  # Everything that determines the numbers: `task`, the encoder's identity, the code, …
     name: str = "",  # Of the encoder, recorded in settings.json
+    dataset: Mapping[str, Any] | None = None,  # Where the data come from and their licences, recorded too
 ) -> Generator[Results]:
     "Open the results of a task for writing, under a lock; raise `UserError` if another process has it."
     place = folder / f"{settings['task']}-{content_hash(dict(settings))}"
@@ -150,7 +151,7 @@ def open_results(
             place.mkdir(parents=True, exist_ok=True)
         with file_lock(place / ".lock", timeout=0):
             sessions = read_json(path)["sessions"] if path.exists() else []
-            session = {"encoder": name, **provenance()}
+            session = {"encoder": name, "dataset": dict(dataset or {}), **provenance()}
             write_json(path, {"settings": dict(settings), "sessions": [*sessions, session]})
             yield Results(place / "rows.jsonl")
     except Timeout:

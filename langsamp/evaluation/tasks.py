@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 from ..core.errors import UserError, did_you_mean, quoted
 from ..core.files import content_hash
+from ..corpora.bible_corpus import bible_facts
+from ..corpora.sources import local_data_folder
 from ..encoding.open_encoder import Encoder
 from .bitext import Bitext, load_bitexts
 from .datasets import DATASETS, DatasetInfo, LabelledDataset, load_labelled
@@ -45,6 +47,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, p: EvaluationParams, encoder: Encoder, results: Results) -> tuple[list[dict], list[str]]:
         "Compute the results that are missing; return the rows of this request, and warnings."
+
+    def describe(self, data: str) -> dict[str, Any]:
+        "Return source, licence and citation of the data in a folder, to be stored with the results."
+        return asdict(self.dataset)
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #6858f3a2
 def _select_languages(
@@ -244,11 +250,20 @@ class TatoebaRetrieval(RetrievalTask):
 
     name, dataset = "tatoeba", DATASETS["tatoeba"]
 
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #3054883d
+def _describe_bibles(data: str) -> dict[str, Any]:
+    "Describe the Bibles of a data folder, if there are any."
+    folder = local_data_folder(data)
+    return {"bibles": bible_facts(folder / "bible")} if folder else {}
+
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #efa41679
 class BibleRetrieval(RetrievalTask):
-    "Bible verses from a local folder; the first 500 that both sides have."
+    "Bible verses from a local folder: up to 500 of the verse list, the same in every language."
 
     name, dataset = "bible", DATASETS["bible"]
+
+    def describe(self, data: str) -> dict[str, Any]:
+        return super().describe(data) | _describe_bibles(data)
 
 
 class SonofmanRetrieval(RetrievalTask):
@@ -274,6 +289,9 @@ class Taxi1500(ClassificationTask):
 
     name, dataset = "taxi1500", DATASETS["taxi1500"]
     fine_tuning = FineTuning(max_seq_length=100)
+
+    def describe(self, data: str) -> dict[str, Any]:
+        return super().describe(data) | _describe_bibles(data)
 
 
 class WikiAnn(TaggingTask):
