@@ -6,14 +6,23 @@ from pathlib import Path
 
 import pytest
 import tiny
+import yaml
 from tiny import write
 
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
 from langsamp.corpora.bible import verse_id
 from langsamp.corpora.bible_corpus import USES, bible_corpus, find_bibles, read_verse_list, split_verses
+from langsamp.corpora.decontamination import audit_corpus, build_detector, overlap_table, overlap_totals
+from langsamp.corpora.evaluation_text import read_evaluation_sets
 from langsamp.corpora.registry import corpus_origins, find_corpus, open_corpus
+from langsamp.evaluation.bitext import load_bitexts
+from langsamp.evaluation.datasets import load_labelled
+from langsamp.evaluation.evaluate import evaluate
+from langsamp.evaluation.tasks import get_task
+from langsamp.params.evaluate import EvaluationParams
 from langsamp.training.prepare import prepare
+from langsamp.training.pretrain import pretrain
 
 REFERENCES = [f"{book} 1:{verse}" for book in ("MAT", "MRK", "LUK") for verse in range(1, 21)]
 LETTERS = {"eng_Latn": "abcdefghij", "deu_Latn": "klmnopqrst", "rus_Cyrl": "абвгдежзик", "hin_Deva": "कखगघचछजझटठ"}
@@ -274,3 +283,141 @@ def test_licences_are_in_the_manifest_and_in_the_report_of_a_run(bibles, tmp_pat
     prepared = prepare(tiny.params_of(Path(f"bible:{bibles}")), tmp_path / "outputs")
     assert prepared.report["origins"] == [origin]
     assert [x["kept"] for x in prepared.report["filter_reports"]] == [{"train": 24, "validation": 6}] * 4
+
+
+# Tasks
+
+
+def held_out(use: str) -> list[str]:
+    "The verses for a use, in order."
+    return [verse for verse, its in uses().items() if its == use]
+
+
+def test_retrieval_is_on_the_verses_of_the_list_in_every_language(bibles):
+    write_bible(bibles / "bible", "deu_Latn", MAT_1_4="", MRK_1_4="<range>")
+    bitexts, warnings = load_bitexts("bible", bibles.parent)
+    assert [(one.name, one.source, one.target) for one in bitexts] == [
+        (code, "eng_Latn", code) for code in sorted(LETTERS) if code != "eng_Latn"
+    ]
+    for one in bitexts:
+        lacking = {"40001004", "41001004"} if one.target == "deu_Latn" else set()
+        verses = [verse for verse in held_out("retrieval") if verse not in lacking]
+        assert [verse_of("eng_Latn", text) for text in one.source_texts] == verses
+        assert [verse_of(one.target, text) for text in one.target_texts] == verses
+    assert len(warnings) == 1 and "366 of the 369 language-scripts of the paper's list are missing" in warnings[0]
+
+
+def test_taxi1500_needs_no_files_of_its_own(bibles):
+    "Splits and topics are in the verse list, for every language, English among them."
+    write_bible(bibles / "bible", "deu_Latn", MAT_1_6="")
+    sets, warnings = load_labelled("taxi1500", bibles.parent)
+    assert [(one.name, one.code) for one in sets] == [(code, code) for code in sorted(LETTERS)]
+    english, german = (next(one for one in sets if one.code == code) for code in ("eng_Latn", "deu_Latn"))
+    assert sum(len(part.texts) for part in english.splits.values()) == len(held_out("taxi1500")) == 18
+    assert set(english.splits) == {"train", "dev", "test"}
+    for split, part in english.splits.items():
+        for text, label in zip(part.texts, part.labels, strict=True):
+            number = REFERENCES.index(next(r for r in REFERENCES if verse_id(r) == verse_of("eng_Latn", text)))
+            assert ("train dev test".split()[number % 3], "Faith Sin Grace".split()[number // 3 % 3]) == (split, label)
+    assert sum(len(part.texts) for part in german.splits.values()) == 17
+    assert warnings == ["deu_Latn test: 1 of 6 labelled verses are missing"]
+
+
+def test_english_files_of_taxi1500_take_the_place_of_the_list(bibles):
+    for number, split in enumerate(("train", "dev", "test"), 6):
+        write(bibles.parent / f"taxi1500/eng_{split}.tsv", f"4000100{number}\tGrace\tAnother wording {number}\n")
+    sets, warnings = load_labelled("taxi1500", bibles.parent)
+    assert sets[0].name == "eng" and sets[0].splits["dev"].texts == ["Another wording 7"]
+    assert [part.labels for part in sets[1].splits.values()] == [["Grace"]] * 3
+    assert any("eng_Latn.txt is not read" in warning for warning in warnings)
+
+
+def test_a_wrong_verse_list_stops_neither_task(bibles):
+    (bibles / "verses.tsv").write_text("verse\tpurpose\n40001001\ttrain\n")
+    assert load_bitexts("bible", bibles.parent)[0] == load_labelled("taxi1500", bibles.parent)[0] == []
+    for _, warnings in (load_bitexts("bible", bibles.parent), load_labelled("taxi1500", bibles.parent)):
+        assert any("verses.tsv:1: no column `use`" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("rule", ["verses.tsv", "default", "taxi1500"])
+def test_no_verse_of_a_task_is_in_the_corpus(bibles, rule):
+    "End to end: what the tasks load against what the corpus trains on and validates with, all languages together."
+    if rule != "verses.tsv":
+        (bibles / "verses.tsv").unlink()
+    if rule == "taxi1500":
+        for number, split in enumerate(("train", "dev", "test"), 6):
+            write(bibles.parent / f"taxi1500/eng_{split}.tsv", f"4100100{number}\tGrace\tAnother wording {number}\n")
+    read = {verse for verses in read_verses(f"bible:{bibles}").values() for verse in verses}
+    bitexts, _ = load_bitexts("bible", bibles.parent)
+    asked = {verse_of(one.target, text) for one in bitexts for text in one.target_texts}
+    for one in load_labelled("taxi1500", bibles.parent)[0]:
+        texts = [text for part in one.splits.values() for text in part.texts]
+        asked |= {verse_of(one.code, text) for text in texts if one.name != "eng"}
+    assert len(asked) == {"verses.tsv": 30, "default": 20, "taxi1500": 23}[rule] and not asked & read
+
+
+# The audit
+
+
+def audit(bibles: Path) -> tuple[dict, list[str]]:
+    "Look for the verses of both tasks in the corpus."
+    parts, warnings = read_evaluation_sets(["bible", "taxi1500"], bibles.parent)
+    return audit_corpus(find_corpus(f"bible:{bibles}")[0], build_detector(parts)), warnings
+
+
+def test_the_audit_finds_no_verse_of_the_tasks(bibles):
+    report, warnings = audit(bibles)
+    totals = overlap_totals(report)
+    assert warnings == [] and totals.sentences.to_dict() == {"bible": 12 * 4, "taxi1500": 18 * 4}
+    assert totals.found.sum() == totals.validation.sum() == totals.languages_unjudged.sum() == 0
+
+
+def test_the_audit_shows_where_a_verse_repeats_another(bibles):
+    "Some verses are literally in two books: Mark 1:4, of retrieval, is also Luke 1:9 in German, which is trained on."
+    write_bible(bibles / "bible", "deu_Latn", LUK_1_9=words("deu_Latn", "MRK 1:4"))
+    report, _ = audit(bibles)
+    first = overlap_table(report).iloc[0]
+    assert (first.benchmark, first.code, first.equal, first.found) == ("bible", "deu_Latn", 1, 1)
+    assert first["where"] == "train/deu_Latn.txt:20" and first.line == words("deu_Latn", "MRK 1:4")
+    assert overlap_totals(report).found.to_dict() == {"bible": 1, "taxi1500": 0}
+
+
+# Results and commands
+
+
+def test_results_record_licences_and_the_list(bibles, tmp_path):
+    "One file per session, beside the hashes of data and code; other tasks have their own source and licence."
+    p = tiny.params_of(Path(f"bible:{bibles}"), run_name="one", max_steps=2, warmup_steps=0, save_steps=2)
+    pretrain(p, tmp_path / "outputs")
+    request = EvaluationParams(encoder="one", tasks=["bible", "taxi1500"], data_dir=str(bibles.parent), seeds=1)
+    rows, warnings = evaluate(request, tmp_path / "outputs")
+    assert rows.groupby("task").target.nunique().to_dict() == {"bible": 3, "taxi1500": 4}
+    assert {"acc10", "f1_macro"} <= set(rows.metric) and rows.source.unique().tolist() == ["eng_Latn"]
+    for path in (tmp_path / "outputs").glob("evaluations/*/*/settings.json"):
+        (session,) = read_json(path)["sessions"]
+        found = session["dataset"]["bibles"]
+        assert found["files"] == 4 and found["licences"]["by-nc-nd 4.0"] == 1 and found["holders"]["Wycliffe"] == 1
+        assert found["verses"].startswith("verses.tsv, sha256 ") and found["commit"] == ""
+    assert get_task("sib200").describe("")["licence"] == "CC BY-SA 4.0"
+
+
+@pytest.mark.slow
+def test_the_commands(bibles, tmp_path, monkeypatch):
+    "Corpus with audit, run, evaluation: as a user gives them, with LANGSAMP_DATA and no path."
+    monkeypatch.setenv("LANGSAMP_DATA", str(bibles.parent))
+
+    def command(stage: str, **values) -> str:
+        params = write(tmp_path / f"{stage}.yaml", yaml.safe_dump(values))
+        output = tmp_path / f"{stage}.ipynb"
+        tiny.papermill(f"nbs/{stage}.ipynb", output, tmp_path / "outputs", "-f", str(params))
+        return output.read_text()
+
+    command("01_corpus", name="verses", corpus="bible", languages=[], benchmarks=["bible", "taxi1500"])
+    report = read_json(tmp_path / "outputs/corpora/verses/audit.json")
+    assert len(report["sets"]) == 8 and not any(row["found"] for row in report["sets"])
+    p = tiny.params_of(Path("verses"), run_name="one", max_steps=2, warmup_steps=0, save_steps=2)
+    command("03_pretrain", **vars(p))
+    (origin,) = read_json(tmp_path / "outputs/one/corpus.json")["origins"]
+    assert origin["licences"]["by-nc-nd 4.0"] == 1
+    printed = command("04_evaluate", encoder="one", tasks=["bible", "taxi1500"], seeds=1)
+    assert "acc10" in printed and "f1_macro" in printed and "366 of the 369" in printed
