@@ -40,7 +40,7 @@ def evaluate(
         protocol = task.protocol(p)
         common = {"task": task.name, "protocol": protocol, "source": p.source_language, "encoder": encoder.identity}
         settings = common | task.settings(p) | {"code": protocol_version(protocol)}
-        with open_results(folder, settings, p.encoder) as results:
+        with open_results(folder, settings, p.encoder, task.describe(p.data_dir)) as results:
             rows, more = task.evaluate(p, encoder, results)
         found += [{"run": p.encoder, "task": task.name, "layer": settings["layer"]} | row for row in rows]
         warnings += more

@@ -22,8 +22,7 @@ class CorpusParams(Params):
     "Text, tokenizer and training sequences."
 
     corpus: str = Field(
-        "udhr",
-        description="udhr, mediawiki, bible:FOLDER, hub:NAME, outputs/corpora/NAME or a folder; + joins several",
+        "udhr", description="udhr, mediawiki, bible:FOLDER, hub:NAME, outputs/corpora/NAME or a folder; + joins"
     )
     languages: list[str] = Field(FIVE, description="Language codes; [] uses all")
     on_bad_line: Literal["skip", "stop"] = Field("skip", description="Unreadable lines: skip (and count them) or stop")
