@@ -90,6 +90,11 @@ KINDS = sorted(  # In a fixed order: each test process must collect the same tes
                 "did you mean `modernbert`?",
             ],
         ),
+        (
+            {"global_batch_size": 2 * 10**9, "micro_batch_size": 1},
+            ["global_batch_size must be at most 1000000, not 2000000000"],
+        ),
+        ({"weight_decay": 1e30}, ["weight_decay must be at most 100, not 1e+30"]),
         ({"warmup_steps": -1}, ["warmup_steps must be at least 0, not -1"]),
         ({"learning_rate": 0.0}, ["learning_rate must be greater than 0, not 0.0"]),
         ({"learning_rate": float("nan")}, ["learning_rate must be a finite number, not nan"]),

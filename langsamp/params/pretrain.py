@@ -95,7 +95,7 @@ class OptimizerParams(Params):
     )
     warmup_steps: int = Field(6, ge=0, description="Steps of linear warm-up")
     decay_steps: int = Field(0, ge=0, description="Last steps of warmup_stable_decay, with a linear decay to zero")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW")
+    weight_decay: float = Field(0.0, ge=0, le=100, description="Weight decay of AdamW")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's mean of gradients")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's mean of squared gradients")
     max_grad_norm: float = Field(1.0, ge=0, description="Longest gradient, clipped by its norm; 0: any")
@@ -113,8 +113,10 @@ class OptimizerParams(Params):
 class TrainingParams(OptimizerParams):
     "Optimizer, batches, masks and checkpoints."
 
-    global_batch_size: Count = Field(16, description="Sequences per optimizer step, over all processes")
-    micro_batch_size: Count = Field(8, description="Sequences at a time in one process; lower it if memory runs out")
+    global_batch_size: Count = Field(16, le=10**6, description="Sequences per optimizer step, over all processes")
+    micro_batch_size: Count = Field(
+        8, le=10**6, description="Sequences at a time in one process; lower it if memory runs out"
+    )
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="Share of tokens to predict; 0.15 in validation")
     seed: Seed = Field(42, description="Seed of weights, data order, masks and dropout")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 or bf16")
