@@ -66,7 +66,7 @@ def assert_close(a: Path, b: Path) -> None:
 def test_two_processes_equal_one(launcher, new_run, alone):
     "Started like a user does, over gloo: losses, final weights and moments are within 1e-5 of one process."
     params, run = new_run(launcher, dropout=0.0, max_steps=36)
-    assert tiny.finish(params, run.parent, *LAUNCHERS[launcher]).count("validation loss") == 7, "one process speaks"
+    assert tiny.finish(params, run.parent, *LAUNCHERS[launcher]).count("  validation loss ") == 7, "one process speaks"
     assert_close(run, alone)
 
 

@@ -61,9 +61,9 @@ def unigram_losses(
 def mean_loss(
     table: pd.DataFrame,  # From `unigram_losses`
     column: str,  # `global` or `own`
-) -> float:  # Nats per masked token
+) -> float:  # Nats per masked token; not a number if nothing is masked
     "Return a column's mean over masked tokens."
-    return float(np.average(table[column], weights=table.masked))
+    return float(np.average(table[column], weights=table.masked)) if table.masked.sum() else np.nan
 
 # %% ../../nbs/library/data/04_unigrams.ipynb #a9024218
 PLATEAU_MARGIN = 0.3  # Nats: a model can be this much better than the list of each language, and use no context
