@@ -432,7 +432,7 @@ STAGES["04_evaluate"] = Stage(
     {"encoder": "langsamp-7", "tasks": ["tatoeba", "sib200"], "data_dir": "@sets", "seeds": 1},
     see_evaluation,
     {
-        "encoder": Effect(["baseline-7", "langsamp-8"], f"folder, {SCORES}"),
+        "encoder": Effect(["baseline-7", "langsamp-8"], f"folder, warnings, {SCORES}"),
         "tasks": Effect([["tatoeba"]], "tasks, languages, seeds, topics", given={"seeds": 2}),
         "languages": Effect([["deu_Latn", "fra"]], f"languages, warnings, {SCORES}"),
         "data_dir": Effect(["@sets2"], SCORES),

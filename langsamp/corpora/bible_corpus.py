@@ -207,7 +207,7 @@ def _commit(folder: Path) -> str:
     "Return the commit of a clone; empty for another folder."
     if not (folder / ".git").exists():
         return ""
-    done = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True)
+    done = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8")
     return done.stdout.strip()
 
 # %% ../../nbs/library/corpora/08a_bible_corpus.ipynb #31baa2d1
