@@ -33,4 +33,4 @@ step "5/6 docs site"
 same nbs "the docs site's generated files changed: make docs, and keep nbs/nbdev.yml"
 
 step "6/6 tests"
-python -m pytest -q -m "not slow" -n 2 --dist loadgroup
+python -m pytest -q -m "not slow" -n 2 --dist loadfile  # A file stays in one process, which makes its fixtures once

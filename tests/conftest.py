@@ -11,17 +11,6 @@ import pytest  # noqa: E402
 import tiny  # noqa: E402
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Assign tests to processes, for `--dist loadgroup`: a file to one process, and all tests of the smoke run to one.
-
-    Each example notebook runs in a process of its own already, so these tests may run anywhere.
-    """
-    for item in items:
-        if not item.name.startswith("test_examples_hold"):
-            shared = "smoke" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("smoke" if shared else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def real() -> Path:
     "The folder of evaluation sets."
