@@ -3,14 +3,15 @@ SHELL  := bash
 PYTHON ?= python3
 ENV    := source .venv/bin/activate &&
 PRESET ?= udhr
+MAIN   := udhr udhr-baseline
 SMALL  := small small-baseline small-scratch
 PM     := papermill --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
 .PHONY: run small reproduce test test-slow export docs lab clean help
 
-run: .venv/ok  ## pretrain LangSAMP and its baseline, compare them (about 15 minutes on 2 cores)
-	mkdir -p outputs/udhr outputs/udhr-baseline outputs/figures
-	$(ENV) $(PM) nbs/03_pretrain.ipynb outputs/udhr/pretrain.ipynb -f params/udhr.yaml
-	$(ENV) $(PM) nbs/03_pretrain.ipynb outputs/udhr-baseline/pretrain.ipynb -f params/udhr-baseline.yaml
+run: .venv/ok  ## pretrain LangSAMP and its baseline side by side, compare them (about 15 minutes on 2 cores)
+	mkdir -p $(addprefix outputs/,$(MAIN) figures)
+	$(ENV) export OMP_NUM_THREADS=1; printf '%s\n' $(MAIN) | xargs -P 2 -I{} bash -o pipefail -c \
+	    '$(PM) nbs/03_pretrain.ipynb outputs/{}/pretrain.ipynb -f params/{}.yaml 2>&1 | sed -u "s/^/{}: /"'
 	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/pretraining.ipynb -f params/figures/pretraining.yaml
 
 small: .venv/ok  ## the small preset: corpus, adapted checkpoint, LangSAMP, baseline, and random weights (hours on 2 cores)
