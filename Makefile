@@ -29,7 +29,7 @@ test: .venv/ok  ## every check: export, clean notebooks, lint, types, docs, test
 	@$(ENV) bash scripts/check.sh
 
 test-slow: .venv/ok  ## the tests that take minutes
-	$(ENV) HF_HUB_OFFLINE=1 python -m pytest -q -m slow
+	$(ENV) HF_HUB_OFFLINE=1 python -m pytest -q -m slow -n 2 --dist loadfile
 
 export: .venv/ok  ## after an edit: export notebooks to the library, clean and format them
 	$(ENV) ruff format nbs tests scripts setup.py && nbdev_export && nbdev_clean
