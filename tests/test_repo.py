@@ -341,7 +341,11 @@ def committed() -> list[Path]:
     "Every text file of the repository that is not generated."
     folders = "nbs langsamp params scripts tests .ci .github outputs/udhr-reference outputs/udhr-reproduction".split()
     folders += ["outputs/packing-reference", "outputs/benchmarks-reference"]
-    folders += ["outputs/benchmarks-base-reference", "outputs/benchmarks-packing-reference"]
+    folders += [
+        "outputs/benchmarks-base-reference",
+        "outputs/benchmarks-packing-reference",
+        "outputs/plateau-reference",
+    ]
     inside = [p for folder in folders for p in (ROOT / folder).rglob("*")]
     paths = [p for p in [*ROOT.iterdir(), *inside] if p.is_file() and not re.search("__pycache__|checkpoints/", str(p))]
     return [p for p in paths if p.suffix not in {".png", ".gz", ".xz", ".zst", ".npz"}]
