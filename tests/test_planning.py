@@ -23,7 +23,7 @@ from langsamp.training.pretrain import initial_model, pretrain
 SMOKE = tiny.ROOT / "params/smoke.yaml"
 
 
-def old_tokens_of(p: PretrainParams, outputs: Path) -> tuple[LangSAMPForMaskedLM, Data, Corpus]:
+def prepared_run(p: PretrainParams, outputs: Path) -> tuple[LangSAMPForMaskedLM, Data, Corpus]:
     corpus = prepare(p, outputs)
     return initial_model(p, corpus, outputs), training_data(p, corpus), corpus
 
@@ -35,10 +35,19 @@ def disk(folder: Path) -> int:
 # Arithmetic
 
 
+def test_more_predictions_cost_more(outputs):
+    "The head and its transform are computed for predicted tokens only."
+    p = PretrainParams.model_validate(read_yaml(SMOKE))
+    model, data, corpus = prepared_run(p, outputs)
+    few, many = [computed_costs(p.replace(mlm_probability=x), model, data, corpus) for x in (0.15, 0.3)]
+    head = model.get_output_embeddings().weight.numel() + model.config.backbone_config.hidden_size**2
+    assert many["FLOPs a token"] - few["FLOPs a token"] == pytest.approx(6 * 0.15 * head)
+
+
 def test_the_smoke_run_by_hand(outputs):
     "Two layers of width 64: four square matrices, a feed-forward of four times the width, biases and norms."
     p = PretrainParams.model_validate(read_yaml(SMOKE))
-    model, data, corpus = old_tokens_of(p, outputs)
+    model, data, corpus = prepared_run(p, outputs)
     cost = computed_costs(p, model, data, corpus)
     width, norm = 64, 2 * 64
     sequence = 4 * (width * width + width) + 2 * 4 * width * width + 4 * width + width + 2 * norm
@@ -67,7 +76,7 @@ def test_epochs_under_temperature_sampling(outputs, tmp_path):
     corpus = tiny.write_corpus(tmp_path)
     (corpus / "train/hin_Deva.txt").write_text("\n".join(tiny.sentences("hin_Deva", 2)) + "\n")
     p = tiny.params_of(corpus, sampling="temperature", alpha=0.0, max_steps=30, global_batch_size=8)
-    model, data, prepared = old_tokens_of(p, outputs)
+    model, data, prepared = prepared_run(p, outputs)
     drawn = int(data.quotas.sum())
     assert max(data.quotas) - min(data.quotas) <= 1 and drawn == len(data.train), "equal shares of an epoch as long"
     assert computed_costs(p, model, data, prepared)["epochs"] == 30 * 8 / drawn
@@ -103,7 +112,7 @@ def test_disk_is_what_a_run_takes(corpus, tmp_path):
     p = tiny.params_of(
         corpus, run_name="two", num_layers=2, hidden_size=64, vocab_size=300, max_steps=2, save_steps=1, warmup_steps=1
     )
-    cost = computed_costs(p, *old_tokens_of(p, tmp_path))
+    cost = computed_costs(p, *prepared_run(p, tmp_path))
     pretrain(p, tmp_path)
     steps = list((tmp_path / "two/checkpoints").glob("step-*"))
     assert len(steps) == 2

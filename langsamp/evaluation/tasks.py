@@ -251,19 +251,19 @@ class TatoebaRetrieval(RetrievalTask):
     name, dataset = "tatoeba", DATASETS["tatoeba"]
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #3054883d
-def _describe_bibles(data: str) -> dict[str, Any]:
-    "Describe the Bibles of a data folder, if there are any."
-    folder = local_data_folder(data)
-    return {"bibles": bible_facts(folder / "bible")} if folder else {}
+class _BibleTask(Task):
+    "A task whose data are the Bibles of a folder."
+
+    def describe(self, data: str) -> dict[str, Any]:
+        folder = local_data_folder(data)
+        bibles = {"bibles": bible_facts(folder / "bible")} if folder else {}
+        return super().describe(data) | bibles
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #efa41679
-class BibleRetrieval(RetrievalTask):
+class BibleRetrieval(_BibleTask, RetrievalTask):
     "Bible verses from a local folder: up to 500 of the verse list, the same in every language."
 
     name, dataset = "bible", DATASETS["bible"]
-
-    def describe(self, data: str) -> dict[str, Any]:
-        return super().describe(data) | _describe_bibles(data)
 
 
 class SonofmanRetrieval(RetrievalTask):
@@ -284,14 +284,11 @@ class Sib200(ClassificationTask):
     name, dataset = "sib200", DATASETS["sib200"]
 
 
-class Taxi1500(ClassificationTask):
+class Taxi1500(_BibleTask, ClassificationTask):
     "Topic of a Bible verse."
 
     name, dataset = "taxi1500", DATASETS["taxi1500"]
     fine_tuning = FineTuning(max_seq_length=100)
-
-    def describe(self, data: str) -> dict[str, Any]:
-        return super().describe(data) | _describe_bibles(data)
 
 
 class WikiAnn(TaggingTask):

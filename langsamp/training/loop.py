@@ -194,8 +194,8 @@ class _Batches(_Placement):
         train, seed = self.data.train, self.p.seed
         passes_B, sequences_B = sequences_of_step(step, global_batch_size, train.shard_ends, seed, self.data.quotas)
         mine = slice(self.rank, None, self.world)
-        of, probability = self.data.token_ids, self.p.mlm_probability
-        return make_batch(train, sequences_B[mine], passes_B[mine], seed, of, probability)
+        masks = seed, self.data.token_ids, self.p.mlm_probability
+        return make_batch(train, sequences_B[mine], passes_B[mine], *masks)
 
     def batch_loss(self, model: torch.nn.Module, batch: Batch, items: float | None = None) -> torch.Tensor:
         "Cross-entropy summed over masked tokens and divided by `items`, by default the masked tokens of the batch."

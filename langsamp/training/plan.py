@@ -85,7 +85,8 @@ def computed_costs(
 ) -> dict[str, float]:  # By name; bytes, tokens and FLOPs are plain numbers
     "The costs that follow from the parameters, the model and the corpus."
     groups, tokens_per_step = parameter_groups(model), p.global_batch_size * tokens_per_sequence(data)
-    flops, kept = flops_per_token(model, data.train.context), 3 + bool(p.early_stopping_patience)  # With a new one
+    flops = flops_per_token(model, data.train.context, p.mlm_probability)
+    kept = 3 + bool(p.early_stopping_patience)  # With a new one
     return {
         **{f"parameters: {name}": float(count) for name, count in groups.items()},
         "language-scripts": len(data.train.codes),

@@ -241,11 +241,11 @@ def _exported(p: PretrainParams, state: dict[str, Any]) -> dict[str, Any]:
     return {"exported_step": exported_step(p, state), "validation_loss": loss, "last_loss": state["validation_loss"]}
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #5dea0c0e
-def _against_unigrams(
+def _compare_with_unigrams(
     result: Mapping[str, Any],  # With `validation_loss` and `warnings`
     unigram_loss: float,  # On the same masked tokens
 ) -> dict[str, Any]:  # `unigram_loss`, and the warnings with that of the plateau
-    "Compare a result with the unigram baseline; an encoder that has learnt nothing is named in a printed warning."
+    "Compare a result with the unigram baseline; print a warning about an encoder that has hardly learnt more."
     warning = plateau_warning(result["validation_loss"], unigram_loss)
     if warning:
         print(warning, flush=True)
@@ -272,7 +272,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
         **_exported(p, state),
     }
     if main:
-        result |= _against_unigrams(result, data.unigram_loss)
+        result |= _compare_with_unigrams(result, data.unigram_loss)
         export(_trained(p, corpus, folder, exported_step(p, state)), corpus.tokenizer, folder, p.max_seq_length)
         write_json(folder / "result.json", result)
     return result
