@@ -86,7 +86,6 @@ def computed_costs(
     "The costs that follow from the parameters, the model and the corpus."
     groups, tokens_per_step = parameter_groups(model), p.global_batch_size * tokens_per_sequence(data)
     flops = flops_per_token(model, data.train.context, p.mlm_probability)
-    kept = 3 + bool(p.early_stopping_patience)  # With a new one
     return {
         **{f"parameters: {name}": float(count) for name, count in groups.items()},
         "language-scripts": len(data.train.codes),
@@ -99,7 +98,7 @@ def computed_costs(
         "FLOPs": p.max_steps * tokens_per_step * flops,
         "weights, gradients, moments": 16 * groups["all"],
         "disk: shards": sum(file.stat().st_size for folder in _folders(p, corpus) for file in folder.iterdir()),
-        "disk: checkpoints": kept * 12 * groups["all"],
+        "disk: checkpoints": (3 + bool(p.early_stopping_patience)) * 12 * groups["all"],  # With a new one
         "disk: model and backbone": 4 * (2 * groups["all"] - groups["head"] - groups["langsamp"]),
     }
 
