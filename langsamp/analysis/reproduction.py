@@ -69,9 +69,9 @@ def pretraining_jobs(p: ReproductionParams) -> Iterator[Job]:
         yield Job("pretrain", "03_pretrain.ipynb", f"{run}/pretrain.ipynb", parameters)
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #142b7ad1
-def _untrained(p: ReproductionParams) -> str:
-    "Return the name of the initial encoder of the first seed."
-    return f"init:{run_names(p)['language+script'][0]}"
+def _untrained(p: ReproductionParams) -> list[str]:
+    "Return the names of the initial encoders, one per seed; all variants start from them."
+    return [f"init:{run}" for run in run_names(p)["language+script"]]
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #5aa179d8
 def _tasks(p: ReproductionParams) -> list[Task]:
@@ -80,17 +80,21 @@ def _tasks(p: ReproductionParams) -> list[Task]:
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #41732a41
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
-    "Yield one job per encoder, with all tasks."
-    for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), _untrained(p)]:
-        output = f"evaluations/{quote(encoder, safe='')}-layer-{p.layer}.ipynb"
-        yield Job("evaluate", "04_evaluate.ipynb", output, {"encoder": encoder, "tasks": _tasks(p), "layer": p.layer})
+    "Yield the jobs of each encoder: one for the tasks in all languages, one for each task with its own languages."
+    parts = [[task for task in _tasks(p) if task not in p.languages], *([t] for t in _tasks(p) if t in p.languages)]
+    encoders = [*(run for runs in zip(*run_names(p).values()) for run in runs), *_untrained(p)]
+    for encoder, tasks in product(encoders, filter(None, parts)):
+        own = p.languages.get(tasks[0], [])
+        output = f"evaluations/{quote(encoder, safe='')}-layer-{p.layer}{f'-{tasks[0]}' * bool(own)}.ipynb"
+        parameters = {"encoder": encoder, "tasks": tasks, "languages": own, "layer": p.layer}
+        yield Job("evaluate", "04_evaluate.ipynb", output, parameters)
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #06aa2978
 def _encoders(p: ReproductionParams, *variants: str) -> dict[str, list[str]]:
-    "Return labels with their runs, and the untrained encoder."
+    "Return labels with their runs, and the untrained encoders."
     runs = run_names(p)
     return {LABELS[variant]: runs[variant] for variant in variants if variant in runs} | {
-        LABELS["untrained"]: [_untrained(p)]
+        LABELS["untrained"]: _untrained(p)
     }
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #83170060
@@ -103,7 +107,7 @@ def figure_jobs(p: ReproductionParams) -> Iterator[Job]:
     pages = {
         "main_results": {"encoders": _encoders(p, "language+script", "baseline"), **table},
         "ablation": {"encoders": _encoders(p, *p.variants), **table},
-        "neutrality": {"encoders": _encoders(p, *p.variants), "baseline": base},
+        "neutrality": {"encoders": _encoders(p, *p.variants), "baseline": base, "text": p.text},
         "resource_levels": {"encoders": trained, "baseline": base},
         "embedding_map": {"runs": runs["language+script"]},
         "embedding_similarity": {"runs": runs["language+script"]},

@@ -240,13 +240,15 @@ def group_differences(
 def seed_differences(
     tables: Sequence[ScoreTable],  # One per score
     base: str,  # Label to compare with
-) -> pd.DataFrame:  # score, encoder, and the fields of `across_seeds`
-    "Compare each encoder with the base over all languages, seed by seed."
+) -> pd.DataFrame:  # score, group, encoder, base, and the fields of `across_seeds`
+    "Compare each encoder with the base, seed by seed, over all languages and over each group of the kind `main`."
     rows = []
     for table in tables:
-        by_run = table.runs.loc[language_groups(table)["main", "all"]].mean()
-        for label in [x for x in table.values if base in table.values and x != base]:
-            rows.append({"score": table.score, "encoder": label} | across_seeds(by_run[label], by_run[base]))
+        groups = {name: index for (kind, name), index in language_groups(table).items() if kind == "main"}
+        others = [label for label in table.values if base in table.values and label != base]
+        for (group, index), label in product(groups.items(), others):
+            by_run, names = table.runs.loc[index].mean(), {"group": group, "encoder": label, "base": base}
+            rows.append({"score": table.score} | names | across_seeds(by_run[label], by_run[base]))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/analysis/01_tables.ipynb #6480d43d

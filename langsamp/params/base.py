@@ -140,9 +140,9 @@ _TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true 
 
 # %% ../../nbs/library/params/01_base.ipynb #8ea40ffd
 def _item_type(
-    annotation: Any,  # Of a list
+    annotation: Any,  # Of a list, or of a dictionary
 ) -> Any:
-    "Return the type of a list's items, without its limits."
+    "Return the type of the items or keys, without its limits."
     item = get_args(annotation)[0]
     return get_args(item)[0] if get_origin(item) is Annotated else item
 
@@ -206,7 +206,7 @@ def _phrase(
     if kind == "value_error":
         return f"{path} {context['error']}"
     if kind == "literal_error" and isinstance(item, str):
-        choices = _item_type(annotation) if get_origin(annotation) is list else annotation
+        choices = _item_type(annotation) if get_origin(annotation) in (list, dict) else annotation
         return f"{path} {_choice_error(item, get_args(choices))}"
     if kind in _LIMITS:
         limits = {name: f"{limit:.12g}" for name, limit in context.items() if isinstance(limit, (int, float))}
