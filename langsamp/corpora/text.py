@@ -113,7 +113,7 @@ def _files_of_corpus(
     "List the files of a corpus, including those in `train/` and `validation/`."
     files, warnings = [], []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "_")) or path.name == "manifest.json":
+        if path.name.startswith((".", "_")) or path.name in ("manifest.json", "README.md"):
             continue
         if path.is_dir() and path.name in _SPLITS:
             inside, nested = _files_of_split(path)

@@ -59,6 +59,7 @@ from ..tokenization.train import load_tokenizer
 from .checkpoints import load_weights
 from .distributed import init_distributed
 from .loop import Trainer
+from .model_card import write_missing_cards
 from .prepare import Corpus, open_run, prepare, training_data, write_corpus_report
 from .run_dir import add_provenance, check_same_data, check_same_params, lock_run, write_params
 
@@ -207,6 +208,7 @@ def pretrain(
         result = read_json(folder / "result.json")
         if machine.is_main_process:
             _export_again(p, corpus, folder, exported_step(p, result))
+            write_missing_cards(folder, result)
         return result
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #a08cc61d
@@ -251,6 +253,12 @@ def _compare_with_unigrams(
         print(warning, flush=True)
     return {"unigram_loss": unigram_loss, "warnings": [*result["warnings"], *([warning] if warning else [])]}
 
+# %% ../../nbs/library/training/07_pretrain.ipynb #ca4d7a01
+def _write_result(folder: Path, result: dict[str, Any]) -> None:
+    "Describe the exported model in its cards, then write the result."
+    write_missing_cards(folder, result)
+    write_json(folder / "result.json", result)
+
 # %% ../../nbs/library/training/07_pretrain.ipynb #1681a841
 def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[str, Any]:
     "Train, export, and write the result last."
@@ -274,7 +282,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
     if main:
         result |= _compare_with_unigrams(result, data.unigram_loss)
         export(_trained(p, corpus, folder, exported_step(p, state)), corpus.tokenizer, folder, p.max_seq_length)
-        write_json(folder / "result.json", result)
+        _write_result(folder, result)
     return result
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #91d9e7bd
