@@ -142,7 +142,7 @@ def test_default_is_by_number_and_said(bibles):
     assert not any(verse.startswith("40") for verses in found.values() for verse in verses), "Matthew is for retrieval"
     assert found["eng_Latn", "train"] == found["hin_Deva", "train"] and len(found["eng_Latn", "train"]) > 30
     assert any("Matthew is for retrieval" in line for line in notices) and any("Taxi1500" in line for line in notices)
-    open_corpus(f"bible:{bibles}", stop=True)
+    open_corpus(f"bible:{bibles}", on_bad_line="stop")
 
 
 # Layouts and names
@@ -163,7 +163,7 @@ def test_a_checkout_of_ebible(tmp_path, monkeypatch):
     assert any("eng-engwebp.txt (60 verses) is used, not eng-engold.txt (59)" in line for line in warnings)
     table = read_json(sources["eng_Latn"][0].path.parents[2] / "bibles.json")
     assert table["deu_Latn"]["licence"] == "Public Domain" and table["eng_Latn"]["holder"] == "X"
-    open_corpus(f"bible:{home}", stop=True)
+    open_corpus(f"bible:{home}", on_bad_line="stop")
 
 
 def test_without_a_folder_it_is_that_of_the_evaluation_data(bibles, monkeypatch):
@@ -235,16 +235,16 @@ def test_unreadable_bibles_and_lines_are_reported_and_the_rest_is_read(bibles):
     lines[20] = b"not UTF-8 \xff"
     (bibles / "bible/deu_Latn.txt").write_bytes(b"\n".join(lines))
     write(bibles / "bible/rus_Cyrl.txt", "one line\n")
-    write(bibles / "bible/qqq_Latn.txt", "x\n" * len(REFERENCES))
+    write(bibles / "bible/xyq_Latn.txt", "x\n" * len(REFERENCES))
     for _ in range(2):  # Also when the corpus is read from the cache
         sources, warnings = find_corpus(f"bible:{bibles}")
         assert list(sources) == ["deu_Latn", "eng_Latn", "hin_Deva"]
         text = "\n".join(warnings)
-        assert len(warnings) == 3 and "deu_Latn.txt:21: not UTF-8" in text and "`qqq` is not a language" in text
+        assert len(warnings) == 3 and "deu_Latn.txt:21: not UTF-8" in text and "`xyq` is not a language" in text
         assert "rus_Cyrl.txt has 1 lines and its vref.txt 60" in text
     assert verse_id(REFERENCES[20]) not in read_verses(f"bible:{bibles}")["deu_Latn", "train"]
     with pytest.raises(UserError, match="set on_bad_line to skip"):
-        open_corpus(f"bible:{bibles}", stop=True)
+        open_corpus(f"bible:{bibles}", on_bad_line="stop")
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_two_names_of_one_language_script_are_merged_with_a_notice(tmp_path):
     sources, notes = find_sources(tmp_path)
     assert read(sources) == {"zho_Hani": ["漢字", "简体"]}, "text was lost"
     assert len(notes) == 1 and "zho_Hani and zho_Hans and zho_Hant are the same language-script" in notes[0]
-    assert open_corpus(str(tmp_path), stop=True)[0] == sources
+    assert open_corpus(str(tmp_path), on_bad_line="stop")[0] == sources
 
 
 def test_duplicate_name_is_an_error(tmp_path):
@@ -163,7 +163,7 @@ LOST = ["de_Latn.txt", "DEU_Latn.txt", "de-DE.txt", "deu_Latn.txt: not read"]
 
 def test_command_line_reports_what_is_left_out(noisy, tmp_path, capfd):
     "At the start and in the result; including languages without validation text."
-    p = tiny.params_of(noisy, run_name="run", max_steps=2, warmup_steps=0, save_steps=2)
+    p = tiny.params_of(noisy, run_name="run", max_steps=2, warmup_steps=0, save_steps=2, on_bad_line="skip")
     assert main([str(tiny.write_params(tmp_path / "p.yaml", p)), str(tmp_path)]) == 0
     before, begun, after = capfd.readouterr().out.partition("step      1")
     kept = read_json(tmp_path / "run/result.json")["warnings"]
@@ -177,7 +177,7 @@ def test_command_line_reports_what_is_left_out(noisy, tmp_path, capfd):
 
 
 def test_shard_tasks_report_what_is_left_out(noisy, tmp_path, capsys):
-    run_shard_task(tiny.params_of(noisy), tmp_path, 0, 1)
+    run_shard_task(tiny.params_of(noisy, on_bad_line="skip"), tmp_path, 0, 1)
     printed = capsys.readouterr().out
     assert [part for part in LOST if part not in printed] == []
     for stage in (lambda p: run_shard_task(p, tmp_path, 0, 1), lambda p: prepare(p, tmp_path)):
@@ -186,9 +186,13 @@ def test_shard_tasks_report_what_is_left_out(noisy, tmp_path, capsys):
 
 
 def test_many_warnings_are_shortened(tmp_path, capsys):
-    folder_of(tmp_path, eng_Latn="one\n", **{f"x{n}": "one\n" for n in range(40)})
-    assert len(open_corpus(str(tmp_path))[1]) == 40
-    assert len(lines := capsys.readouterr().out.splitlines()) == 6 and "and 35 more" in lines[-1]
+    "Those about files of other kinds; each lost file keeps its line."
+    folder_of(tmp_path, eng_Latn="one\n", **{f"x{n}": "one\n" for n in range(9)})
+    for number in range(40):
+        (tmp_path / f"x{number}.pdf").write_text("one\n")
+    assert len(open_corpus(str(tmp_path))[1]) == 49
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 + 6 and "and 35 more" in lines[-1] and all(".txt: " in line for line in lines[:9])
 
 
 # The policy is not cached
@@ -220,7 +224,7 @@ def test_dropped_lines_of_a_written_corpus_are_reported_again(tmp_path):
         assert "when corpus made was created: " in one and "readme.txt" in one
         assert two.endswith("eng_Latn.txt:3: another script") and list(found) == ["eng_Latn", "rus_Cyrl"]
         with pytest.raises(UserError, match="readme.txt"):
-            open_corpus(name, outputs=tmp_path, stop=True)
+            open_corpus(name, outputs=tmp_path, on_bad_line="stop")
         _, (only,) = find_corpus(name, ["rus_Cyrl"], tmp_path)
         assert "readme.txt" in only
     (tmp_path / "corpora/made/text/train/rus_Cyrl.txt").write_text("one, two, three\n")
@@ -268,7 +272,7 @@ def test_row_without_text_is_counted_and_skipped(tmp_path, monkeypatch, name, fi
         assert f"a.jsonl:{1 if first else 2}: row without text" in warning and why in warning
         assert "(2 such lines)" in warning
     with pytest.raises(UserError, match="row without text"):
-        open_corpus(f"hub:{tmp_path}/glot", outputs=tmp_path, stop=True)
+        open_corpus(f"hub:{tmp_path}/glot", outputs=tmp_path, on_bad_line="stop")
     with pytest.raises(UserError, match="row without text; fix the line, or set"):
         list(clean_lines(sources["wol_Latn"], FilterReport("wol_Latn"), stop=True))
 
@@ -364,7 +368,7 @@ def test_open_files_do_not_grow_with_written_languages(corpus, tmp_path):
 @pytest.mark.slow
 def test_notebooks_report_what_is_left_out(noisy, tmp_path):
     "When a corpus is made from the folder, and in each run on it; at the start and in the summary."
-    values = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": []}
+    values = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": [], "on_bad_line": "skip"}
     params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(values))
     printed = tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
     assert [part for part in LOST if printed.count(f"{part}") < 2] == []
@@ -396,9 +400,7 @@ def test_corpus_without_training_lines(tmp_path, outputs, stock, kind, packing):
     "The error names the corpus, not the model."
     files, printed = EMPTY[kind]
     folder_of(tmp_path, **files)
-    p = tiny.params_of(
-        tmp_path, run_name=f"empty-{packing}", tokenizer=str(stock), packing=packing, num_layers=1, hidden_size=32
-    )
+    p = tiny.params_of(tmp_path, run_name=f"empty-{packing}", tokenizer=str(stock), packing=packing, on_bad_line="skip")
     with pytest.raises(UserError, match=f"{tmp_path.name}` has no text to train on: ") as error:
         pretrain(p, outputs)
     assert re.search(printed, str(error.value)), error.value

@@ -145,9 +145,9 @@ def test_compressed_files(tmp_path, suffix):
         ("eng_latn.txt", "did you mean `eng_Latn`"),
         ("ENG_Latn.txt", "did you mean `eng_Latn`"),
         ("xyq_Latn.txt", "not a language-script code"),
-        ("eng_Latn.csv", "not named xxx_Yyyy.txt"),
-        ("eng_Latn.txt.bz2", "not named xxx_Yyyy.txt"),
-        ("eng_Latn.txt.gz.part", "not named xxx_Yyyy.txt"),
+        ("eng_Latn.csv", "no column `text`; there are one"),
+        ("eng_Latn.txt.bz2", "not read; write it as eng_Latn.txt"),
+        ("eng_Latn.txt.gz.part", "not read; write it as eng_Latn.txt"),
     ],
 )
 def test_file_name_without_a_code(tmp_path, name, word):

@@ -336,6 +336,7 @@ STAGES["01_corpus"] = Stage(
         "name": Effect(["another"], "folder", why="only the name of the folder"),
         "corpus": Effect(["@leaky+@other"], "training text, held-out text"),
         "languages": Effect([["eng_Latn"]], "languages, training text, held-out text"),
+        "on_bad_line": Effect(["stop"], given={"corpus": "@bad"}, refused="eng_Latn.txt"),
         "min_characters": Effect([500], "languages, training text, held-out text, warnings"),
         "benchmarks": Effect([["folder:@evaluation", "folder:@more"]], "sets, found, training text"),
         "ngram_size": Effect([8], "found, training text"),

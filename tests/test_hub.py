@@ -142,7 +142,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from langsamp.corpora import dataset_rows, hub
-place = dataset_rows if "{where}" == "_line" else hub
+place = dataset_rows if "{where}" == "text_line" else hub
 calls, read = [0], place.{where}
 def deadly(*args, **options):
     calls[0] += 1
@@ -158,7 +158,7 @@ def test_sigkill_loses_at_most_a_part_and_changes_no_byte(glot, tmp_path):
     chance = random.Random(16)
     hub_sources(str(glot), [], tmp_path / "unbroken", 3)
     before: dict[Path, int] = {}
-    for where in ("_line", "_line", "write_json", "write_manifest"):
+    for where in ("text_line", "text_line", "write_json", "write_manifest"):
         script = KILLED.format(where=where, when=chance.randint(2, 6) if where != "write_manifest" else 1)
         done = subprocess.run([sys.executable, "-c", script, glot, tmp_path / "killed"])
         assert done.returncode == -signal.SIGKILL, "the run ended before it could be killed"

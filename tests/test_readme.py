@@ -5,6 +5,8 @@ import re
 import pytest
 import tiny
 
+from langsamp.core.files import read_json
+
 README = (tiny.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
@@ -19,22 +21,27 @@ def test_the_encoder_block_gives_vectors(smoke):
     assert names["vectors"].shape == (2, names["encoder"].model.config.hidden_size)
 
 
-def test_the_own_text_block_pretrains(corpus, tmp_path, monkeypatch):
+def test_the_own_text_block_pretrains(tmp_path, monkeypatch, stock):
+    "From a backbone. A tiny one stands for it here; the command of params/mine.yaml was run with e5-small."
     tiny.write_corpus(tmp_path / "my-corpus")
     monkeypatch.chdir(tmp_path)
-    exec(BLOCKS[1].replace("max_steps=1000", "max_steps=2, warmup_steps=1, vocab_size=300"), {})
-    assert (tmp_path / "outputs/mine/backbone/model.safetensors").exists()
+    assert 'backbone="e5-small"' in BLOCKS[1] and "max_steps=1000" in BLOCKS[1]
+    exec(BLOCKS[1].replace("e5-small", str(stock)).replace("max_steps=1000", "max_steps=2, warmup_steps=1"), {})
+    made, given = [read_json(folder / "config.json") for folder in (tmp_path / "outputs/mine/backbone", stock)]
+    assert made["vocab_size"] == given["vocab_size"] and made["num_hidden_layers"] == given["num_hidden_layers"]
+    assert read_json(tmp_path / "outputs/mine/provenance.json")["start"], "began from random weights"
 
 
 @pytest.mark.parametrize("line", re.findall(r"^papermill .* -f .*", README, flags=re.M))
-def test_the_papermill_command_fits_a_params_file(line, corpus, tmp_path):
-    "With a params file made as described: a copy of one in params/, with a folder as corpus."
-    own = (tiny.ROOT / "params/smoke.yaml").read_text()
-    own = re.sub(r"languages: .*", f"languages: []\ncorpus: {corpus}", own).replace("smoke", "mine")
-    own = own.replace("max_steps: 60", "max_steps: 2\nwarmup_steps: 1").replace("vocab_size: 1000", "vocab_size: 300")
-    (tmp_path / "mine.yaml").write_text(own)
+def test_the_papermill_command_fits_a_params_file(line, corpus, stock, tmp_path):
+    "The template, with a folder, a backbone and a length in place of its own."
     _, notebook, output, flag, params = line.split()
     assert (output, flag, params) == ("outputs/mine.ipynb", "-f", "params/mine.yaml")
+    own = (tiny.ROOT / params).read_text()
+    for old, new in {"my-corpus": corpus, "e5-small #": f"{stock} #", "1000": 2, " 100\n": " 1\n", "128": 64}.items():
+        assert str(old) in own
+        own = own.replace(str(old), str(new))
+    (tmp_path / "mine.yaml").write_text(own)
     tiny.papermill(notebook, tmp_path / "mine.ipynb", tmp_path, flag, str(tmp_path / "mine.yaml"))
     assert (tmp_path / "mine/result.json").exists()
 

@@ -365,8 +365,8 @@ def make_targets(text: str) -> set[str]:
 
 
 def missing_paths(text: str) -> list[str]:
-    "Paths that a text names and that do not exist, except the reader's own params file."
-    named = set(re.findall(r"(?<![\w/])(?:nbs|params|scripts|tests|langsamp)/[\w./-]+\w", text)) - {"params/mine.yaml"}
+    "Paths that a text names and that do not exist."
+    named = set(re.findall(r"(?<![\w/])(?:nbs|params|scripts|tests|langsamp)/[\w./-]+\w", text))
     return [path for path in sorted(named) if not (ROOT / path).exists()]
 
 

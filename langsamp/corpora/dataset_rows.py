@@ -6,72 +6,18 @@
 __all__ = ['open_rows', 'read_texts']
 
 # %% ../../nbs/library/corpora/04_dataset_rows.ipynb #10b1d699
-import json
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import fsspec
-import pyarrow
-from pyarrow.parquet import ParquetFile
 
 from ..core.errors import UserError
 from .dataset_files import explain_dataset_errors
-from .lines import NO_TEXT
 from .text import FilterReport
-
-# %% ../../nbs/library/corpora/04_dataset_rows.ipynb #12c827f4
-def _parquet(file: Any) -> tuple[list[str], Iterator[tuple[int, Any]]]:
-    "Read the columns and numbered texts of a Parquet file."
-    reader = ParquetFile(file, pre_buffer=False)
-    batches = reader.iter_batches(1000, columns=["text"], use_threads=False)
-    return reader.schema_arrow.names, enumerate(chain.from_iterable(b["text"].to_pylist() for b in batches), 1)
-
-# %% ../../nbs/library/corpora/04_dataset_rows.ipynb #9f597388
-def _arrow(file: Any) -> tuple[list[str], Iterator[tuple[int, Any]]]:
-    "Read the columns and numbered texts of an Arrow stream or file."
-    try:
-        reader = batches = pyarrow.ipc.open_stream(file)
-    except pyarrow.ArrowInvalid:
-        reader = pyarrow.ipc.open_file(file)
-        batches = map(reader.get_batch, range(reader.num_record_batches))
-    return reader.schema.names, enumerate(chain.from_iterable(b["text"].to_pylist() for b in batches), 1)
-
-# %% ../../nbs/library/corpora/04_dataset_rows.ipynb #355811a6
-def _json_text(
-    line: str,  # A row
-) -> Any:  # An exception for an unreadable row, so that reading can continue
-    "Return the value of `text` in a row."
-    try:
-        return json.loads(line).get("text")
-    except (ValueError, AttributeError) as error:
-        return error
-
-# %% ../../nbs/library/corpora/04_dataset_rows.ipynb #03e70236
-def _json_columns(
-    line: str,  # A row
-) -> list[str]:
-    "Return the names in a row; none if it is not a JSON object."
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return []
-    return list(row) if isinstance(row, dict) else []
-
-# %% ../../nbs/library/corpora/04_dataset_rows.ipynb #7f0a3f3f
-def _json(file: Any) -> tuple[list[str], Iterator[tuple[int, Any]]]:
-    "Read the columns of the first valid row, and line numbers and texts. Lines over 64 MB are cut, thus invalid."
-    numbered = enumerate(iter(lambda: file.readline(1 << 26), ""), 1)
-    rows = ((number, line) for number, line in numbered if line.strip())
-    head: list[tuple[int, str]] = []
-    columns: list[str] = []
-    while not columns and len(head) < 20 and (row := next(rows, None)):
-        head.append(row)
-        columns = _json_columns(row[1])
-    values = ((number, _json_text(line)) for number, line in chain(head, rows))
-    return columns if head else ["text"], values
+from .text_column import read_column, text_line
 
 # %% ../../nbs/library/corpora/04_dataset_rows.ipynb #866994e7
 @contextmanager
@@ -79,24 +25,9 @@ def open_rows(
     file: str,  # A path, or a URL on the Hub
 ) -> Generator[tuple[list[str], Iterator[tuple[int, Any]]]]:  # Columns; number and value of each row
     "Open a file in any of the formats; raise a `UserError` if it has no column `text`."
-    how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
-    text = {"mode": "rt", **how} if file.endswith((".jsonl", ".jsonl.gz")) else {}
-    read = _json if text else _arrow if file.endswith(".arrow") else _parquet
     files = fsspec.filesystem(file.partition("://")[0] if "://" in file else "file")
-    with explain_dataset_errors(file), files.open(file, compression="infer", **text) as stream:
-        columns, values = read(stream)
-        if "text" not in columns:
-            raise UserError(f"{file}: no column `text`; there are {', '.join(columns) or 'none'}")
-        yield columns, values
-
-# %% ../../nbs/library/corpora/04_dataset_rows.ipynb #8b392794
-def _line(value: Any) -> tuple[str, str]:
-    "Return the text of a row as one line and ``, or `NO_TEXT` and the reason."
-    if isinstance(value, Exception):
-        return NO_TEXT.decode(), str(value)
-    if not isinstance("" if value is None else value, str):
-        return NO_TEXT.decode(), f"`text` is {type(value).__name__}, not text"
-    return (value or "").replace("\r", " ").replace("\n", " "), ""
+    with explain_dataset_errors(file), files.open(file, compression="infer") as stream:
+        yield read_column(stream, file)
 
 # %% ../../nbs/library/corpora/04_dataset_rows.ipynb #9daab9ec
 def read_texts(
@@ -109,7 +40,7 @@ def read_texts(
     with open_rows(file) as (_, values):
         try:
             for number, value in islice(values, skip, None):
-                line, wrong = _line(value)
+                line, wrong = text_line(value)
                 if wrong:
                     filter_report.drop(f"{file}:{number}", "row without text", f" ({wrong})")
                 yield line

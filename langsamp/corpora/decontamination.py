@@ -25,6 +25,7 @@ from .ngrams import NgramTable, hash_lines, hash_sentences, ngram_units, normali
 from .registry import Rule, write_corpus
 from .text import FilterReport, Source, clean_lines
 from ..languages.codes import individual_language, parse_code
+from ..params.pretrain import OnBadLine
 
 # %% ../../nbs/library/corpora/13_decontamination.ipynb #d99aa5c5
 @cache
@@ -294,11 +295,12 @@ def write_audited_corpus(
     report: Mapping[str, Any],  # From `audit_corpus`
     drop: bool = True,  # Whether to drop training lines with evaluation text
     rules: Sequence[Rule] = (),  # Other reasons to drop lines
+    on_bad_line: OnBadLine = "skip",  # Whether bad lines raise a `UserError`
     **facts: Any,  # Stored in the manifest
 ) -> list[FilterReport]:  # One per language-script, with the reason `evaluation text`
     "Write a corpus with `audit.json`: the matches, and whether they were dropped."
     audited = [decontamination_rule(detector, sources, report)] if drop else []
-    filter_reports = write_corpus(sources, folder, [*audited, *rules], **facts)
+    filter_reports = write_corpus(sources, folder, [*audited, *rules], on_bad_line, **facts)
     write_json(folder / "audit.json", {**report, "dropped": drop})
     write_manifest(folder, **facts)
     return filter_reports

@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['Rule', 'merge_corpora', 'find_corpus', 'corpus_origins', 'first_lines', 'print_warnings', 'without_notices',
-           'open_corpus', 'drop_small_languages', 'limit_held_out', 'write_corpus']
+           'refuse_lost_text', 'open_corpus', 'report_dropped_lines', 'drop_small_languages', 'limit_held_out',
+           'write_corpus']
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #33982c0b
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,20 @@ from .mediawiki import MEDIAWIKI_VERSION, mediawiki_corpus
 from .sources import local_data_folder
 from langsamp.corpora.text import (
     FilterReport,
+    LostFile,
     Notice,
     Source,
+    bad_file_warnings,
     clean_lines,
     describe_bad_lines,
+    filter_report_facts,
     find_sources,
     hash_fraction,
     merge_notices,
 )
 from .udhr import udhr_corpus
 from ..languages.codes import closest_code, individual_language, parse_code
+from ..params.pretrain import OnBadLine
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #dfdba1df
 def _mediawiki(tree: str) -> tuple[dict[str, list[Source]], list[str]]:
@@ -232,8 +239,10 @@ def first_lines(
     lines: Sequence[str],
     limit: int = 5,  # Number of lines to keep
 ) -> list[str]:
-    "Return the first lines, and the number of the others."
-    return [*lines[:limit], *[f"and {len(lines) - limit:,} more such lines"] * (len(lines) > limit)]
+    "Return the lines about lost files, the first of the others, and the number of the rest."
+    lost, others = [[line for line in lines if isinstance(line, LostFile) == one] for one in (True, False)]
+    more = [f"and {len(others) - limit:,} more such lines"] * (len(others) > limit)
+    return [*lost, *others[:limit], *more]
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #1928192a
 def print_warnings(
@@ -252,19 +261,60 @@ def without_notices(
     "Return the warnings that are not notices."
     return [line for line in warnings if not isinstance(line, Notice)]
 
+# %% ../../nbs/library/corpora/10_registry.ipynb #d7501402
+def refuse_lost_text(
+    warnings: Iterable[str],  # Notices and lost files among them
+    on_bad_line: OnBadLine,  # `stop` refuses any warning, `skip_few` a lost file, `skip` nothing
+) -> None:
+    "Raise a `UserError` if text is lost and the run should not go on without it."
+    serious = without_notices(warnings)
+    if on_bad_line == "stop" and serious:
+        raise UserError(f"{serious[0]}; fix or move it, or set on_bad_line to skip")
+    lost = [line for line in serious if isinstance(line, LostFile)]
+    if on_bad_line == "skip_few" and lost:
+        listed = "".join(f"\n  {line}" for line in lost)
+        raise UserError(
+            f"text would be left out:{listed}\nmend, move or rename each of them (a name that begins with _ is "
+            "ignored), or set on_bad_line to skip, which goes on without that text"
+        )
+
 # %% ../../nbs/library/corpora/10_registry.ipynb #15982696
 def open_corpus(
     corpus: str,  # As for `find_corpus`
     languages: Iterable[str] = (),  # Codes to keep; empty keeps all
     outputs: Path | None = None,  # The `outputs/` folder; `outputs_folder()` by default
-    stop: bool = False,  # Whether a warning raises a `UserError`; a notice never does
+    on_bad_line: OnBadLine = "skip",  # Whether a warning or a lost file raises a `UserError`; a notice never does
 ) -> tuple[dict[str, list[Source]], list[str]]:  # Sources by code, in order of code; warnings
     "Find the files of a corpus and print its warnings."
+    languages = list(languages)
     sources, warnings = find_corpus(corpus, languages, outputs)
-    if stop and (serious := without_notices(warnings)):
-        raise UserError(f"{serious[0]}; fix or move it, or set on_bad_line to skip")
+    refuse_lost_text(warnings, "skip" if languages and on_bad_line == "skip_few" else on_bad_line)
     print_warnings(warnings)
     return sources, warnings
+
+# %% ../../nbs/library/corpora/10_registry.ipynb #67cb2dc1
+def _dropped_total(filter_reports: Iterable[Mapping[str, Any]]) -> list[str]:
+    "A notice with the share of dropped lines and the reasons; nothing if all are kept."
+    lines, counts = 0, Counter[str]()
+    for report in filter_reports:
+        lines += report["lines"]
+        counts.update(report["dropped"])
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+    share = f"{counts.total():,} of {lines:,} lines ({counts.total() / max(1, lines):.1%})"
+    return [Notice(f"{share} are dropped: {reasons}")] if counts else []
+
+# %% ../../nbs/library/corpora/10_registry.ipynb #5a90892a
+def report_dropped_lines(
+    filter_reports: Sequence[Mapping[str, Any]],  # As read from JSON
+    sources: Mapping[str, Sequence[Source]],  # The files that they are about
+    on_bad_line: OnBadLine,  # Whether a file that lost more than a few lines raises a `UserError`
+) -> list[str]:  # The files that lost more than a few lines
+    "Print how many lines were dropped, and which files lost some."
+    warnings = [line for one in filter_reports for line in bad_file_warnings(one, sources[one["code"]])]
+    lost: list[str] = [line for line in warnings if isinstance(line, LostFile)]
+    refuse_lost_text(lost, on_bad_line)
+    print_warnings(_dropped_total(filter_reports) + warnings)
+    return lost
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #e0f1b630
 def drop_small_languages(
@@ -290,7 +340,7 @@ def drop_small_languages(
 Rule = Callable[[str, str, str], str]  # Code, split and text -> the reason to drop a line, or empty
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #88f3e1ac
-def _write_language(code: str, files: Sequence[Source], text: Path, rules: Sequence[Rule]) -> FilterReport:
+def _write_language(code: str, files: Sequence[Source], text: Path, rules: Sequence[Rule], stop: bool) -> FilterReport:
     "Write the clean lines of one language-script, with a file for each split that has any."
     filter_report, paths = (
         FilterReport(code),
@@ -298,7 +348,7 @@ def _write_language(code: str, files: Sequence[Source], text: Path, rules: Seque
     )
     with ExitStack() as stack:
         out = {split: stack.enter_context(open(path, "wb")) for split, path in paths.items()}
-        for split, line in clean_lines(files, filter_report):
+        for split, line in clean_lines(files, filter_report, stop):
             if reason := next(filter(None, (rule(code, split, line) for rule in rules)), ""):
                 filter_report.kept[split] -= 1
                 filter_report.drop(f"{code}, {split}", reason, f" `{line[:60]}`")
@@ -329,14 +379,18 @@ def write_corpus(
     sources: dict[str, list[Source]],  # From `find_corpus`
     folder: Path,  # Destination, such as `outputs/corpora/NAME`; an existing corpus is replaced
     rules: Sequence[Rule] = (),  # Reasons to drop lines
+    on_bad_line: OnBadLine = "skip",  # Whether bad lines raise a `UserError`
     **facts: Any,  # Stored in the manifest
 ) -> list[FilterReport]:  # One per language-script
     "Write the clean text of a corpus as `text/{train,validation}/xxx_Yyyy.txt`, with its filter reports."
     with atomic_folder(folder, **facts) as part:
         for split in ("train", "validation"):
             (part / "text" / split).mkdir(parents=True)
-        filter_reports = [_write_language(code, files, part / "text", rules) for code, files in sources.items()]
+        write = partial(_write_language, text=part / "text", rules=rules, stop=on_bad_line == "stop")
+        filter_reports = [write(code, files) for code, files in sources.items()]
         if not any(filter_report.kept["train"] for filter_report in filter_reports):
             raise UserError(f"no training lines are left for {folder}: check the sources and the rules")
-        write_json(part / "filter_reports.json", [asdict(filter_report) for filter_report in filter_reports])
+        reported = [filter_report_facts(filter_report) for filter_report in filter_reports]
+        report_dropped_lines(reported, sources, on_bad_line)
+        write_json(part / "filter_reports.json", reported)
     return filter_reports

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,23 @@ from ..core.files import content_hash, explain_disk_errors, read_json, remove_le
 from ..core.locks import file_lock
 from ..core.manifests import atomic_folder, find_damage
 from ..core.workers import worker_pool
-from ..corpora.text import FilterReport, Source, clean_lines, raise_on_bad_lines
+from ..corpora.text import FilterReport, Source, clean_lines, filter_report_facts, raise_on_bad_lines
+from ..corpora.text_column import table_format
 from ..tokenization.coverage import lost_text_warnings
 from ..tokenization.train import CorpusTokenizer
+
+# %% ../../nbs/library/data/00_shards.ipynb #66a2a8b3
+def _source_facts(source: Source) -> list[str]:
+    "What determines the text of a file: its split, its bytes, and the format of a table."
+    kind = table_format(source.path.name)
+    return [source.split, sha256(source.path)] + [kind] * bool(kind)
 
 # %% ../../nbs/library/data/00_shards.ipynb #3d817120
 def source_hash(
     sources: Iterable[Source],  # The files of one language-script, in order
 ) -> str:
-    "Hash the files of one language-script: their splits and bytes, not their names."
-    return content_hash([(source.split, sha256(source.path)) for source in sources])
+    "Hash the files of one language-script: their splits and bytes, not their names; of tables also the format."
+    return content_hash([_source_facts(source) for source in sources])
 
 # %% ../../nbs/library/data/00_shards.ipynb #d50693ff
 class _Split:
@@ -152,7 +158,8 @@ def _write_files(shard: Path, code: str, sources: Sequence[Source], tokenizer: P
             for split, texts in _batches(clean_lines(sources, filter_report, stop)):
                 splits[split].write(texts)
         write_json(
-            part / "filter_report.json", {**asdict(filter_report), "splits": {k: v.facts for k, v in splits.items()}}
+            part / "filter_report.json",
+            {**filter_report_facts(filter_report), "splits": {k: v.facts for k, v in splits.items()}},
         )
 
 # %% ../../nbs/library/data/00_shards.ipynb #b8cd5041

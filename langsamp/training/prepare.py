@@ -23,7 +23,7 @@ from ..core.errors import UserError
 from ..core.files import content_hash, read_json, remove_leftovers, write_json
 from ..core.locks import file_lock
 from ..core.manifests import find_damage, read_manifest, verify
-from ..corpora.registry import corpus_origins, first_lines, open_corpus, print_warnings
+from ..corpora.registry import corpus_origins, first_lines, open_corpus, print_warnings, report_dropped_lines
 from ..corpora.text import Source
 from ..data.masking import TokenIds
 from ..data.packing import PackedSequences, pack_shards
@@ -130,13 +130,11 @@ def _refuse_empty(
     why = f"none of its {lines:,} lines is kept for training" if lines else "it has no lines"
     raise UserError(f"corpus `{corpus}` has no text to train on: {why}{f', as in {example}' * bool(example)}")
 
-# %% ../../nbs/library/training/05_prepare.ipynb #1290e15b
-def prepare(
-    p: PretrainParams,  # The text, tokenizer and packing
-    outputs: Path,  # The `outputs/` folder; prepared text is shared by all runs in `outputs/data`
-) -> Corpus:
-    "Read, clean and encode the corpus; what exists already is reused."
-    sources, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
+# %% ../../nbs/library/training/05_prepare.ipynb #a3764d2d
+def _tokenizer_and_shards(
+    p: PretrainParams, sources: Mapping[str, Sequence[Source]], outputs: Path
+) -> tuple[Path, list[Path]]:
+    "Write the tokenizer and the shards that are missing or damaged."
     home = _swept_folder(outputs)
     with file_lock(home / ".lock"):  # A run that starts at the same time waits here
         tokenizer = find_tokenizer(p, sources, outputs)
@@ -150,6 +148,18 @@ def prepare(
         pack = partial(pack_shards, shards, p.max_seq_length, processes)
         if p.packing == "sentences" and _delete_damaged(pack()):
             pack()
+    return tokenizer, shards
+
+# %% ../../nbs/library/training/05_prepare.ipynb #1290e15b
+def prepare(
+    p: PretrainParams,  # The text, tokenizer and packing
+    outputs: Path,  # The `outputs/` folder; prepared text is shared by all runs in `outputs/data`
+) -> Corpus:
+    "Read, clean and encode the corpus; what exists already is reused."
+    sources, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line)
+    tokenizer, shards = _tokenizer_and_shards(p, sources, outputs)
+    filter_reports = [read_json(shard / "filter_report.json") for shard in shards]
+    warnings += report_dropped_lines(filter_reports, sources, p.on_bad_line)
     report = corpus_report(shards, warnings) | {"origins": corpus_origins(sources)}
     _refuse_empty(p.corpus, report)
     print_warnings(_lost_text(report, p.on_bad_line == "stop") + missing_text_warnings(report))

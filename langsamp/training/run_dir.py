@@ -66,7 +66,7 @@ def check_same_params(
     before = read_yaml(folder / "params.yaml") if (folder / "params.yaml").exists() else dict(values)
     if old := sorted((before.keys() - values.keys()) & OLD_NAMES.keys()):
         raise UserError(f"{folder} {_EARLIER} (parameters {', '.join(old)}); choose another run_name to train it again")
-    names = sorted((before.keys() | values.keys()) - {"micro_batch_size"})
+    names = sorted((before.keys() | values.keys()) - {"micro_batch_size", "on_bad_line"})
     if other := [f"{n}: {before.get(n)} → {values.get(n)}" for n in names if before.get(n) != values.get(n)]:
         raise UserError(
             f"{folder} belongs to a run with other parameters ({'; '.join(other)}); choose another run_name"

@@ -15,9 +15,9 @@ from typing import Any
 
 from ..core.environment import escape_unencodable_output
 from ..core.errors import UserError
-from ..core.files import outputs_folder
+from ..core.files import outputs_folder, read_json
 from ..core.locks import file_lock
-from ..corpora.registry import open_corpus
+from ..corpora.registry import open_corpus, report_dropped_lines
 from ..corpora.text import Source
 from ..data.packing import pack_shards
 from ..data.shards import write_shards
@@ -52,13 +52,15 @@ def run_shard_task(
     "Write and pack the shards of one task; existing ones are reused."
     if not 0 <= task < of:
         raise UserError(f"task {task} of {of}: tasks are counted from 0 to {of - 1}; change --task or --of")
-    sources, _ = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line == "stop")
+    sources, _ = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line)
     home = outputs / "data"
     home.mkdir(parents=True, exist_ok=True)
     with file_lock(home / ".lock"):
         tokenizer = find_tokenizer(p, sources, outputs)
     mine = {code: sources[code] for code in sorted(assign_languages(sources, of)[task])}
     shards = write_shards(mine, tokenizer, home / "shards", processes, p.on_bad_line == "stop")
+    filter_reports = [read_json(shard / "filter_report.json") for shard in shards]
+    report_dropped_lines(filter_reports, sources, p.on_bad_line)
     if p.packing == "sentences":
         pack_shards(shards, p.max_seq_length, processes)
     return shards

@@ -1,0 +1,252 @@
+"A folder of own text: every file that is lost is named with its mend, and stops a run by default."
+
+import gzip
+import json
+import tracemalloc
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+
+from langsamp.core.errors import UserError
+from langsamp.core.files import read_json
+from langsamp.corpora.registry import find_corpus, open_corpus, write_corpus
+from langsamp.corpora.text import FilterReport, LostFile, Source, bad_file_warnings, clean_lines, find_sources
+from langsamp.corpora.text_column import column_lines
+from langsamp.data.shards import source_hash
+from langsamp.languages.codes import Code, parse_code
+from langsamp.training.prepare import prepare
+from langsamp.training.pretrain import main, pretrain
+from langsamp.training.shard_tasks import run_shard_task
+
+ONE_STEP = {"max_steps": 1, "warmup_steps": 0, "save_steps": 1, "run_name": "own"}
+TEXTS = tiny.sentences("eng_Latn", 400)
+
+
+def table(path: Path, texts: list[str]) -> Path:
+    "Write texts in the format that the ending of the path names."
+    if path.suffix == ".parquet":
+        pd.DataFrame({"id": range(len(texts)), "text": texts}).to_parquet(path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts), encoding="utf-8")
+    elif path.suffix in (".csv", ".tsv"):
+        pd.DataFrame({"id": 1, "text": texts}).to_csv(path, sep="," if path.suffix == ".csv" else "\t", index=False)
+    elif path.suffix == ".gz":
+        plain = table(path.with_suffix(""), texts)
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    else:
+        path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def by_python(p, outputs: Path) -> str:
+    try:
+        return str(pretrain(p, outputs)["warnings"])
+    except UserError as error:
+        return f"stopped: {error}"
+
+
+def by_command(p, outputs: Path) -> str:
+    "The command's exit status is 2 when it stops."
+    status = main([str(tiny.write_params(outputs / "own.yaml", p)), str(outputs)])
+    return f"stopped: {status}" if status == 2 else ""
+
+
+def by_notebook(p, outputs: Path) -> str:
+    try:
+        return str(tiny.run_notebook("03_pretrain", p.model_dump(), outputs)["prepared"].report["warnings"])
+    except UserError as error:
+        return f"stopped: {error}"
+
+
+# What stops a run
+
+LATIN_1 = "".join(f"{text} \u00e9\n" for text in TEXTS[:120]).encode("latin-1")
+LOST = {  # File name -> content, and what the message says
+    "wol-Latn.txt": (b"Am na\n", "rename it to wol_Latn.txt"),
+    "wolof.txt": (b"Am na\n", "rename it to wol_Latn.txt"),
+    "Wolof.csv": (b"text\nAm na\n", "rename it to wol_Latn.csv"),
+    "sermons.txt": (b"Am na\n", "a language without a code takes one of `qaa` to `qtz`"),
+    "wol_Latn.docx": (b"PK", "not read; write it as wol_Latn.txt, .jsonl"),
+    "wol_Latn.txt": (LATIN_1, "120 of 120 lines (100.0%) are dropped: 120 not UTF-8; the first is line 1; convert it"),
+    "wol_Cyrl.txt": (b"Am na\n", "1 another script; the first is line 1; name the file by the script of its text"),
+    "fra_Latn.txt": ("Un \u00e9t\u00e9\n".encode("utf-16"), "UTF-16, not UTF-8; convert it with iconv -f UTF-16"),
+    "deu_Latn.txt.gz": (gzip.compress("eins\n".encode("utf-16-be").join([b"\xfe\xff", b""])), "UTF-16, not UTF-8"),
+    "swh_Latn.txt.gz": (gzip.compress("\n".join(TEXTS).encode())[:-99], "fetch or write the file again"),
+    "hau_Latn.jsonl": (b'{"content": "one"}\n', "no column `text`; there are content"),
+    "yor_Latn.csv": (b"sentence,id\none,1\n", "no column `text`; there are sentence, id"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_lost_file_stops_a_run_by_default(tmp_path, name):
+    "With its name and its mend; `skip` goes on and tells it."
+    content, mend = LOST[name]
+    (tmp_path / "text").mkdir()
+    table(tmp_path / "text/eng_Latn.txt", TEXTS)
+    (tmp_path / "text" / name).write_bytes(content)
+    p = tiny.params_of(tmp_path / "text", **ONE_STEP)
+    with pytest.raises(UserError, match="text would be left out:") as error:
+        prepare(p, tmp_path)
+    assert f"{tmp_path / 'text' / name}: " in str(error.value) and mend in str(error.value)
+    assert "set on_bad_line to skip" in str(error.value)
+    (warning,) = [line for line in prepare(p.replace(on_bad_line="skip"), tmp_path).report["warnings"] if name in line]
+    assert mend in warning
+
+
+@pytest.mark.parametrize("way", [by_python, by_command, pytest.param(by_notebook, marks=pytest.mark.slow)])
+def test_every_way_tells_what_is_lost(tmp_path, capfd, monkeypatch, way):
+    "One line per file and the share of dropped lines; by default nothing is trained."
+    monkeypatch.setenv("LANGSAMP_OUTPUTS", str(tmp_path))
+    (tmp_path / "text").mkdir()
+    table(tmp_path / "text/eng_Latn.txt", TEXTS)
+    for name, (content, _) in LOST.items():
+        (tmp_path / "text" / name).write_bytes(content)
+    p = tiny.params_of(tmp_path / "text", **ONE_STEP)
+    stopped = way(p, tmp_path)
+    printed = "".join(capfd.readouterr()) + stopped
+    early = set(LOST) - {"wol_Latn.txt", "wol_Cyrl.txt", "swh_Latn.txt.gz"}
+    assert stopped.startswith("stopped: ") and [name for name in early if printed.count(f"/{name}: ") != 1] == []
+    assert not (tmp_path / "own/result.json").exists()
+    way(p.replace(on_bad_line="skip"), tmp_path)
+    printed = capfd.readouterr().out
+    assert [name for name in LOST if f"corpus: {tmp_path}/text/{name}: " not in printed] == []
+    assert " lines (" in printed and "are dropped: " in printed
+    kept = " ".join(read_json(tmp_path / "own/result.json")["warnings"])
+    assert [name for name in LOST if f"/{name}: " not in kept] == []
+
+
+@pytest.mark.parametrize(("bad", "stops"), [(5, False), (6, True)])
+def test_up_to_a_twentieth_of_the_lines_of_a_file_may_be_bad(tmp_path, capsys, bad, stops):
+    "In each file, blank lines aside, however much good text there is beside it; also for a task of a corpus pass."
+    for split, texts in {
+        "train": TEXTS[:120],
+        "validation": TEXTS[:1] + [f"line {n}" for n in range(99 - bad)],
+    }.items():
+        (tmp_path / "text" / split).mkdir(parents=True)
+        table(tmp_path / "text" / split / "eng_Latn.txt", texts)
+    with open(tmp_path / "text/validation/eng_Latn.txt", "ab") as file:
+        file.write(b"caf\xe9\n\n\n" * bad)
+    for stage in (prepare, lambda p, outputs: run_shard_task(p, outputs, 0, 1)):
+        if stops:
+            with pytest.raises(UserError, match=r"validation/eng_Latn.txt: 6 of 100 lines \(6.0%\) are dropped"):
+                stage(tiny.params_of(tmp_path / "text"), tmp_path)
+        else:
+            stage(tiny.params_of(tmp_path / "text"), tmp_path)
+            assert "validation/eng_Latn.txt: 5 of 100 lines (5.0%) are dropped: 5 not UTF-8" in capsys.readouterr().out
+
+
+def test_a_written_corpus_is_refused_too(tmp_path, capsys):
+    "By 01_corpus, before anything is left behind."
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/wol_Latn.txt").write_bytes(b"Am na\n" + LATIN_1)
+    sources, _ = find_sources(tmp_path / "text")
+    with pytest.raises(UserError, match="120 of 121 lines"):
+        write_corpus(sources, tmp_path / "corpora/made", on_bad_line="skip_few")
+    assert not (tmp_path / "corpora/made").exists()
+    write_corpus(sources, tmp_path / "corpora/made")
+    assert "120 of 121 lines (99.2%) are dropped" in capsys.readouterr().out
+
+
+def test_files_that_are_no_text_never_stop(tmp_path, capsys):
+    "They are told. A language that is asked for needs its own file only."
+    table(tmp_path / "eng_Latn.txt", TEXTS)
+    for name in ("README.txt", "notes.md", "paper.pdf"):
+        (tmp_path / name).write_text("about this corpus\n")
+    _, warnings = open_corpus(str(tmp_path), on_bad_line="skip_few")
+    assert len(warnings) == capsys.readouterr().out.count("corpus: ") == 3
+    (tmp_path / "fra-Latn.txt").write_text("un\n")
+    assert list(open_corpus(str(tmp_path), ["eng_Latn"], on_bad_line="skip_few")[0]) == ["eng_Latn"]
+    with pytest.raises(UserError, match="no file in .* for fra_Latn; .*rename it to fra_Latn.txt"):
+        open_corpus(str(tmp_path), ["fra_Latn"])
+
+
+@pytest.mark.parametrize("copy", ["made/text/train/rus_Cyrl.txt", "glot/rus_Cyrl/part-00000.txt.zst"])
+def test_corpora_that_langsamp_makes_only_tell(tmp_path, copy):
+    "Nobody can mend the files of UDHR, MediaWiki, Bibles or a copied data set."
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/manifest.json").write_text("{}")
+    facts = {"bad_files": [{"file": 0, "lines": 9, "bad": {"another script": 9}}], "examples": []}
+    (line,) = bad_file_warnings(facts, [Source("rus_Cyrl", tmp_path / copy)])
+    assert "9 of 9 lines" in line and not isinstance(line, LostFile)
+    (line,) = bad_file_warnings(facts, [Source("rus_Cyrl", tmp_path / "rus_Cyrl.txt")])
+    assert isinstance(line, LostFile)
+
+
+# Codes and formats
+
+
+@pytest.mark.parametrize("code", ["qaa_Latn", "qmx_Cyrl", "qtz_Tfng"])
+def test_private_codes_are_languages(code):
+    assert parse_code(code) == Code(*code.split("_"))
+
+
+@pytest.mark.parametrize("code", ["qua_Xxxx", "qu_Latn", "Qaa_Latn", "qaa1_Latn", "qaa_Qaaa", "qaa_latn"])
+def test_other_private_codes_are_not(code):
+    with pytest.raises(UserError):
+        parse_code(code)
+
+
+FORMATS = ["qaa_Latn.txt", "qab_Latn.jsonl", "kik_Latn.csv", "luo_Latn.tsv", "hau_Latn.parquet", "ibo_Latn.csv.gz"]
+
+
+def test_every_format_gives_the_same_text(tmp_path):
+    "Quoted commas and line breaks inside a text too, which become spaces."
+    texts = [*TEXTS, 'one, "two"', "three\tfour", "a\nb", "NA", "7"]
+    for name in FORMATS:
+        table(tmp_path / name, [text.replace("\n", " ") for text in texts] if ".txt" in name else texts)
+    sources, warnings = find_sources(tmp_path)
+    read = {code: list(clean_lines(files, FilterReport(code))) for code, files in sources.items()}
+    assert warnings == [] and len(read) == len(FORMATS)
+    assert all(one == read["qaa_Latn"] for one in read.values()) and len(read["qaa_Latn"]) == len(texts)
+
+
+def test_a_run_reads_every_format(tmp_path):
+    (tmp_path / "text").mkdir()
+    for number, name in enumerate(FORMATS):
+        table(tmp_path / "text" / name, TEXTS[number:])
+    pretrain(tiny.params_of(tmp_path / "text", **ONE_STEP), tmp_path)
+    languages = read_json(tmp_path / "own/model/config.json")["languages"]
+    assert languages == sorted(name[:3] for name in FORMATS)
+
+
+def test_rows_that_are_no_rows_are_counted_with_their_line(tmp_path):
+    table(tmp_path / "wol_Latn.csv", [])
+    rows = b'1,benn\n2,caf\xe9\n3\n4,"\xc3\xb1aar\nju"\n5,"x" y\n6,\n7,fan\n8,"open\n9,juroom\n'
+    (tmp_path / "wol_Latn.csv").write_bytes(b"id,text\n" + rows)
+    report = FilterReport("wol_Latn")
+    sources, _ = find_sources(tmp_path)
+    assert [text for _, text in clean_lines(sources["wol_Latn"], report)] == ["benn", "\u00f1aar ju", "fan"]
+    assert report.dropped == {"not UTF-8": 1, "row without text": 4, "blank": 1}
+    places = [example.partition("/")[2] for example in report.examples if "row without" in example]
+    assert [place.split(":")[1] for place in places] == ["4", "7", "10", "11"]
+
+
+def test_a_format_is_part_of_the_identity_of_a_text(tmp_path):
+    "The same bytes as lines and as a table are different text, and must not share a shard."
+    for name in ("wol_Latn.txt", "wol_Latn.csv", "other.txt"):
+        (tmp_path / name).write_text("text\none\n")
+    lines, rows, renamed = [source_hash([Source("wol_Latn", path)]) for path in sorted(tmp_path.iterdir())][::-1][:3]
+    assert len({lines, rows}) == 2 and renamed == lines
+
+
+@pytest.mark.parametrize("name", ["eng_Latn.jsonl", "eng_Latn.csv", "eng_Latn.parquet"])
+def test_a_table_is_read_in_constant_memory(tmp_path, name):
+    path = table(tmp_path / name, ["word " * 200] * 5_000)
+    next(column_lines(path))
+    tracemalloc.start()
+    assert sum(1 for _ in column_lines(path)) == 5_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_500_000, "less than a third of the text"
+
+
+def test_own_text_is_found_by_name(tmp_path):
+    "The folder is a corpus like any other, alone or joined."
+    for folder, name in {"a": "wol_Latn.jsonl", "b": "wol_Latn.txt"}.items():
+        (tmp_path / folder).mkdir()
+        table(tmp_path / folder / name, [folder])
+    sources, _ = find_corpus(f"{tmp_path}/a+{tmp_path}/b")
+    assert [source.path.name for source in sources["wol_Latn"]] == ["wol_Latn.jsonl", "wol_Latn.txt"]
