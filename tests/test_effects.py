@@ -635,7 +635,7 @@ STAGES["05_reproduce"] = Stage(
         "seeds": Effect([2, 3], "pretrain, evaluate, show"),
         "tasks": Effect([["udhr", "tatoeba"]], "evaluate"),
         "benchmarks": Effect([["sib200"]], "evaluate"),
-        "languages": Effect([{"udhr": ["rus_Cyrl"]}], "evaluate"),
+        "languages": Effect([["rus_Cyrl"]], "evaluate"),
         "layer": Effect([0], "evaluate, show"),
         "scores": Effect([["udhr:raw:acc10"]], "show"),
         "text": Effect(["sib200", "bible"], "show"),

@@ -232,3 +232,11 @@ def test_a_missing_language_is_suggested_by_language_not_by_letters():
         "udhr has nothing in `xx_Latn`",
         "udhr has nothing in `spa_Latn`",
     ]
+
+
+def test_many_missing_languages_are_one_warning_with_all_names():
+    found, wanted = [SimpleNamespace(name="fra_Latn")], ["fra_Latn", *(f"qa{letter}_Latn" for letter in "abcdef")]
+    chosen, absent = _select_languages("udhr", found, wanted, lambda x: x.name)
+    assert chosen == found and absent == [
+        "udhr has nothing in 6 of the 7 languages: qaa_Latn, qab_Latn, qac_Latn, qad_Latn, qae_Latn, qaf_Latn"
+    ]

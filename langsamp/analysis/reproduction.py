@@ -80,13 +80,10 @@ def _tasks(p: ReproductionParams) -> list[Task]:
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #41732a41
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
-    "Yield the jobs of each encoder: one for the tasks in all languages, one for each task with its own languages."
-    parts = [[task for task in _tasks(p) if task not in p.languages], *([t] for t in _tasks(p) if t in p.languages)]
-    encoders = [*(run for runs in zip(*run_names(p).values()) for run in runs), *_untrained(p)]
-    for encoder, tasks in product(encoders, filter(None, parts)):
-        own = p.languages.get(tasks[0], [])
-        output = f"evaluations/{quote(encoder, safe='')}-layer-{p.layer}{f'-{tasks[0]}' * bool(own)}.ipynb"
-        parameters = {"encoder": encoder, "tasks": tasks, "languages": own, "layer": p.layer}
+    "Yield one job per encoder, with all tasks."
+    for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), *_untrained(p)]:
+        output = f"evaluations/{quote(encoder, safe='')}-layer-{p.layer}.ipynb"
+        parameters = {"encoder": encoder, "tasks": _tasks(p), "languages": p.languages, "layer": p.layer}
         yield Job("evaluate", "04_evaluate.ipynb", output, parameters)
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #06aa2978

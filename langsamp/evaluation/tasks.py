@@ -58,11 +58,15 @@ def _select_languages(
     found: Sequence[Any],  # Each with a `name`
     languages: Sequence[str],  # Codes or names; empty for all
     code: Callable[[Any], str],  # The language-script of one
-) -> tuple[list[Any], list[str]]:  # A warning for each language that the task does not have
+) -> tuple[list[Any], list[str]]:  # Warnings about languages that the task does not have: one each, or one for many
     "Select the data of some languages."
     known = [name for one in found for name in (one.name, code(one))]
-    absent = [f"{task} has nothing in {quoted(x)}{closest_code(x, known)}" for x in languages if x not in known]
-    return [one for one in found if not languages or {one.name, code(one)} & set(languages)], absent
+    absent = [x for x in languages if x not in known]
+    warnings = [f"{task} has nothing in {quoted(x)}{closest_code(x, known)}" for x in absent]
+    if len(absent) > 5:
+        count = f"{len(absent)} of the {len(languages)} languages"
+        warnings = [f"{task} has nothing in {count}: {', '.join(quoted(x)[1:-1] for x in absent)}"]
+    return [one for one in found if not languages or {one.name, code(one)} & set(languages)], warnings
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #e786aaec
 class RetrievalTask(Task):

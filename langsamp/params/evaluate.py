@@ -128,7 +128,7 @@ class ReproductionParams(Params):
     seeds: Seeds = Field(1, description="Runs per variant: the seed of the file, the next one, …")
     tasks: list[Task] = Field(["udhr"], description="Tasks for every encoder")
     benchmarks: list[Task] = Field([], description="More tasks, for which LANGSAMP_DATA must have the data")
-    languages: dict[Task, Names] = Field({}, description="Tasks, each with its languages; all languages for the others")
+    languages: list[str] = Field([], description="Language codes of the tasks; [] uses all")
     layer: Layer = Field(-1, description="Layer to pool; -1 is the last")
     scores: Scores = Field(["udhr:raw:acc1"], description="Scores to show, each as task:mode:metric")
     text: NeutralityText = Field("udhr", description="Parallel text for neutrality: udhr, sib200 or bible")
