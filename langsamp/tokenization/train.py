@@ -37,8 +37,10 @@ def sampling_rates(
     alpha: float = 0.3,  # The exponent; Glot500 and XLM-R use 0.3
     budget: int = SAMPLE_CHARACTERS,  # In total
 ) -> dict[str, float]:  # The fraction of each language-script's text to sample, at most 1
-    "Compute sampling rates for shares proportional to characters ** alpha."
+    "Compute sampling rates for shares proportional to characters ** alpha; a corpus within the budget is used whole."
     weights = {code: n**alpha for code, n in characters.items() if n}
+    if sum(characters.values()) <= budget:
+        return dict.fromkeys(weights, 1.0)
     total = sum(weights.values())
     return {code: min(1.0, budget * weight / total / characters[code]) for code, weight in weights.items()}
 
