@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -21,6 +22,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from huggingface_hub import HfApi
 from matplotlib.figure import Figure
 from safetensors import safe_open
 from transformers import BertConfig, modeling_utils
@@ -39,6 +41,7 @@ from langsamp.evaluation.finetune import FineTuning, fine_tune
 from langsamp.params import benchmark as benchmark_params
 from langsamp.params import evaluate as analysis_params
 from langsamp.params import pretrain as params
+from langsamp.params import publish as publish_params
 from langsamp.params.base import Params
 from langsamp.params.evaluate import EvaluationParams
 from langsamp.training import loop
@@ -493,6 +496,36 @@ def see_figure(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
 def figure_effects(**more: Any) -> dict[str, Any]:
     "Return the effects that all figures share, and others."
     return {"name": Effect(["another"], "name", why="only the prefix of the files"), **more}
+
+
+# Publishing
+
+
+def see_publication(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
+    "Observe what was prepared, and what was uploaded."
+    return {
+        "address": names["address"],
+        "card": (names["folder"] / "README.md").read_text(),
+        "weights": sha256(names["folder"] / "model.safetensors"),
+        "visibility": bench.noted.get("create_repo", []),
+        "uploads": bench.noted.get("upload_folder", []),
+    }
+
+
+STAGES["07_publish"] = Stage(
+    publish_params.PublishParams,
+    {"run": "langsamp-7", "repo_id": "me/one"},
+    see_publication,
+    {
+        "run": Effect(["baseline-7", "langsamp-8"], "card, weights"),
+        "part": Effect(["model"], "card, weights"),
+        "repo_id": Effect(["me/two"], "address, card"),
+        "license": Effect(["cc0-1.0", "mit"], "card"),
+        "private": Effect([False], "visibility", given={"dry_run": False}),
+        "dry_run": Effect([False], "address, uploads, visibility"),
+    },
+    outputs="unevaluated",
+)
 
 
 STAGES["figures/pretraining"] = Stage(
@@ -994,6 +1027,11 @@ def bench(places):
         made.spy(
             loop.Trainer, "batch_loss", lambda t, model, batch, items=None: (len(batch.inputs_BL), items is not None)
         )
+        made.spy(
+            HfApi, "create_repo", lambda api, name, **more: more["private"], lambda api, name, **more: f"hub/{name}"
+        )
+        made.spy(HfApi, "upload_folder", lambda api, **more: more["repo_id"], lambda api, **more: None)
+        patch.setattr(HfApi, "repo_info", lambda api, name, **more: SimpleNamespace(private=True))
         made.spy(torch.nn.Module, "compile", lambda self: type(self).__name__, instead=lambda self: None)
         made.spy(loop.Trainer, "train_step", lambda t, step: step)
         made.spy(modeling_utils, "checkpoint", lambda function, *more, **options: "")

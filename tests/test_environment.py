@@ -115,6 +115,7 @@ def test_message_about_a_large_value_is_short(value):
         "Data",
         "logs",
         "benchmarks",
+        "published",
         "reproductions",
         300 * "a",
         "e5-small",

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from langsamp.core.errors import UserError
-from langsamp.params import benchmark, evaluate, pretrain
+from langsamp.params import benchmark, evaluate, pretrain, publish
 from langsamp.params.base import OLD_NAMES, OLD_VALUES, Params
 from langsamp.params.pretrain import (
     AdaptParams,
@@ -30,7 +30,7 @@ HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas",
 KINDS = sorted(  # In a fixed order: each test process must collect the same tests
     {
         one
-        for module in (pretrain, evaluate, benchmark)
+        for module in (pretrain, evaluate, benchmark, publish)
         for one in vars(module).values()
         if isinstance(one, type) and issubclass(one, Params)
     },

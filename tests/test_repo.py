@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from langsamp.params import benchmark, evaluate
+from langsamp.params import benchmark, evaluate, publish
 from langsamp.params import pretrain as params
 from langsamp.params.pretrain import PretrainParams
 from langsamp.params.yaml_reader import read_yaml
@@ -43,6 +43,10 @@ STAGES = {
     "evaluations": ("04_evaluate.ipynb", evaluate.EvaluationParams),
     "reproductions": ("05_reproduce.ipynb", evaluate.ReproductionParams),
     "benchmarks": ("06_benchmark.ipynb", benchmark.BenchmarkParams),
+}
+WITHOUT_FILES = {  # Stages of which params/ has no example
+    "plan": ("02a_plan.ipynb", params.PlanParams),
+    "publish": ("07_publish.ipynb", publish.PublishParams),
 }
 FIGURES = {
     "pretraining": params.PretrainingFigureParams,
@@ -170,10 +174,11 @@ def test_parameter_file_says_how_to_run_it(path):
     assert short(path) in header[0]
 
 
-@pytest.mark.parametrize("kind", [*STAGES, *FIGURES])
+@pytest.mark.parametrize("kind", [*STAGES, *WITHOUT_FILES, *FIGURES])
 def test_comments_of_a_runner_are_the_descriptions_of_its_parameters(kind):
     "papermill and the documentation show the same text."
-    notebook, model = STAGES[kind] if kind in STAGES else (f"figures/{kind}.ipynb", FIGURES[kind])
+    stages = STAGES | WITHOUT_FILES
+    notebook, model = stages[kind] if kind in stages else (f"figures/{kind}.ipynb", FIGURES[kind])
     found = papermill.inspect_notebook(str(ROOT / "nbs" / notebook))
     descriptions = {name: model.model_fields[name].description for name in found}
     assert {name: facts["help"] for name, facts in found.items()} == descriptions

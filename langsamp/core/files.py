@@ -40,7 +40,17 @@ def outputs_folder() -> Path:
     return Path(os.environ.get("LANGSAMP_OUTPUTS") or repo_root() / "outputs")
 
 # %% ../../nbs/library/core/01_files.ipynb #95750cd4
-SHARED_FOLDERS = ("adapted", "benchmarks", "corpora", "data", "evaluations", "figures", "logs", "reproductions")
+SHARED_FOLDERS = (
+    "adapted",
+    "benchmarks",
+    "corpora",
+    "data",
+    "evaluations",
+    "figures",
+    "logs",
+    "published",
+    "reproductions",
+)
 
 # %% ../../nbs/library/core/01_files.ipynb #9a8f76f0
 def _user_cache() -> Path:

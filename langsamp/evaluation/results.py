@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PROTOCOL_MODULES', 'code_version', 'results_folder', 'Results', 'record_request', 'open_results',
-           'protocol_version', 'read_results']
+           'protocol_version', 'stored_results', 'read_results']
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #bcf1a5c4
 import ast
@@ -189,6 +189,15 @@ def _current_rows(
     return rows
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #36d8bb7f
+def stored_results(
+    run: str,  # An encoder, as `open_encoder` names it
+    outputs: Path | str,  # The `outputs/` folder
+) -> pd.DataFrame:  # Columns as in `COLUMNS`; empty if it was never evaluated
+    "Read the results of an encoder with its current weights and this code."
+    folder = results_folder(open_encoder(run, outputs).identity, outputs)
+    return pd.DataFrame(_current_rows(folder), columns=COLUMNS).assign(run=run)
+
+
 def read_results(
     runs: Sequence[str],  # Encoders, as `open_encoder` names them
     outputs: Path | str,  # The `outputs/` folder
@@ -196,11 +205,11 @@ def read_results(
     "Read the results of some encoders; raise `UserError` for one that was never evaluated."
     tables = []
     for run in runs:
-        folder = results_folder(open_encoder(run, outputs).identity, outputs)
-        rows = pd.DataFrame(_current_rows(folder), columns=COLUMNS)
+        rows = stored_results(run, outputs)
         if rows.empty:
             raise UserError(
-                f"no results of `{run}` with its current weights and this code (in {folder}); run nbs/04_evaluate.ipynb"
+                f"no results of `{run}` with its current weights and this code in {Path(outputs) / 'evaluations'}; "
+                "run nbs/04_evaluate.ipynb"
             )
-        tables.append(rows.assign(run=run))
+        tables.append(rows)
     return pd.concat(tables, ignore_index=True)
