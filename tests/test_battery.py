@@ -478,7 +478,9 @@ def test_two_scripts_and_no_tokens(corpus, tmp_path, capsys):
     shutil.copytree(corpus, tmp_path / "corpus")
     (tmp_path / "corpus/train/deu_Latn.txt").write_text("слово и das\nслово\n \n")
     (tmp_path / "corpus/train/fra_Latn.txt").write_text("le mot слово\nun слово\n" + "des mots sans fin\n")
-    p = tiny.params_of(tmp_path / "corpus", run_name="mixed", max_steps=2, warmup_steps=0, save_steps=2)
+    p = tiny.params_of(
+        tmp_path / "corpus", run_name="mixed", max_steps=2, warmup_steps=0, save_steps=2, on_bad_line="skip"
+    )
     assert main([str(tiny.write_params(tmp_path / "p.yaml", p)), str(tmp_path)]) == 0
     kept = {of["code"]: of for of in json.loads((tmp_path / "mixed/corpus.json").read_text())["filter_reports"]}
     assert kept["deu_Latn"]["dropped"] == {"another script": 2, "blank": 1}

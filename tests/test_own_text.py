@@ -250,3 +250,30 @@ def test_own_text_is_found_by_name(tmp_path):
         table(tmp_path / folder / name, [folder])
     sources, _ = find_corpus(f"{tmp_path}/a+{tmp_path}/b")
     assert [source.path.name for source in sources["wol_Latn"]] == ["wol_Latn.jsonl", "wol_Latn.txt"]
+
+
+# What a loss rests on
+
+
+def test_a_validation_shows_its_interval_and_what_it_rests_on(corpus, tmp_path, capsys):
+    "In the log, the metrics and at the end; the loss itself is the mean over all masked tokens."
+    p = tiny.params_of(corpus, run_name="own", max_steps=4, save_steps=2, learning_rate=0.9)
+    result = pretrain(p, tmp_path)
+    printed = capsys.readouterr().out
+    lines = {line["step"]: line for line in tiny.metrics_of(tmp_path / "own") if "validation_loss" in line}
+    for step, line in lines.items():
+        low, high = line["validation_interval"]
+        masked = sum(count for _, count in line["by_language_script"].values())
+        assert low < line["validation_loss"] < high
+        shown = f"validation loss {line['validation_loss']:.3f}, 95 % interval {low:.3f} to {high:.3f} over {masked}"
+        assert f"step {step:>6}  {shown} masked tokens (unigram" in printed
+    assert result["best_step"] == 0 and f"exports step 4: validation loss {result['validation_loss']:.3f}" in printed
+    assert f"; the best was step 0, validation loss {result['best_loss']:.3f}, 95 % interval" in printed
+    (warning,) = [line for line in result["warnings"] if "masked tokens of held-out text, fewer than 500" in line]
+    assert warning in printed and f"rests on {masked} " in warning
+
+
+def test_enough_held_out_text_causes_no_warning(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("langsamp.training.pretrain.MIN_MASKED", 50)
+    result = pretrain(tiny.params_of(corpus, run_name="own", max_steps=1, warmup_steps=0, save_steps=1), tmp_path)
+    assert [line for line in result["warnings"] if "masked tokens of held-out text" in line] == []
