@@ -36,6 +36,9 @@ setup(
     python_requires=f">={META['min_python']}",
     install_requires=META["requirements"].split(),
     extras_require={"dev": META["dev_requirements"].split()},
-    entry_points={"nbdev": [f"{NAME}={META['lib_path']}._modidx:d"]},
+    entry_points={
+        "console_scripts": META["console_scripts"].split(),
+        "nbdev": [f"{NAME}={META['lib_path']}._modidx:d"],
+    },
     zip_safe=False,
 )

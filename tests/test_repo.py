@@ -30,7 +30,7 @@ PARAMS = sorted(set((ROOT / "params").rglob("*.yaml")) - set(CLUSTER))
 MODULES = sorted(p for p in (ROOT / "langsamp").rglob("*.py") if not p.stem.startswith("_"))
 # Data flows to the right: a package imports only those before it, and a module only those before it in its package.
 PACKAGES = """core params languages corpora tokenization data model training encoding evaluation analysis
-    benchmark""".split()
+    benchmark cli""".split()
 ORDER = [
     f"{package}.{path.stem.partition('_')[2]}"
     for package in PACKAGES

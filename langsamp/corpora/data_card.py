@@ -127,6 +127,7 @@ def data_card(
 # %% ../../nbs/library/corpora/14_data_card.ipynb #da7ac016
 def write_data_card(
     folder: Path,  # As for `data_card`
+    licence: str = "",  # As for `data_card`
 ) -> Path:  # The README.md
     "Write the card of a corpus into its folder."
-    return write_card(folder, data_card(folder))
+    return write_card(folder, data_card(folder, licence))

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['OLD_NAMES', 'OLD_VALUES', 'Name', 'RunName', 'Names', 'Count', 'Layer', 'Resamples', 'Seeds', 'Seed', 'Positive',
-           'one_of', 'Params', 'folder_name', 'run_name', 'from_notebook', 'positional_arguments', 'parameter_table']
+           'one_of', 'Params', 'folder_name', 'run_name', 'from_notebook', 'parameter_help', 'positional_arguments',
+           'parameter_table']
 
 # %% ../../nbs/library/params/01_base.ipynb #eef607c0
 import os
 import re
 import reprlib
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
@@ -395,14 +397,31 @@ def _papermill_texts() -> Iterator[tuple[str, str]]:
             yield path.read_text(encoding="utf-8", errors="replace"), name
     yield from ((text, "-y") for text in _options(words, _OF_TEXTS))
 
+# %% ../../nbs/library/params/01_base.ipynb #ba5e0001
+def parameter_help(
+    kind: type[Params],  # A model of parameters
+) -> str:  # A line NAME=DEFAULT for each parameter, and its description below
+    "Return what a command prints about its parameters."
+    lines = []
+    for name, field in kind.model_fields.items():
+        default = field.get_default()
+        shown = default if isinstance(default, str) else str(default).replace("'", "")
+        lines.append(f"  {name}={shown.lower() if isinstance(default, bool) else shown}")
+        lines.append(textwrap.fill(field.description or "", 88, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
 # %% ../../nbs/library/params/01_base.ipynb #6f9c91c3
 def positional_arguments(
     arguments: Sequence[str],  # The words after the module's name
     usage: str,  # The correct command, for the error message
     least: int = 0,  # Minimum number of words
     most: int = 0,  # Maximum number of words
+    details: str = "",  # For --help, after the usage
 ) -> list[str]:
-    "Return the arguments of a command without options; raise `UserError` for anything else."
+    "Return the arguments of a command without options; raise `UserError` for anything else. `--help` ends with 0."
+    if {"-h", "--help"} & {*arguments}:
+        print(f"usage: {usage}\n\n{details}".rstrip())
+        raise SystemExit(0)
     odd = [word for word in arguments if word.startswith("-") or not word] or [*arguments[most:]]
     if odd or len(arguments) < least:
         named = f"cannot use `{odd[0][:60]}`; " if odd else ""
