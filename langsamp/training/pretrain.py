@@ -17,7 +17,7 @@ from typing import Any
 from ..core.environment import escape_unencodable_output, ignore_overriding_variables
 from ..core.errors import UserError
 from ..core.files import content_hash, outputs_folder, read_json, sha256, write_json
-from ..params.base import positional_arguments
+from ..params.base import parameter_help, positional_arguments
 from ..params.pretrain import ModelParams, PretrainParams
 from ..params.yaml_reader import read_yaml
 
@@ -26,7 +26,8 @@ def parse_arguments(
     arguments: Sequence[str],  # A params file, and perhaps the outputs folder
 ) -> PretrainParams:
     "Read the parameters of a command."
-    words = positional_arguments(arguments, "python -m langsamp.training.pretrain params/NAME.yaml [OUTPUTS]", 1, 2)
+    usage = "python -m langsamp.training.pretrain params/NAME.yaml [OUTPUTS]"
+    words = positional_arguments(arguments, usage, 1, 2, f"In the file:\n{parameter_help(PretrainParams)}")
     return PretrainParams.model_validate(read_yaml(words[0]))
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #ef22874f
