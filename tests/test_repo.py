@@ -350,6 +350,7 @@ def committed() -> list[Path]:
         "outputs/benchmarks-base-reference",
         "outputs/benchmarks-packing-reference",
         "outputs/plateau-reference",
+        "outputs/bible-24-reproduction",
     ]
     inside = [p for folder in folders for p in (ROOT / folder).rglob("*")]
     paths = [p for p in [*ROOT.iterdir(), *inside] if p.is_file() and not re.search("__pycache__|checkpoints/", str(p))]
