@@ -238,7 +238,6 @@ SHARDS = ["p.yaml", "--task", "0", "--of", "1"]
         ["p.yaml", "--steps"],
         ["p.yaml", "--steps", "5"],
         ["--steps", "p.yaml"],
-        ["-h"],
         [],
         ["p.yaml", ""],
     ],

@@ -179,7 +179,7 @@ def test_taxi1500_has_its_own_english_and_needs_bibles(data):
         ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsport\tHa\n", "`sport` is not a label of sib200: 1"),
         ("sib200/fra_Latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\t \n", "fra_Latn dev: left out, no text: 1"),
         ("sib200/eng_latn/dev.tsv", b"index_id\tcategory\ttext\n1\tsports\tHa\n", "did you mean `eng_Latn`"),
-        ("ud/UD_French-Q/qfn_q-ud-test.conllu", WORD.format("mot").encode(), "`qfn` is not a language"),
+        ("ud/UD_French-Q/xyq_q-ud-test.conllu", WORD.format("mot").encode(), "`xyq` is not a language"),
         ("ud/UD_Spanish-X/es_x-ud-test.conllu", b"1\tsolo\n", "es_x-ud-test.conllu:1: fewer than 4 columns"),
         ("ud/UD_French-Q/notes.txt", b"", "UD_French-Q: no data found"),
         ("ud/UD_Spanish-X/es_x-ud-dev.conllu", b"1\tsolo\tsolo\t_\n", "`_` is not a label of ud: 1"),
