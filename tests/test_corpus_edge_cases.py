@@ -22,6 +22,7 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
 from langsamp.core.manifests import atomic_folder, find_damage
 from langsamp.corpora import hub
+from langsamp.corpora.build import build_corpus
 from langsamp.corpora.decontamination import audit_corpus, build_detector, write_audited_corpus
 from langsamp.corpora.evaluation_text import EvaluationText
 from langsamp.corpora.hub import hub_sources
@@ -30,6 +31,7 @@ from langsamp.corpora.registry import drop_small_languages, find_corpus, open_co
 from langsamp.corpora.text import FilterReport, Notice, clean_lines, find_sources
 from langsamp.data.shards import corpus_report, write_shards
 from langsamp.languages.codes import _aliases, language_facts, parse_code
+from langsamp.params.pretrain import CorpusBuildParams
 from langsamp.tokenization.train import corpus_characters, trained_tokenizer
 from langsamp.training.prepare import prepare
 from langsamp.training.pretrain import main, pretrain
@@ -183,6 +185,15 @@ def test_shard_tasks_report_what_is_left_out(noisy, tmp_path, capsys):
     for stage in (lambda p: run_shard_task(p, tmp_path, 0, 1), lambda p: prepare(p, tmp_path)):
         with pytest.raises(UserError, match="set on_bad_line to skip"):
             stage(tiny.params_of(noisy, on_bad_line="stop"))
+
+
+def test_building_a_corpus_names_the_small_languages(tmp_path, capsys):
+    tiny.write_corpus(tmp_path / "in")
+    (tmp_path / "in/train/ell_Grek.txt").write_text("και\n")
+    values = {"name": "two", "corpus": str(tmp_path / "in"), "languages": [], "benchmarks": [], "min_characters": 500}
+    folder = build_corpus(CorpusBuildParams(**values), tmp_path)
+    assert {path.stem for path in folder.glob("text/*/*.txt")} == set(tiny.ALPHABETS) - {"ell_Grek"}
+    assert "ell_Grek is left out" in capsys.readouterr().out
 
 
 def test_many_warnings_are_shortened(tmp_path, capsys):

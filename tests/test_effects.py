@@ -320,7 +320,6 @@ def see_corpus(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
         "sets": [row["benchmark"] for row in report["sets"]],
         "found": [row["found"] for row in report["sets"]],
         "dropped": report["dropped"],
-        "warnings": len(names["too_little"]),
     }
 
 
@@ -340,7 +339,7 @@ STAGES["01_corpus"] = Stage(
         "corpus": Effect(["@leaky+@other"], "training text, held-out text"),
         "languages": Effect([["eng_Latn"]], "languages, training text, held-out text"),
         "on_bad_line": Effect(["stop"], given={"corpus": "@bad"}, refused="eng_Latn.txt"),
-        "min_characters": Effect([500], "languages, training text, held-out text, warnings"),
+        "min_characters": Effect([500], "languages, training text, held-out text"),
         "benchmarks": Effect([["folder:@evaluation", "folder:@more"]], "sets, found, training text"),
         "ngram_size": Effect([8], "found, training text"),
         "max_held_out": Effect([100], "held-out text"),

@@ -1,4 +1,4 @@
-"A folder of own text: every file that is lost is named with its mend, and stops a run by default."
+"A folder of own text: every file that is lost is named with its repair, and stops a run by default."
 
 import gzip
 import json
@@ -82,18 +82,18 @@ LOST = {  # File name -> content, and what the message says
 
 @pytest.mark.parametrize("name", LOST)
 def test_a_lost_file_stops_a_run_by_default(tmp_path, name):
-    "With its name and its mend; `skip` goes on and tells it."
-    content, mend = LOST[name]
+    "With its name and how to fix it; `skip` goes on and reports it."
+    content, fix = LOST[name]
     (tmp_path / "text").mkdir()
     table(tmp_path / "text/eng_Latn.txt", TEXTS)
     (tmp_path / "text" / name).write_bytes(content)
     p = tiny.params_of(tmp_path / "text", **ONE_STEP)
     with pytest.raises(UserError, match="text would be left out:") as error:
         prepare(p, tmp_path)
-    assert f"{tmp_path / 'text' / name}: " in str(error.value) and mend in str(error.value)
+    assert f"{tmp_path / 'text' / name}: " in str(error.value) and fix in str(error.value)
     assert "set on_bad_line to skip" in str(error.value)
     (warning,) = [line for line in prepare(p.replace(on_bad_line="skip"), tmp_path).report["warnings"] if name in line]
-    assert mend in warning
+    assert fix in warning
 
 
 @pytest.mark.parametrize("way", [by_python, by_command, pytest.param(by_notebook, marks=pytest.mark.slow)])
@@ -151,7 +151,7 @@ def test_a_written_corpus_is_refused_too(tmp_path, capsys):
 
 
 def test_files_that_are_no_text_never_stop(tmp_path, capsys):
-    "They are told. A language that is asked for needs its own file only."
+    "They are reported. A language that is asked for needs its own file only."
     table(tmp_path / "eng_Latn.txt", TEXTS)
     for name in ("README.txt", "notes.md", "paper.pdf"):
         (tmp_path / name).write_text("about this corpus\n")
@@ -165,7 +165,7 @@ def test_files_that_are_no_text_never_stop(tmp_path, capsys):
 
 @pytest.mark.parametrize("copy", ["made/text/train/rus_Cyrl.txt", "glot/rus_Cyrl/part-00000.txt.zst"])
 def test_corpora_that_langsamp_makes_only_tell(tmp_path, copy):
-    "Nobody can mend the files of UDHR, MediaWiki, Bibles or a copied data set."
+    "Nobody can repair the files of UDHR, MediaWiki, Bibles or a copied data set."
     (tmp_path / "made").mkdir()
     (tmp_path / "made/manifest.json").write_text("{}")
     facts = {"bad_files": [{"file": 0, "lines": 9, "bad": {"another script": 9}}], "examples": []}

@@ -81,7 +81,8 @@ def parallel_text(
     table = complete_text(common_sentences(found) if name == "bible" else found)
     count = len(table.texts[0])
     spread = range(count) if name == "udhr" else np.linspace(0, count - 1, min(max_sentences, count)).astype(int)
-    return replace(table, texts=[[texts[k] for k in spread] for texts in table.texts])
+    dropped = sorted(found.keys() - set(table.codes))
+    return replace(table, texts=[[texts[k] for k in spread] for texts in table.texts], dropped=dropped)
 
 # %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #982a0803
 def training_languages(

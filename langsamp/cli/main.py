@@ -188,27 +188,27 @@ def _known(word: str, known: Collection[str], what: str) -> None:
 # %% ../../nbs/library/cli/00_main.ipynb #c11a001c
 def _run_command(words: Sequence[str]) -> None:
     "Run one command; a mistake is a `UserError`."
-    asked = {"-h", "--help", "help"} & {*words}
-    command, *rest = [word for word in words if word not in asked] or [""]
+    wants_help = bool({"-h", "--help", "help"} & {*words})
+    command, *rest = [word for word in words if word not in ("-h", "--help", "help")] or [""]
     if not command:
         return print(help_for(""))
     _known(command, [*COMMANDS, "figure"], "command")
     if command == "figure":
-        return _run_figure(rest, bool(asked))
+        return _run_figure(rest, wants_help)
     one = COMMANDS[command]
-    if asked:
+    if wants_help:
         return print(help_for(command, one.kind))
     p = one.read(rest) if one.read else read_words(one.kind, rest)
     one.run(p, outputs_folder())
 
 # %% ../../nbs/library/cli/00_main.ipynb #c11a001b
-def _run_figure(words: Sequence[str], asked: bool) -> None:
+def _run_figure(words: Sequence[str], wants_help: bool) -> None:
     "Draw one figure, or print the help about figures."
-    if asked and not words:
+    if wants_help and not words:
         return print(help_for(""))
     name, *rest = words or [""]
     _known(name, _FIGURES, "figure")
-    if asked:
+    if wants_help:
         return print(help_for(f"figure {name}", _FIGURES[name]))
     _figure(name, read_words(_FIGURES[name], rest), outputs_folder())
 

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import CardData, metadata_load
 
 from .errors import UserError
-from .files import explain_disk_errors
+from .files import write_text
 
 # %% ../../nbs/library/core/07_cards.ipynb #ca4d0006
 def card_metadata(
@@ -99,10 +99,8 @@ def write_card(
     folder: Path,  # With a model or a corpus
     text: str,  # From `card_text`
 ) -> Path:  # The card
-    "Write `README.md` atomically."
-    path, part = folder / "README.md", folder / ".README.md.part-"
+    "Write `README.md`, unless it has this text already."
+    path = folder / "README.md"
     if not (path.is_file() and path.read_text(encoding="utf-8") == text):
-        with explain_disk_errors(path):
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+        write_text(path, text)
     return path

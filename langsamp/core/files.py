@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARED_FOLDERS', 'repo_root', 'outputs_folder', 'cache_folder', 'sha256', 'content_hash', 'find_disk_error',
            'configurable_folders', 'unwritable_path', 'disk_error_hint', 'explain_disk_errors', 'flush_handle',
-           'flush_to_disk', 'temporary_path', 'remove_leftovers', 'write_json', 'read_json']
+           'flush_to_disk', 'temporary_path', 'remove_leftovers', 'write_text', 'write_json', 'read_json']
 
 # %% ../../nbs/library/core/01_files.ipynb #9a1a3fe3
 import errno
@@ -249,19 +249,26 @@ def remove_leftovers(
                 os.close(handle)
 
 # %% ../../nbs/library/core/01_files.ipynb #d70c5db0
-def write_json(
+def write_text(
     path: Path | str,  # Destination; an existing file is replaced
-    value: Any,  # JSON has no NaN and infinity, so they raise a `ValueError`
+    text: str,
 ) -> None:
-    "Write a JSON file atomically."
+    "Write a text file atomically, in UTF-8."
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with explain_disk_errors(path, len(text.encode())), temporary_path(temporary, Path.touch):
         temporary.write_text(text, encoding="utf-8")
         flush_to_disk(temporary)
         temporary.replace(path)
         flush_to_disk(path.parent)
+
+
+def write_json(
+    path: Path | str,  # As for `write_text`
+    value: Any,  # JSON has no NaN and infinity, so they raise a `ValueError`
+) -> None:
+    "Write a JSON file atomically."
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 # %% ../../nbs/library/core/01_files.ipynb #9e763099
 def read_json(

@@ -274,7 +274,7 @@ def refuse_lost_text(
     if on_bad_line == "skip_few" and lost:
         listed = "".join(f"\n  {line}" for line in lost)
         raise UserError(
-            f"text would be left out:{listed}\nmend, move or rename each of them (a name that begins with _ is "
+            f"text would be left out:{listed}\nfix, move or rename each of them (a name that begins with _ is "
             "ignored), or set on_bad_line to skip, which goes on without that text"
         )
 

@@ -317,7 +317,7 @@ def _readable(source: Source, filter_report: FilterReport, stop: bool) -> Iterat
 MAX_BAD_SHARE = 0.05  # Of a file's lines, blank ones aside
 
 # %% ../../nbs/library/corpora/01_text.ipynb #dad3ff16
-_MENDS = {
+_FIXES = {
     "not UTF-8": "convert it, as with iconv -f ISO-8859-1 -t UTF-8 OLD > NEW",
     "NUL byte": "if it is UTF-16, convert it with iconv -f UTF-16 -t UTF-8 OLD > NEW",
     "another script": "name the file by the script of its text",
@@ -354,7 +354,7 @@ def bad_file_warnings(
         message = _describe_bad_file(source, facts, filter_report["examples"])
         lost = sum(bad.values()) > MAX_BAD_SHARE * facts["lines"] or "unreadable" in bad
         if lost and not _is_copy(source):
-            mend = _MENDS.get(max(bad, key=lambda reason: bad[reason]), "break long lines")
-            message = LostFile(f"{message}; {mend}")
+            fix = _FIXES.get(max(bad, key=lambda reason: bad[reason]), "break long lines")
+            message = LostFile(f"{message}; {fix}")
         messages.append(message)
     return messages

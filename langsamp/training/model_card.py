@@ -265,14 +265,14 @@ def _limits(facts: RunFacts) -> str:
     "The section about what the model is not for."
     texts = {one["code"]: one["splits"] for one in facts.report["filter_reports"]}
     small = [code for code, splits in texts.items() if splits["train"]["tokens"] < 10_000]
-    unheard = [code for code in texts if code not in facts.losses]
+    unmeasured = [code for code in texts if code not in facts.losses]
     lines = [
         "An encoder: it represents text and predicts masked tokens; it does not write text.",
         f"Trained on sequences of at most {facts.p.max_seq_length:,} tokens.",
         "Held-out text comes from the same sources as the training text; other text may be harder.",
         "It repeats what its text contains, including errors and prejudice.",
     ]
-    for codes, what in ((small, "have fewer than 10,000 training tokens"), (unheard, "have no held-out loss")):
+    for codes, what in ((small, "have fewer than 10,000 training tokens"), (unmeasured, "have no held-out loss")):
         names = f": {', '.join(codes[:5])}{', …' * (len(codes) > 5)}"
         lines += [f"{len(codes):,} of {len(texts):,} language-scripts {what}{names}."] if codes else []
     return "\n".join(f"- {line}" for line in lines)

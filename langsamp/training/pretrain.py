@@ -271,7 +271,7 @@ def _describe_export(folder: Path, result: Mapping[str, Any]) -> tuple[str, str]
     return message, warning * (0 < masked < MIN_MASKED)
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #5dea0c0e
-def _judge(
+def _finish_result(
     result: Mapping[str, Any],  # With its losses, its steps and `warnings`
     unigram_loss: float,  # On the same masked tokens
     folder: Path,  # Of the run
@@ -309,7 +309,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
         **_exported(p, state),
     }
     if main:
-        result |= _judge(result, data.unigram_loss, folder)
+        result |= _finish_result(result, data.unigram_loss, folder)
         export(_trained(p, corpus, folder, exported_step(p, state)), corpus.tokenizer, folder, p.max_seq_length)
         _write_result(folder, result)
     return result

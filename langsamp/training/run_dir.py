@@ -25,7 +25,7 @@ from filelock import Timeout
 
 import langsamp
 from ..core.errors import UserError
-from ..core.files import content_hash, explain_disk_errors, read_json, write_json
+from ..core.files import content_hash, explain_disk_errors, read_json, write_json, write_text
 from ..core.locks import file_lock
 from ..params.base import OLD_NAMES
 from ..params.pretrain import PretrainParams
@@ -80,10 +80,7 @@ def write_params(
     "Write params.yaml atomically."
     import yaml
 
-    path = folder / "params.yaml"
-    part = path.with_name(".params.yaml.part-")
-    part.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    part.replace(path)
+    write_text(folder / "params.yaml", yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #ea211e53
 def read_params(
@@ -168,9 +165,7 @@ class MetricsFile:
     def __init__(self, path: Path, step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-        part = path.with_name(f".{path.name}.part-")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        part.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(path, "a", encoding="utf-8")
 
     def write(self, **values: Any) -> None:
