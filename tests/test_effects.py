@@ -650,7 +650,7 @@ def see_reproduction(bench: Bench, names: dict[str, Any], outputs: Path) -> Obse
     for job in jobs:
         label = job.notebook.removesuffix(".ipynb")
         assert STAGES[label].kind.model_validate(job.parameters) and job.parameters.keys() <= {*tiny.defaults_of(label)}
-    stages = ("pretrain", "evaluate", "show")
+    stages = ("adapt", "pretrain", "evaluate", "show")
     found = {stage: [[job.output, job.parameters] for job in jobs if job.stage == stage] for stage in stages}
     return found | {"at once": bench.noted["ThreadPoolExecutor"]}
 
@@ -662,6 +662,7 @@ STAGES["05_reproduce"] = Stage(
     {
         "name": Effect(["another"], "pretrain, evaluate, show"),
         "params": Effect(["@plans/b.yaml"], "pretrain"),
+        "adapted": Effect(["params/adapted/small.yaml"], "adapt"),
         "overrides": Effect([{"max_steps": 9}], "pretrain"),
         "variants": Effect([["language+script", "baseline"]], "pretrain, evaluate, show"),
         "seeds": Effect([2, 3], "pretrain, evaluate, show"),

@@ -121,6 +121,7 @@ class ReproductionParams(Params):
 
     name: Name = Field("smoke", description="Prefix of the runs and figures")
     params: str = Field("params/smoke.yaml", description="Params file to reproduce, relative to the repository")
+    adapted: str = Field("", description="Params file of the adapted checkpoint to make first; empty: none")
     overrides: dict[str, Any] = Field({}, description="Parameters that replace those in the file")
     variants: list[Variant] = Field(
         ["language+script", "language", "script", "baseline"], description="Embeddings added to the output"
