@@ -204,11 +204,13 @@ def _distinct(values: Sequence[str]) -> str:
 
 def _training(facts: RunFacts) -> str:
     "The section about training: what was measured, then every parameter."
+    goals = list(dict.fromkeys(f"{one['max_steps']:,}" for one in facts.sessions if "max_steps" in one))
     packages = [", ".join(f"{n} {v}" for n, v in one["packages"].items()) for one in facts.sessions]
     rows = {
         "trained parameters": f"{facts.result['parameters']:,}",
         "steps": f"{facts.result['step']:,}",
         "exported step": f"{facts.result.get('exported_step', facts.result['step']):,}",
+        "extended": "" if len(goals) < 2 else f"max_steps was {', then '.join(goals)}",
         "tokens read": f"{facts.result['tokens']:,}",
         "hardware": _distinct([_hardware(one) for one in facts.sessions]),
         "software": _distinct(packages),

@@ -59,6 +59,7 @@ from ..model.langsamp import LangSAMPForMaskedLM, from_backbone, save_backbone
 from ..tokenization.train import load_tokenizer
 from .checkpoints import load_weights
 from .distributed import init_distributed
+from .extend import extend_run
 from .logging import describe_validation, masked_tokens
 from .loop import Trainer
 from .model_card import write_missing_cards
@@ -209,7 +210,9 @@ def pretrain(
         check_same_params(folder, p.model_dump())
         with machine.main_process_first():
             corpus = prepare(p, Path(outputs))
-        check_same_data(folder, corpus.identity, initial_weights_hash(p, outputs))
+            check_same_data(folder, corpus.identity, initial_weights_hash(p, outputs))
+            if machine.is_main_process:
+                extend_run(folder, p)
         if not (folder / "result.json").exists():
             return _run(p, corpus, folder, machine.is_main_process)
         if not (folder / "corpus.json").exists():
@@ -294,7 +297,7 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[st
     begun, model, data = time.monotonic(), initial_model(p, corpus, folder.parent), training_data(p, corpus)
     if main:
         write_params(folder, p.model_dump())
-        add_provenance(folder, corpus.identity, p.seed, initial_weights_hash(p, folder.parent))
+        add_provenance(folder, corpus.identity, p.seed, initial_weights_hash(p, folder.parent), max_steps=p.max_steps)
         write_corpus_report(corpus, folder)
     state = Trainer(model, data, p).train(folder)
     result = {

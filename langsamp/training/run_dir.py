@@ -62,14 +62,17 @@ def check_same_params(
     folder: Path,  # The run's folder
     values: Mapping[str, Any],  # Resolved parameters
 ) -> None:
-    "Refuse parameters that differ from those of the run in this folder (`UserError`)."
+    "Refuse parameters that differ from those of the run in this folder (`UserError`); `max_steps` may be raised."
     before = read_yaml(folder / "params.yaml") if (folder / "params.yaml").exists() else dict(values)
     if old := sorted((before.keys() - values.keys()) & OLD_NAMES.keys()):
         raise UserError(f"{folder} {_EARLIER} (parameters {', '.join(old)}); choose another run_name to train it again")
     names = sorted((before.keys() | values.keys()) - {"micro_batch_size", "on_bad_line"})
-    if other := [f"{n}: {before.get(n)} → {values.get(n)}" for n in names if before.get(n) != values.get(n)]:
+    other = [name for name in names if before.get(name) != values.get(name)]
+    if other == ["max_steps"] and values["max_steps"] > before["max_steps"]:
+        return
+    if differences := [f"{name}: {before.get(name)} → {values.get(name)}" for name in other]:
         raise UserError(
-            f"{folder} belongs to a run with other parameters ({'; '.join(other)}); choose another run_name"
+            f"{folder} belongs to a run with other parameters ({'; '.join(differences)}); choose another run_name"
         )
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #dc4cfd7c
@@ -136,13 +139,14 @@ def add_provenance(
     data: str,  # Hash of the corpus, tokenizer and shards
     seed: int,  # Of weights, order, masks and dropout
     start: str = "",  # Hash of the initial weights; empty for random ones
+    **session: Any,  # Further facts of this session
 ) -> None:
     "Add a session to provenance.json."
     path = folder / "provenance.json"
     kept: dict[str, Any] = (
         read_json(path) if path.exists() else {"data": data, "start": start, "seed": seed, "sessions": []}
     )
-    kept["sessions"].append(provenance())
+    kept["sessions"].append(provenance() | session)
     write_json(path, kept)
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #98dbebd7
