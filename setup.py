@@ -35,7 +35,9 @@ setup(
     package_data={NAME: ["languages/tables/*"]},
     python_requires=f">={META['min_python']}",
     install_requires=META["requirements"].split(),
-    extras_require={"dev": META["dev_requirements"].split()},
+    extras_require={
+        key.removesuffix("_requirements"): META[key].split() for key in META if key.endswith("_requirements")
+    },
     entry_points={
         "console_scripts": META["console_scripts"].split(),
         "nbdev": [f"{NAME}={META['lib_path']}._modidx:d"],

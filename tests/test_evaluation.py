@@ -12,10 +12,11 @@ import tiny
 
 from langsamp.core.errors import UserError
 from langsamp.encoding.open_encoder import Encoder, open_encoder
-from langsamp.evaluation.evaluate import evaluate, means
+from langsamp.evaluation.evaluate import evaluate
 from langsamp.evaluation.results import (
     COLUMNS,
     Results,
+    means,
     open_results,
     protocol_version,
     read_results,

@@ -22,8 +22,9 @@ from langsamp.core.files import read_json, sha256, write_json
 from langsamp.core.manifests import find_damage
 from langsamp.corpora.data_card import data_card
 from langsamp.corpora.registry import corpus_origins, find_corpus, write_corpus
-from langsamp.evaluation.evaluate import evaluate, means
+from langsamp.evaluation.evaluate import evaluate
 from langsamp.evaluation.publish import push_to_hub, update_cards
+from langsamp.evaluation.results import means
 from langsamp.model.adapt_checkpoint import adapt_checkpoint
 from langsamp.params.evaluate import EvaluationParams
 from langsamp.params.pretrain import AdaptParams

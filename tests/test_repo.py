@@ -79,8 +79,8 @@ def settings():
 
 @pytest.fixture(scope="module")
 def requirements(settings) -> dict[str, Requirement]:
-    lines = [*settings["requirements"].split(), *settings["dev_requirements"].split()]
-    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+    lines = [line for key in settings if key.endswith("requirements") for line in settings[key].split()]
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines) if r.name != settings["lib_name"]}
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,10 @@ def pins() -> dict[str, Requirement]:
 
 
 def test_settings_name_the_stack(settings):
-    names = {Requirement(line).name for line in settings["requirements"].split()}
-    assert names >= set("torch transformers datasets jupyterlab papermill seaborn accelerate".split())
-    assert Requirement("nbdev").name in {Requirement(line).name for line in settings["dev_requirements"].split()}
+    keys = ("requirements", "notebooks_requirements", "dev_requirements")
+    core, notebooks, dev = [{Requirement(line).name for line in settings[key].split()} for key in keys]
+    assert core >= set("torch transformers datasets accelerate".split()) and "nbdev" in dev
+    assert notebooks >= set("jupyterlab papermill seaborn".split())
 
 
 def test_every_requirement_is_pinned_and_nothing_else(requirements, pins):

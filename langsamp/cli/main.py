@@ -8,8 +8,8 @@ __all__ = ['COMMANDS', 'override', 'split_words', 'read_words', 'Command', 'help
 # %% ../../nbs/library/cli/00_main.ipynb #c11a0003
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -66,7 +66,7 @@ def _read_plan(words: Sequence[str]) -> pretrain_params.PlanParams:
     values = dict(override(pretrain_params.PlanParams, word) for word in own)
     run = dict(override(pretrain_params.PretrainParams, word) for word in changed if word not in own)
     pretrain_params.PretrainParams.model_validate((read_yaml(file) if file else {}) | run)
-    return pretrain_params.PlanParams.model_validate(values | {"overrides": run} | ({"params": file} if file else {}))
+    return pretrain_params.PlanParams.model_validate(values | {"overrides": run, "params": file})
 
 # %% ../../nbs/library/cli/00_main.ipynb #c11a000e
 def _pretrain(p: pretrain_params.PretrainParams, outputs: Path) -> None:
@@ -96,7 +96,8 @@ def _plan(p: pretrain_params.PlanParams, outputs: Path) -> None:
 
 
 def _evaluate(p: evaluation_params.EvaluationParams, outputs: Path) -> None:
-    from langsamp.evaluation.evaluate import evaluate, means
+    from langsamp.evaluation.evaluate import evaluate
+    from langsamp.evaluation.results import means
 
     results, warnings = evaluate(p, outputs)
     print("\n".join([*(f"warning: {line}" for line in warnings), means(results).to_string()]))
@@ -151,6 +152,7 @@ class Command:
     purpose: str  # For the list of commands
     run: Callable[[Any, Path], None]
     read: Callable[[Sequence[str]], Any] | None = None  # By default `read_words`
+    extra: str = ""  # Of the package, if it needs one
 
 
 COMMANDS = {
@@ -158,7 +160,7 @@ COMMANDS = {
     "start": Command(pretrain_params.AdaptParams, "fit the vocabulary of an encoder to a corpus", _adapt),
     "plan": Command(pretrain_params.PretrainParams, "what a run will cost (measured_steps=20)", _plan, _read_plan),
     "pretrain": Command(pretrain_params.PretrainParams, "train, or continue a run", _pretrain),
-    "evaluate": Command(evaluation_params.EvaluationParams, "evaluate an encoder", _evaluate),
+    "evaluate": Command(evaluation_params.EvaluationParams, "evaluate an encoder", _evaluate, extra="evaluate"),
     "card": Command(CardParams, "write the cards of a run or corpus again, with its results", _card),
     "push": Command(PublishParams, "publish a run or corpus on the Hugging Face Hub", _push),
 }
@@ -185,6 +187,22 @@ def _known(word: str, known: Collection[str], what: str) -> None:
         hint = did_you_mean(word[:60], list(known)) or f"; there are {', '.join(known)}"
         raise UserError(f"unknown {what} {quoted(word[:60])}{hint}")
 
+# %% ../../nbs/library/cli/00_main.ipynb #3effedb8
+@contextmanager
+def _explain_missing_package(
+    command: str,  # For the message
+    extra: str,  # Of the package, with what the command needs; may be empty
+) -> Generator[None]:
+    "Turn a package that is not installed into a `UserError` that says how to install it."
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not extra:
+            raise
+        raise UserError(
+            f'{command} needs `{error.name}`, not installed here: pip install "langsamp[{extra}]"'
+        ) from None
+
 # %% ../../nbs/library/cli/00_main.ipynb #c11a001c
 def _run_command(words: Sequence[str]) -> None:
     "Run one command; a mistake is a `UserError`."
@@ -199,7 +217,8 @@ def _run_command(words: Sequence[str]) -> None:
     if wants_help:
         return print(help_for(command, one.kind))
     p = one.read(rest) if one.read else read_words(one.kind, rest)
-    one.run(p, outputs_folder())
+    with _explain_missing_package(command, one.extra):
+        one.run(p, outputs_folder())
 
 # %% ../../nbs/library/cli/00_main.ipynb #c11a001b
 def _run_figure(words: Sequence[str], wants_help: bool) -> None:
@@ -210,7 +229,8 @@ def _run_figure(words: Sequence[str], wants_help: bool) -> None:
     _known(name, _FIGURES, "figure")
     if wants_help:
         return print(help_for(f"figure {name}", _FIGURES[name]))
-    _figure(name, read_words(_FIGURES[name], rest), outputs_folder())
+    with _explain_missing_package("figure", "notebooks"):
+        _figure(name, read_words(_FIGURES[name], rest), outputs_folder())
 
 # %% ../../nbs/library/cli/00_main.ipynb #c11a0019
 def main(

@@ -24,20 +24,30 @@ from typing import Any
 from .errors import UserError
 
 # %% ../../nbs/library/core/01_files.ipynb #b300f4be
+def _checkout(start: Path) -> Path | None:
+    "The folder with this project's `settings.ini`, at or above `start`."
+    for folder in (start, *start.parents):
+        if (ini := folder / "settings.ini").exists() and "\nlib_name = langsamp\n" in ini.read_text(encoding="utf-8"):
+            return folder
+    return None
+
+
 def repo_root(
     start: Path | str | None = None,  # Where to start; by default `LANGSAMP_ROOT`, else the working directory
 ) -> Path:  # The checkout
-    "Find the folder with `settings.ini` at or above `start`; raise a `UserError` if there is none."
+    "Find the checkout at or above `start`; raise a `UserError` if there is none."
     here = Path(start or os.environ.get("LANGSAMP_ROOT") or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if (folder / "settings.ini").exists():
-            return folder
-    raise UserError(f"no settings.ini at or above {here}; start inside a checkout, or set LANGSAMP_ROOT to one")
+    if found := _checkout(here):
+        return found
+    raise UserError(f"no checkout of langsamp at or above {here}; start inside one, or set LANGSAMP_ROOT to it")
 
 # %% ../../nbs/library/core/01_files.ipynb #266279cd
 def outputs_folder() -> Path:
-    "Return the folder of runs: `LANGSAMP_OUTPUTS`, else `outputs/` in the checkout."
-    return Path(os.environ.get("LANGSAMP_OUTPUTS") or repo_root() / "outputs")
+    "Return the folder of runs: `LANGSAMP_OUTPUTS`, else `outputs/` in the checkout or the working directory."
+    if named := os.environ.get("LANGSAMP_OUTPUTS"):
+        return Path(named)
+    inside = repo_root() if os.environ.get("LANGSAMP_ROOT") else _checkout(Path.cwd())
+    return (inside or Path.cwd()) / "outputs"
 
 # %% ../../nbs/library/core/01_files.ipynb #95750cd4
 SHARED_FOLDERS = (

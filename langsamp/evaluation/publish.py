@@ -21,8 +21,7 @@ from ..core.errors import UserError
 from ..core.files import explain_disk_errors, read_json
 from ..core.manifests import scratch_folder, verify
 from ..corpora.data_card import data_card
-from .evaluate import means
-from .results import stored_results
+from .results import means, stored_results
 from ..params.publish import PublishParams
 from ..training.model_card import PARTS, model_card, run_facts
 from ..training.pretrain import HOW_TO_REMAKE

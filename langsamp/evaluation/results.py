@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PROTOCOL_MODULES', 'code_version', 'results_folder', 'Results', 'record_request', 'open_results',
-           'protocol_version', 'stored_results', 'read_results']
+           'protocol_version', 'stored_results', 'read_results', 'means']
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #bcf1a5c4
 import ast
@@ -213,3 +213,14 @@ def read_results(
             )
         tables.append(rows)
     return pd.concat(tables, ignore_index=True)
+
+# %% ../../nbs/library/evaluation/06_results.ipynb #f8e58ebc
+def means(
+    results: pd.DataFrame,  # As `read_results` returns them
+) -> pd.DataFrame:  # One row per task, mode and layer; a column per metric, `sets` and `seeds`
+    "Average over seeds, then over languages."
+    keys = ["task", "mode", "layer"]
+    by_language = results.groupby([*keys, "name", "metric"], sort=False).value.mean()
+    counts = results.groupby(keys, sort=False).agg(sets=("name", "nunique"), seeds=("seed", "nunique"))
+    wide = by_language.groupby([*keys, "metric"], sort=False).mean().unstack("metric")
+    return counts.join(wide).dropna(axis=1, how="all").round(4)

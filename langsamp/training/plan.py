@@ -174,11 +174,12 @@ def _data(
 
 # %% ../../nbs/library/training/08_plan.ipynb #0d467dc8
 def plan(
-    p: PlanParams,  # A params file, overrides, and how many steps to measure
+    p: PlanParams,  # A params file (empty: the defaults), overrides, and how many steps to measure
     outputs: Path | str = "outputs",  # For prepared text and adapted checkpoints
 ) -> dict[str, float]:  # The numbers of `computed_costs` and `measured_costs`, and `seconds: run`
     "Plan a run: its text is prepared as by the run, and a few steps are measured."
-    run = PretrainParams.model_validate(read_yaml(_upward(Path(p.params))) | p.overrides)
+    values = read_yaml(_upward(Path(p.params))) if p.params else {}
+    run = PretrainParams.model_validate(values | p.overrides)
     corpus = prepare(run, Path(outputs))
     model, data = initial_model(run, corpus, outputs), _data(run, corpus, "corpus" in p.overrides)
     cost = computed_costs(run, model, data, corpus) | measured_costs(run, model, data, p.measured_steps)
