@@ -268,7 +268,7 @@ def test_another_tokenizer_keeps_rows_of_common_tokens(params, tmp_path, backbon
 
 @pytest.mark.parametrize("name", ["", "nothing/there"])
 def test_missing_backbone_is_an_error(name, tmp_path):
-    with pytest.raises(UserError, match="give e5-small"):
+    with pytest.raises(UserError, match="give run:NAME, e5-small"):
         weight_checksums(str(tmp_path / "empty") if not name else name)
 
 

@@ -258,10 +258,10 @@ def test_an_unreachable_head_is_detected():
     assert check_backbone(mlm) is None
 
 
-def test_a_langsamp_model_is_not_a_stock_model(tmp_path):
-    build("BERT").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="is a LangSAMP model already; start from its stock part"):
-        from_backbone(tmp_path, ["eng"], ["Latn"])
+def test_a_langsamp_model_is_continued_with_its_stock_part(tmp_path):
+    (given := build("BERT")).save_pretrained(tmp_path)
+    model = from_backbone(tmp_path, ["eng"], ["Latn"])
+    assert same_weights(model.mlm, given.mlm) and model.taken_over == {"language": ["eng"], "script": ["Latn"]}
 
 
 def test_an_encoder_alone_needs_a_new_head(tmp_path):

@@ -24,7 +24,7 @@ from ..model.adapt_checkpoint import find_backbone
 from ..model.files import check_vocab_size, load_encoder
 from ..tokenization.train import load_tokenizer
 from ..training.prepare import open_run
-from ..training.pretrain import HOW_TO_REMAKE, initial_model, initial_weights_hash
+from ..training.pretrain import HOW_TO_REMAKE, initial_model, initial_weights_hash, longest_text
 from ..training.run_dir import check_same_data
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #aaa9315e
@@ -78,9 +78,13 @@ def _initial_encoder(folder: Path) -> tuple[str, Any, Any]:
     p, corpus = open_run(folder)
     check_same_data(folder, corpus.identity, initial_weights_hash(p, folder.parent))
     verify(corpus.tokenizer, HOW_TO_REMAKE)
-    model = initial_model(p, corpus, folder.parent).mlm.base_model
-    tokenizer = load_tokenizer(str(corpus.tokenizer), model_max_length=p.max_seq_length)
-    return ("initial" if p.backbone else "untrained"), model, tokenizer
+    model, exported = initial_model(p, corpus, folder.parent), folder / "backbone"
+    if (exported / "tokenizer_config.json").exists():
+        tokenizer = load_tokenizer(str(exported))  # Of the trained encoder, to which this one is compared
+    else:
+        limit = longest_text(p, model, folder.parent)
+        tokenizer = load_tokenizer(str(corpus.tokenizer), model_max_length=limit)
+    return ("initial" if p.backbone else "untrained"), model.mlm.base_model, tokenizer
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #264a2f15
 def _other_checkpoint(name: str, outputs: Path) -> tuple[str, Any, Any]:

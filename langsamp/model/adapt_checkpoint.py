@@ -24,20 +24,38 @@ from ..data.shards import source_hash
 from .backbones import load_backbone
 from .e5_small import e5_small
 from .files import check_weight_files, weight_files
+from .langsamp import LangSAMPForMaskedLM, with_stock_model
 from .resize_embeddings import VocabularyMap, adapt_vocabulary
 from ..params.pretrain import AdaptParams
 from ..tokenization.adapt import COUNTS, coverage_by_script, fit_vocabulary, measure_coverage
 from ..tokenization.edit import read_tokenizer_file, save_tokenizer, tokens_of
 from ..tokenization.train import pretrained_tokenizer
 
+# %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #e7d00010
+def _model_of_run(
+    name: str,  # `run:NAME`
+    outputs: Path,  # With runs
+) -> Path:
+    "The folder `model/` of a finished run (`UserError`)."
+    folder = outputs / name.removeprefix("run:")
+
+    if not (folder / "params.yaml").exists():
+        raise UserError(f"no run `{folder.name}` under {outputs}, for backbone `{name}`; check the name")
+    if not (folder / "result.json").exists():
+        raise UserError(f"backbone `{name}`: {folder} is not finished; run it to its end first")
+    verify(folder / "model", "give the command of that run again: it restores its model", checksums=False)
+    return folder / "model"
+
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #fc319516
 def find_backbone(
-    name: str,  # Of an adapted checkpoint; `e5-small`; a folder, or a Hugging Face name
-    outputs: Path | str = "outputs",  # With adapted checkpoints in `adapted/`
+    name: str,  # `run:NAME`, an adapted checkpoint, `e5-small`, a folder or a Hugging Face name
+    outputs: Path | str = "outputs",  # With runs, and adapted checkpoints in `adapted/`
 ) -> str:  # For `load_model`, which verifies all bytes; here only sizes are checked
     "The folder or the Hugging Face name of a backbone; `e5-small` is built on first use."
     if name == "e5-small":
         return str(e5_small())
+    if name.startswith("run:"):
+        return str(_model_of_run(name, Path(outputs)))
     again = "make it again with papermill nbs/02_start.ipynb"
     adapted, earlier = (Path(outputs) / folder / name for folder in ("adapted", "starts"))
     if name == adapted.name and adapted.is_dir():
@@ -67,13 +85,22 @@ def weight_checksums(
         reason = f"none of {', '.join(_WEIGHTS)}"
     except (OSError, ValueError) as error:
         reason = str(error)
-    raise UserError(f"no checkpoint at `{backbone}`: give e5-small, a Hugging Face name or a folder ({reason})")
+    raise UserError(
+        f"no checkpoint at `{backbone}`: give run:NAME, e5-small, a Hugging Face name or a folder ({reason})"
+    )
 
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #831910e0
 def _token_counts(move: VocabularyMap) -> dict[str, int]:
     "The number of old, dropped, new and current tokens."
     old, new, now = len(move.old), len(move.new), len(move.tokens)
     return {"old": old, "dropped": old - (now - new), "new": new, "now": now}
+
+# %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #e7d00011
+def _with_new_vocabulary(model: Any, base: Path, tokenizer: Path, p: AdaptParams) -> Any:
+    "A stock model with the vocabulary of a new tokenizer; the model of a run keeps its embeddings around it."
+    stock = model.mlm if isinstance(model, LangSAMPForMaskedLM) else model
+    adapted = adapt_vocabulary(stock, base, tokenizer, p.new_token_init, p.seed)
+    return adapted if stock is model else with_stock_model(model, adapted)
 
 # %% ../../nbs/library/model/08_adapt_checkpoint.ipynb #02af7655
 def _write(
@@ -89,7 +116,7 @@ def _write(
     fitted = fit_vocabulary(sources, wanted, p.num_new_tokens, p.min_count)
     before = measure_coverage(sources, base) if p.tokenizer else fitted.before
     save_tokenizer(fitted.content, wanted, part)
-    adapt_vocabulary(mlm, base, part, p.new_token_init, p.seed).save_pretrained(part)
+    _with_new_vocabulary(mlm, base, part, p).save_pretrained(part)
     tables = {"before": before.table, "after": fitted.after.table}
     measured = {when: table.to_dict(orient="index") for when, table in tables.items()}
     return {"tokens": _token_counts(VocabularyMap(base, part)), "coverage": measured}

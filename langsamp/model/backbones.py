@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['with_module', 'module_path', 'run_head', 'stock_encoder', 'check_backbone', 'set_dropout', 'load_backbone',
-           'position_offset', 'max_sequence_length']
+           'is_encoder_alone', 'position_offset', 'max_sequence_length']
 
 # %% ../../nbs/library/model/01_backbones.ipynb #c3bae3bb
 import copy
@@ -202,13 +202,21 @@ def load_backbone(
     "Load a stock masked language model, without running code from the checkpoint or reading a pickle."
     config = _config_of(start)
     if dropout is not None:
-        set_dropout(config, dropout)
+        set_dropout(getattr(config, "backbone_config", config), dropout)  # A LangSAMP model has a stock one inside
     if isinstance(start, PreTrainedConfig):
         return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
     what = "masked language model"
     mlm, missing = load_model(AutoModelForMaskedLM, start, what, config=config, dtype=torch.float32)
     _check_whole(start, mlm, missing, new_head)
     return mlm
+
+# %% ../../nbs/library/model/01_backbones.ipynb #e7d00002
+def is_encoder_alone(
+    start: str | os.PathLike | PreTrainedConfig,  # As for `load_backbone`
+) -> bool:  # False for random weights
+    "Whether a checkpoint was saved from a class without a head."
+    names = [] if isinstance(start, PreTrainedConfig) else _config_of(start).architectures or []
+    return bool(names) and not any("For" in name for name in names)
 
 # %% ../../nbs/library/model/01_backbones.ipynb #96ce8148
 def position_offset(

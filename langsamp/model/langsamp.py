@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'LangSAMPConfig', 'language_script_ids', 'MaskedPositions', 'masked_positions', 'gather_masked',
-           'add_embeddings', 'masked_lm_loss', 'LangSAMPPreTrainedModel', 'LangSAMPForMaskedLM', 'from_backbone',
-           'save_backbone']
+           'add_embeddings', 'masked_lm_loss', 'LangSAMPPreTrainedModel', 'LangSAMPForMaskedLM', 'take_over_embeddings',
+           'describe_taken_over', 'from_backbone', 'with_stock_model', 'save_backbone']
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #50b4d906
 import os
@@ -186,7 +186,7 @@ class LangSAMPPreTrainedModel(PreTrainedModel):
         self.mlm = AutoModelForMaskedLM.from_config(config.backbone_config) if mlm is None else mlm
         check_backbone(self.mlm)
         self.fused_loss, self.last_layer_path = ends_in_linear(self.mlm), last_layer_path(self.mlm.base_model)
-        config.backbone_config, self.pool = self.mlm.config, BufferPool()
+        config.backbone_config, self.pool, self.taken_over = self.mlm.config, BufferPool(), {}
         self.language_embeddings = _embeddings(config, "language", config.languages)
         self.script_embeddings = _embeddings(config, "script", config.scripts)
         self.post_init()
@@ -278,11 +278,45 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
 AutoConfig.register(LangSAMPConfig.model_type, LangSAMPConfig, exist_ok=True)
 AutoModelForMaskedLM.register(LangSAMPConfig, LangSAMPForMaskedLM, exist_ok=True)
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #e7c00002
+@torch.no_grad()
+def take_over_embeddings(
+    given: LangSAMPForMaskedLM,  # Trained
+    model: LangSAMPForMaskedLM,  # Changed: it gets the rows of the codes that both have
+) -> None:
+    "Copy language and script embeddings by code; `model.taken_over` names the codes."
+    for kind, codes in (("language", model.config.languages), ("script", model.config.scripts)):
+        old, new = (getattr(of, f"{kind}_embeddings") for of in (given, model))
+        known = given.config.languages if kind == "language" else given.config.scripts
+        both = [code for code in codes if code in known] if old is not None and new is not None else []
+        for code in both:
+            new.weight[codes.index(code)] = old.weight[known.index(code)]
+        model.taken_over[kind] = both
+
+# %% ../../nbs/library/model/05_langsamp.ipynb #e7c00003
+def describe_taken_over(
+    model: LangSAMPForMaskedLM,  # From `from_backbone`
+    most: int = 10,  # Codes to name
+) -> list[str]:  # A line for each table; none if the backbone is a stock model
+    "Say which embeddings were taken over from the backbone, and which are new."
+    lines = []
+    for kind, codes in (("language", model.config.languages), ("script", model.config.scripts)):
+        if kind not in model.taken_over or kind not in VARIANTS[model.config.variant]:
+            continue
+        old = model.taken_over[kind]
+        named = [old, [code for code in codes if code not in old]]
+        shown = [f"{', '.join(part[:most])}{', …' * (len(part) > most)}" or "none" for part in named]
+        lines.append(
+            f"{kind} embeddings taken over from the backbone: {shown[0]} ({len(named[0]):,}); "
+            f"new: {shown[1]} ({len(named[1]):,})"
+        )
+    return lines
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #c1992970
 def from_backbone(
     start: str
     | os.PathLike
-    | PreTrainedConfig,  # A stock checkpoint's name or folder, or a configuration for random weights
+    | PreTrainedConfig,  # A checkpoint's name or folder, stock or LangSAMP; or a configuration for random weights
     languages: list[str],  # ISO 639-3, sorted
     scripts: list[str],  # ISO 15924, sorted
     variant: str = "language+script",  # One of `VARIANTS`
@@ -290,17 +324,30 @@ def from_backbone(
     dropout: float | None = None,  # For all of encoder and head; by default the checkpoint's own
     new_head: bool = False,  # Initialise a missing head at random
 ) -> LangSAMPForMaskedLM:  # In evaluation mode, like anything from `from_pretrained`
-    "A model to train: the weights of a stock model, and new embedding tables."
+    "A model to train: the weights of a checkpoint, the embeddings that it has, and new ones for other codes."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         mlm = load_backbone(start, dropout, new_head)
-        if isinstance(mlm, LangSAMPForMaskedLM):
-            raise UserError(
-                f"`{start}` is a LangSAMP model already; start from its stock part, saved by .mlm.save_pretrained"
-            )
+        given = mlm if isinstance(mlm, LangSAMPForMaskedLM) else None
+        mlm = mlm if given is None else given.mlm
         mlm.config.name_or_path = ""
         config = LangSAMPConfig(backbone_config=mlm.config, languages=languages, scripts=scripts, variant=variant)
-        return LangSAMPForMaskedLM(config, mlm).eval()
+        model = LangSAMPForMaskedLM(config, mlm).eval()
+    if given is not None:
+        take_over_embeddings(given, model)
+    return model
+
+# %% ../../nbs/library/model/05_langsamp.ipynb #e7c00006
+def with_stock_model(
+    model: LangSAMPForMaskedLM,  # Not changed
+    mlm: PreTrainedModel,  # A stock model of the same hidden size
+) -> LangSAMPForMaskedLM:  # In evaluation mode
+    "The same embeddings around another stock model."
+    codes = {name: getattr(model.config, name) for name in ("languages", "scripts", "variant")}
+    with torch.random.fork_rng(devices=[]):
+        new = LangSAMPForMaskedLM(LangSAMPConfig(backbone_config=mlm.config, **codes), mlm).eval()
+    take_over_embeddings(model, new)
+    return new
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #5f4512f2
 def save_backbone(

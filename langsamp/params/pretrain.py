@@ -67,7 +67,7 @@ class ModelParams(Params):
     "The encoder, and the embeddings added to its output."
 
     backbone: str = Field(
-        "", description="outputs/adapted/NAME, e5-small, a Hugging Face name or a folder; empty: random weights"
+        "", description="run:NAME, outputs/adapted/NAME, e5-small, a Hub name or a folder; empty: random weights"
     )
     architecture: Architecture = Field(
         "xlm-roberta", description="Of random weights: xlm-roberta, modernbert, or a config.json with its own shape"
@@ -168,7 +168,7 @@ class AdaptParams(Params):
 
     name: Name = Field("smoke", description="Folder under outputs/adapted/")
     backbone: str = Field(
-        "e5-small", min_length=1, description="e5-small, another adapted checkpoint, a Hugging Face name or a folder"
+        "e5-small", min_length=1, description="e5-small, run:NAME, another adapted checkpoint, a Hub name or a folder"
     )
     tokenizer: str = Field("", description="Another tokenizer, by name or folder; empty: the backbone's own")
     corpus: str = Field("udhr", description="Text for the new vocabulary, named as in 03_pretrain")
