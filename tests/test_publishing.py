@@ -22,6 +22,7 @@ from langsamp.core.files import read_json, sha256, write_json
 from langsamp.core.manifests import find_damage
 from langsamp.corpora.data_card import data_card
 from langsamp.corpora.registry import corpus_origins, find_corpus, write_corpus
+from langsamp.corpora.udhr import udhr_corpus
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.evaluation.publish import push_to_hub, update_cards
 from langsamp.evaluation.results import means
@@ -355,3 +356,36 @@ def test_a_corpus_is_pushed_as_a_dataset_that_loads(hub, texts, tmp_path):
     found = in_process(url, tmp_path, load)[-1]
     wanted = tiny.sentences("hin_Deva", 68)
     assert found == {"train": wanted[:60], "validation": wanted[60:]}
+
+
+@pytest.mark.slow
+def test_the_tutorial_goes_from_three_files_in_an_empty_folder_to_a_published_model(stock, tmp_path):
+    "One language without a code and one in a new script, through papermill; the Hub has every byte, and the card."
+    for code, original in {"eng_Latn": "eng_Latn", "qaa_Latn": "swh_Latn", "div_Thaa": "div_Thaa"}.items():
+        text = (udhr_corpus() / f"text/train/{original}.txt").read_text(encoding="utf-8")
+        tiny.write(tmp_path / f"walk/texts/{code}.txt", text)
+    tiny.write(tmp_path / "walk/texts/README.md", "---\nlicense: cc-by-4.0\n---\n")
+    values = {"corpus": "texts", "backbone": str(stock), "repo_id": "me/walk", "max_steps": "12", "dry_run": "False"}
+    options = [word for name, value in values.items() for word in ("-p", name, value)]
+    with hub_server.hub_server() as (url, store):
+        names = {
+            "HF_ENDPOINT": url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_TOKEN": hub_server.TOKEN,
+        }
+        names |= {"HF_HUB_DISABLE_XET": "1", "LANGSAMP_OUTPUTS": ""}
+        command = [sys.executable, "-m", "papermill", str(tiny.ROOT / "nbs/tutorials/own_text.ipynb"), "walk.ipynb"]
+        done = subprocess.run(
+            [*command, *options], cwd=tmp_path / "walk", env=os.environ | names, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        repo = store.repos["models/me/walk"]
+    made = tmp_path / "walk/outputs/own-text/backbone"
+    assert {p.name for p in (tmp_path / "walk").iterdir()} == {"texts", "outputs", "walk.ipynb"}
+    assert repo.private and repo.files.keys() == {p.name for p in made.iterdir()}
+    assert [n for n in repo.files if n != "README.md" and repo.files[n] != (made / n).read_bytes()] == []
+    card = repo.files["README.md"].decode()
+    assert [
+        word for word in ("qaa_Latn", "div_Thaa", "cc-by-4.0", "tokens added", '"me/walk"') if word not in card
+    ] == []
