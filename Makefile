@@ -37,8 +37,8 @@ export: .venv/ok  ## after an edit: export notebooks to the library, clean and f
 docs: .venv/ok  ## the docs site, in _docs/
 	$(ENV) python scripts/build_docs.py
 
-lab: .venv/ok  ## open JupyterLab
-	$(ENV) jupyter lab
+lab: .venv/ok  ## open JupyterLab, with options of its own in ARGS: make lab ARGS="--no-browser --port 8889"
+	$(ENV) jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 clean:  ## delete build products, except outputs/ and .venv
 	rm -rf _docs _proc build *.egg-info .pytest_cache .ruff_cache
@@ -47,5 +47,5 @@ clean:  ## delete build products, except outputs/ and .venv
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
-.venv/ok: settings.ini setup.py constraints.txt scripts/setup.sh
+.venv/ok: settings.ini setup.py constraints.txt scripts/setup.sh scripts/jupyter_server_config.py
 	PYTHON=$(PYTHON) bash scripts/setup.sh && touch $@

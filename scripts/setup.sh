@@ -24,3 +24,6 @@ python -m ipykernel install --sys-prefix --name python3 > /dev/null
 # Kernels use the loopback interface; without this line each of them logs a warning about it.
 mkdir -p .venv/etc/ipython
 echo 'c.IPKernelApp.log_level = 40' > .venv/etc/ipython/ipython_kernel_config.py
+# Notebooks are cleaned on save, in this environment only: nothing is written to the user's home.
+mkdir -p .venv/etc/jupyter
+cp scripts/jupyter_server_config.py .venv/etc/jupyter/

@@ -15,6 +15,7 @@ import tiny
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from traitlets.config import Config
 
 from langsamp.core.files import read_json
 
@@ -178,3 +179,27 @@ def test_a_command_that_needs_an_extra_names_it(installed, tmp_path, words, extr
     done = run(installed, tmp_path, "langsamp", *words)
     assert done.returncode == 2 and done.stderr.startswith(f"langsamp: {words[0]} needs `"), done.stderr[-2000:]
     assert f'pip install "langsamp[{extra}]"' in done.stderr and not [*tmp_path.iterdir()]
+
+
+# JupyterLab of `make lab`
+
+
+def test_jupyter_cleans_a_notebook_on_save():
+    "Execution counts go, papermill's tags stay; set-up puts the file where this environment's Jupyter reads it."
+    script = (tiny.ROOT / "scripts/jupyter_server_config.py").read_text(encoding="utf-8")
+    exec(script, {"c": (config := Config())})
+    cell = {"cell_type": "code", "id": "a", "source": "1", "outputs": [], "execution_count": 3}
+    cell["metadata"] = {"tags": ["parameters"], "collapsed": True}
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    model = {"type": "notebook", "content": notebook}
+    config.ContentsManager.pre_save_hook(path="nbs/03_pretrain.ipynb", model=model)
+    assert cell["execution_count"] is None and cell["metadata"] == {"tags": ["parameters"]}
+    setup = (tiny.ROOT / "scripts/setup.sh").read_text(encoding="utf-8")
+    assert "cp scripts/jupyter_server_config.py .venv/etc/jupyter/" in setup
+
+
+def test_make_lab_passes_options():
+    words = ["make", "-n", "-o", ".venv/ok", "lab", "ARGS=--port 8889"]
+    shown = subprocess.run(words, cwd=tiny.ROOT, capture_output=True, text=True, check=True).stdout
+    allowed = "--allow-root " if os.getuid() == 0 else ""
+    assert f"jupyter lab {allowed}--port 8889" in shown.replace("  ", " ")
