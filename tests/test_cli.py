@@ -146,7 +146,7 @@ def test_help_of_the_module_for_several_processes_is_no_error(capsys):
 
 def test_every_command_has_parameters_of_a_runner():
     assert all(issubclass(command.kind, Params) for command in COMMANDS.values())
-    assert {*COMMANDS} == {"corpus", "start", "plan", "pretrain", "evaluate", "card", "push"}
+    assert {*COMMANDS} == {"corpus", "start", "plan", "pretrain", "evaluate", "sources", "card", "push"}
 
 
 @pytest.mark.slow

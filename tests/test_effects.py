@@ -640,6 +640,23 @@ STAGES["figures/embedding_similarity"] = Stage(
     outputs="runs",
 )
 
+STAGES["figures/source_ranking"] = Stage(
+    analysis_params.TransferParams,
+    {"encoder": "langsamp-7", "data_dir": "@sets", "seeds": 1, "name": "figure", "n_resamples": 50},
+    see_figure,
+    figure_effects(
+        encoder=Effect(["langsamp-8"], ".csv"),
+        task=Effect(["taxi1500"], refused="taxi1500 has no training data"),
+        data_dir=Effect(["@sets2"], ".csv"),
+        languages=Effect([["deu_Latn", "eng_Latn", "rus_Cyrl"]], ".csv"),
+        layer=Effect([0], ".csv"),
+        seeds=Effect([2], ".csv"),
+        runs=Effect([["langsamp-7"]], "runs, .csv"),
+        n_resamples=Effect([2], ".csv"),
+    ),
+    outputs="runs",
+)
+
 
 # Reproductions
 
@@ -932,13 +949,13 @@ def write_leaky(home: Path) -> None:
 
 
 def write_sets(folder: Path, seed: int) -> None:
-    "Write a Tatoeba in nine languages, and a SIB-200 in four language-scripts."
+    "Write a Tatoeba in nine languages, and a SIB-200 in five language-scripts."
     for number, name in enumerate("deu eus fin fra hun ind swh tur vie".split()):
         lines = {"eng": tiny.sentences("eng_Latn", 30, seed + number)}
         lines[name] = [f"{ours} {theirs}" for ours, theirs in zip(lines["eng"], tiny.sentences("eng_Latn", 30, seed))]
         for side, texts in lines.items():
             tiny.write(folder / f"tatoeba/tatoeba.{name}-eng.{side}", "\n".join(texts) + "\n")
-    for number, code in enumerate(("eng_Latn", "deu_Latn", "rus_Cyrl", "hin_Deva")):
+    for number, code in enumerate(("eng_Latn", "deu_Latn", "rus_Cyrl", "hin_Deva", "fin_Latn")):
         words = [line.split() for line in tiny.sentences(alphabet_of(code), 3, seed + 10 * number)]
         for split, count in {"train": 8, "dev": 6, "test": 10}.items():
             rows = [

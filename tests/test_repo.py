@@ -58,6 +58,7 @@ FIGURES = {
     "embedding_map": evaluate.EmbeddingParams,
     "embedding_similarity": evaluate.EmbeddingParams,
     "resource_levels": evaluate.ResourceParams,
+    "source_ranking": evaluate.TransferParams,
 }
 LOCAL = r"/(?:work|tmp|root|home|Users)/[a-z]|file:/{2}|registry\.np|/simp[l]e\b|files\.pythonhosted"
 

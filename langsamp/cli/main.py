@@ -95,6 +95,13 @@ def _plan(p: pretrain_params.PlanParams, outputs: Path) -> None:
     print(plan_table(plan(p, outputs)).to_string(header=False))
 
 
+def _sources(p: evaluation_params.SourceParams, outputs: Path) -> None:
+    from langsamp.analysis.source_ranking import rank_sources
+
+    run = outputs / p.run if p.run else None
+    print(rank_sources(p.target, p.task, p.candidates, run, p.data_dir).head(20).round(2).to_string())
+
+
 def _evaluate(p: evaluation_params.EvaluationParams, outputs: Path) -> None:
     from langsamp.evaluation.evaluate import evaluate
     from langsamp.evaluation.results import means
@@ -129,6 +136,7 @@ _FIGURES: dict[str, type[Params]] = {
     "embedding_map": evaluation_params.EmbeddingParams,
     "embedding_similarity": evaluation_params.EmbeddingParams,
     "resource_levels": evaluation_params.ResourceParams,
+    "source_ranking": evaluation_params.TransferParams,
 }
 
 
@@ -161,6 +169,9 @@ COMMANDS = {
     "plan": Command(pretrain_params.PretrainParams, "what a run will cost (measured_steps=20)", _plan, _read_plan),
     "pretrain": Command(pretrain_params.PretrainParams, "train, or continue a run", _pretrain),
     "evaluate": Command(evaluation_params.EvaluationParams, "evaluate an encoder", _evaluate, extra="evaluate"),
+    "sources": Command(
+        evaluation_params.SourceParams, "rank source languages for a target", _sources, extra="notebooks"
+    ),
     "card": Command(CardParams, "write the cards of a run or corpus again, with its results", _card),
     "push": Command(PublishParams, "publish a run or corpus on the Hugging Face Hub", _push),
 }

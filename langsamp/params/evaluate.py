@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RetrievalTask', 'LabelledTask', 'Task', 'RETRIEVAL', 'LABELLED', 'TASKS', 'Scores', 'NeutralityText',
            'EvaluationParams', 'ComparisonParams', 'TableParams', 'NeutralityParams', 'ResourceParams',
-           'EmbeddingParams', 'ReproductionParams']
+           'EmbeddingParams', 'ReproductionParams', 'TransferParams', 'SourceParams']
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #9ff861c1
 from typing import Annotated, Any, Literal, get_args
@@ -138,3 +138,29 @@ class ReproductionParams(Params):
     def conflicts(self) -> list[str]:
         missing = {"language+script", "baseline"} - {*self.variants}
         return ["variants must include language+script and baseline: they are compared" if missing else ""]
+
+# %% ../../nbs/library/params/03_evaluate.ipynb #6bed094f
+class TransferParams(Params):
+    "An encoder and a labelled task, whose languages are sources and targets of each other."
+
+    encoder: str = Field(
+        "smoke", description="A run under outputs/, an adapted checkpoint, e5-small, a Hugging Face name or a folder"
+    )
+    task: LabelledTask = Field("sib200", description=", ".join(LABELLED))
+    languages: list[str] = Field([], description="Language codes; [] uses all")
+    data_dir: str = Field("", description="Folder of evaluation data; empty: LANGSAMP_DATA")
+    layer: Layer = Field(-1, description="Layer whose output is used; -1 is the last")
+    seeds: Seeds = Field(3, description="Classifiers per source, each trained on another sample: 42, 43, …")
+    runs: list[str] = Field([], description="Finished runs under outputs/ whose language embeddings rank sources too")
+    name: Name = Field("source-ranking", description="Prefix of the output files")
+    n_resamples: Resamples = Field(10_000, description="Bootstrap resamples for the intervals")
+
+# %% ../../nbs/library/params/03_evaluate.ipynb #f6f98b97
+class SourceParams(Params):
+    "A target language, and the languages that a model could be trained on for it."
+
+    target: str = Field("wol_Latn", description="Language code of the target; no text is needed")
+    task: LabelledTask = Field("sib200", description=f"Its training languages: {', '.join(LABELLED)}")
+    candidates: list[str] = Field([], description="Language codes, instead of those of the task")
+    run: str = Field("", description="A finished run under outputs/ whose embeddings count too; empty: none")
+    data_dir: str = Field("", description="Folder of the task's data; empty: LANGSAMP_DATA")

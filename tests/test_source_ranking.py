@@ -1,0 +1,115 @@
+"Rankers of source languages: what they find where the answer is known, and nothing where there is nothing."
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from langsamp.analysis.source_ranking import (
+    all_rankers,
+    compare_rankers,
+    known_relations,
+    learned_ranker,
+    mean_rank,
+    rank_sources,
+    ranking_quality,
+)
+from langsamp.cli.main import main
+from langsamp.core.errors import UserError
+from langsamp.languages.codes import family_of
+from langsamp.languages.uriel import URIEL_KINDS, uriel_features, uriel_similarity
+
+CODES = (
+    "eng_Latn deu_Latn nld_Latn swe_Latn spa_Latn ita_Latn rus_Cyrl ukr_Cyrl hin_Deva ben_Beng fin_Latn ekk_Latn "
+    "hun_Latn tur_Latn kaz_Cyrl swh_Latn zul_Latn yor_Latn ind_Latn tgl_Latn"
+).split()
+FAMILIES = {code: family_of(code) for code in CODES}
+
+
+@pytest.fixture(scope="module")
+def relations() -> dict[str, pd.DataFrame]:
+    return known_relations(CODES)
+
+
+@pytest.fixture(scope="module")
+def transfer(relations) -> pd.DataFrame:
+    "A matrix in which genealogy and geography decide, with a little noise."
+    noise = np.random.default_rng(0).normal(0, 0.02, (len(CODES), len(CODES)))
+    return 0.5 * relations["genealogy"] + 0.05 * relations["geography"] + noise
+
+
+def quality(table: pd.DataFrame, ranker: str, name: str, column: str = "value") -> float:
+    return table[(table.ranker == ranker) & (table.quality == name)][column].item()
+
+
+def test_the_ranker_that_decides_is_found(transfer, relations):
+    table = compare_rankers(transfer, relations, n_resamples=200)
+    best = table[table.quality == "ndcg@3"].set_index("ranker").value
+    assert best.idxmax() in ("genealogy", "geography") and best.max() > best["random"] + 0.3
+    assert quality(table, best.idxmax(), "regret") < quality(table, "random", "regret")
+
+
+def test_a_permuted_matrix_gives_no_ranker_anything(transfer, relations):
+    "The control: with sources in random order, gains over the random ranker are noise around zero."
+    gains = []
+    for seed in range(8):
+        order = np.random.default_rng(seed).permutation(len(transfer))
+        shuffled = pd.DataFrame(transfer.to_numpy()[order], transfer.index, transfer.columns)
+        table = compare_rankers(shuffled, {"syntax": relations["syntax"]}, n_resamples=20)
+        gains.append(quality(table, "syntax", "ndcg@5", "over random"))
+    assert abs(np.mean(gains)) < 2 * np.std(gains) / np.sqrt(len(gains)) + 0.03
+
+
+def test_the_learned_ranker_sees_nothing_of_the_target_s_family(transfer, relations):
+    "Other scores for Uralic targets change no prediction for them."
+    changed = transfer.copy()
+    uralic = [code for code in CODES if FAMILIES[code] == "Uralic"]
+    changed[uralic] = -changed[uralic]
+    changed.loc[uralic] = -changed.loc[uralic]
+    before, after = [learned_ranker(relations, matrix, FAMILIES) for matrix in (transfer, changed)]
+    others = [code for code in CODES if code not in uralic]
+    assert before[uralic].equals(after[uralic]) and not before[others].equals(after[others])
+
+
+def test_the_target_s_language_is_no_source_in_any_script():
+    codes = ["uzn_Latn", "uzn_Cyrl", "tur_Latn", "eng_Latn"]
+    transfer = pd.DataFrame(0.1, codes, codes)
+    transfer.loc["uzn_Cyrl", "uzn_Latn"], transfer.loc["tur_Latn", "uzn_Latn"] = 0.9, 0.5
+    assert ranking_quality(transfer, transfer).regret["uzn_Latn"] == 0
+
+
+def test_unknown_pairs_come_last(relations):
+    known = relations["genealogy"].copy()
+    known.loc["deu_Latn"] = np.nan
+    assert mean_rank({"genealogy": known}).loc["deu_Latn"].max() == 0
+    similarity = uriel_similarity(["eng_Latn", "qaa_Latn"], "syntax")
+    assert np.isnan(similarity[0, 1]) and similarity[0, 0] == pytest.approx(1)
+
+
+def test_all_rankers_have_the_shape_of_the_matrix(transfer):
+    pairs = [(source, target) for source in CODES[:6] for target in CODES]
+    texts = pd.DataFrame(pairs, columns=["source", "target"]).assign(**{"mean vector": 0.5, "nearest sentences": 0.5})
+    found = all_rankers(transfer.iloc[:6], texts)
+    assert {*URIEL_KINDS, "geography", "mean vector", "nearest sentences", "mean of ranks", "learned"} <= found.keys()
+    assert {matrix.shape for matrix in found.values()} == {(6, 20)}
+
+
+def test_typology_is_that_of_the_database():
+    assert uriel_features("phonology").shape == (7970, 28) and uriel_features("genealogy").loc["fin"].sum() > 2
+    with pytest.raises(UserError, match="did you mean `genealogy`"):
+        uriel_features("geneology")
+
+
+def test_a_run_adds_its_embeddings(unbroken):
+    codes = [*tiny.ALPHABETS]
+    plain, learned = [rank_sources(codes[0], candidates=codes[1:], run=run) for run in (None, unbroken)]
+    assert {*learned.columns} - {*plain.columns} >= {"language embedding", "token frequencies", "most text"}
+    assert learned["language embedding"].notna().all() and set(learned.index) == set(codes[1:])
+
+
+def test_the_command_ranks_candidates(capsys):
+    assert main(["sources", "target=afr_Latn", "candidates=nld_Latn,zul_Latn,jpn_Jpan"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("nld_Latn") and "genealogy" in lines[0]
+    assert main(["sources", "target=afr_Latin", "candidates=nld_Latn"]) == 2
+    assert "afr_Latn" in capsys.readouterr().err
