@@ -14,34 +14,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from ..core.errors import UserError
 from .run_dir import MetricsFile, read_metrics
 
-# %% ../../nbs/library/training/01_logging.ipynb #d918f861
-class ProgressLines:
-    "Print step, mean loss, speed and remaining time about twenty times per run."
+# %% ../../nbs/library/training/01_logging.ipynb #e8f00001
+def _gpu_memory() -> str:
+    "The most memory that this process has used of its GPU; empty without one."
+    most = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return f"  {most / 2**30:.1f} GiB" * bool(most)
 
-    def __init__(self, steps: int, step: int = 0, lines: int = 20) -> None:
-        self.steps, self.every = steps, max(1, steps // lines)
-        self.begun, self.first = time.monotonic(), step
+# %% ../../nbs/library/training/01_logging.ipynb #e8f00004
+class _PlainMessages:
+    "Messages where no bar is shown."
+
+    def message(self, text: str) -> None:
+        "Print a line."
+        print(text, flush=True)
+
+    def close(self) -> None:
+        "There is nothing to remove."
+
+# %% ../../nbs/library/training/01_logging.ipynb #d918f861
+class ProgressLines(_PlainMessages):
+    "Print step, mean loss, speed and remaining time about twenty times per run, and at least every `most` seconds."
+
+    def __init__(self, steps: int, step: int = 0, lines: int = 20, most: float = 30) -> None:
+        self.steps, self.every, self.most = steps, max(1, steps // lines), most
+        self.printed = time.monotonic(), step  # When the last line was due, and its step
         self.since: list[tuple[float, int, float]] = []
 
     def __call__(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         "Record a finished step, and print if a line is due."
         self.since.append((loss, tokens, seconds))
-        if step % self.every and step != self.steps:
+        elapsed = (now := time.monotonic()) - self.printed[0]
+        if step % self.every and step != self.steps and elapsed < self.most:
             return
-        left = (time.monotonic() - self.begun) / (step - self.first) * (self.steps - step)
+        left = elapsed / (step - self.printed[1]) * (self.steps - step)
         losses, tokens_seen, duration = map(sum, zip(*self.since))
         mean, speed = losses / len(self.since), tokens_seen / max(duration, 1e-9)
-        print(f"step {step:>6}/{self.steps}  loss {mean:.3f}  {speed:>7,.0f} tokens/s  {_clock(left)} left", flush=True)
-        self.since.clear()
-
-    def message(self, text: str) -> None:
-        "Print a line."
-        print(text, flush=True)
+        line = f"step {step:>6}/{self.steps}  loss {mean:.3f}  {speed:>7,.0f} tokens/s  {_clock(left)} left"
+        print(f"{line}{_gpu_memory()}", flush=True)
+        self.since, self.printed = [], (now, step)
 
 # %% ../../nbs/library/training/01_logging.ipynb #4dc92432
 def _clock(seconds: float) -> str:
@@ -51,21 +67,24 @@ def _clock(seconds: float) -> str:
 
 # %% ../../nbs/library/training/01_logging.ipynb #a8ef892c
 class ProgressBar:
-    "A tqdm bar with loss and speed."
+    "A tqdm bar with loss and speed, which is removed at the end: only messages stay."
 
     def __init__(self, steps: int, step: int = 0) -> None:
-        self.bar = tqdm(total=steps, initial=step, unit="step", file=sys.stdout, mininterval=0.5)
+        self.bar = tqdm(total=steps, initial=step, unit="step", file=sys.stdout, mininterval=0.5, leave=False)
 
     def __call__(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         "Record a finished step."
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens / max(seconds, 1e-9):,.0f} tokens/s", refresh=False)
+        speed = f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {speed}{_gpu_memory()}", refresh=False)
         self.bar.update(step - self.bar.n)
-        if step == self.bar.total:
-            self.bar.close()
 
     def message(self, text: str) -> None:
         "Print a line above the bar."
         self.bar.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        "Remove the bar."
+        self.bar.close()
 
 # %% ../../nbs/library/training/01_logging.ipynb #a6157dee
 def _progress(steps: int, step: int) -> ProgressLines | ProgressBar:
@@ -95,11 +114,9 @@ def describe_validation(
 class RunLogger:
     "Writes metrics.jsonl and shows progress; only in the main process."
 
-    def __init__(
-        self, folder: Path, steps: int, step: int = 0, main: bool = True, unigram_loss: float | None = None
-    ) -> None:
+    def __init__(self, folder: Path, steps: int, step: int = 0, main: bool = True, unigram_loss: float = 0.0) -> None:
         self.main, self.before = main, time.monotonic()
-        self.baseline = "" if unigram_loss is None else f" (unigram baseline {unigram_loss:.3f})"
+        self.baseline = f" (unigram baseline {unigram_loss:.3f})" if unigram_loss else ""
         if main:
             self.metrics, self.progress = MetricsFile(folder / "metrics.jsonl", step), _progress(steps, step)
 
@@ -113,6 +130,11 @@ class RunLogger:
             self.progress.message(f"step {step:>6}  {describe_validation(values, self.baseline)}")
         else:
             self.progress(step, values["loss"], int(values["tokens"]), seconds)
+
+    def close(self) -> None:
+        "Remove the bar."
+        if self.main:
+            self.progress.close()
 
 # %% ../../nbs/library/training/01_logging.ipynb #10b4217d
 def write_tensorboard(

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -391,7 +391,7 @@ class _Bookkeeping(_Checkpointing):
     def logger(self, folder: Path) -> RunLogger:
         "The log of this session; the main process compares validation losses with the unigram baseline."
         main = self.accelerator.is_main_process
-        baseline = self.data.unigram_loss if main else None
+        baseline = self.data.unigram_loss if main else 0.0
         return RunLogger(folder, self.p.max_steps, self.state["step"], main, baseline)
 
     @property
@@ -416,8 +416,7 @@ class Trainer(_Bookkeeping):
         "Train to the last step, from the newest checkpoint if there is one. SIGTERM saves, then exits with 143."
         self.plain.train()
         self.resume(folder)
-        log = self.logger(folder)
-        with sigterm_event() as terminated, explain_out_of_memory(self):
+        with closing(self.logger(folder)) as log, sigterm_event() as terminated, explain_out_of_memory(self):
             if self.state["step"] == 0:
                 self.record_validation(self.validate(), log)
             while self.state["step"] < self.p.max_steps and not self.patience_exhausted:
