@@ -191,7 +191,7 @@ def _draw_heatmap(axes: Any, table: pd.DataFrame, captions: list[str], dash_belo
         table.to_numpy(), mask=hidden, ax=axes, cmap="PuOr_r", vmin=-limit, vmax=limit, square=True,
         annot=np.where(table < dash_below, "–", ""), fmt="", annot_kws={"size": 6, "color": "black"}, linewidths=0.4,
         xticklabels=captions, yticklabels=captions,
-        cbar_kws={"label": "cosine of the centred sums", "shrink": 0.5, "aspect": 30},
+        cbar_kws={"label": f"cosine of the centred sums (–: below {dash_below:g})", "shrink": 0.5, "aspect": 30},
     )  # fmt: skip
     axes.grid(visible=False)
     axes.tick_params(labelsize=7, length=0)

@@ -174,7 +174,9 @@ def layer_figure(
         null = chosen.null_value.dropna()
         if len(null):
             axes.axhline(null.iloc[0], color="#666666", lw=1, ls="-.", label="chance, or forced by centring")
-        axes.set(title=name, xlabel="layer", xticks=sorted(set(chosen.layer)))
+        axes.set_title(name.replace(", ", ",\n"), fontsize="medium")
+        axes.set(xlabel="layer", xticks=sorted(set(chosen.layer)))
+    panels[0][0].plot([], [], ".", color="#666666", ms=4, label="dot: one seed")
     _legend(figure)
     return figure, table[table.measure.isin(measures)].drop(columns="sums")
 
@@ -202,6 +204,8 @@ def difference_figure(
         axes.errorbar(rows.difference, y, xerr=spread, fmt="o", ms=4, capsize=2, color=colour, label=label)
         for height, seeds in zip(y, rows.seeds):
             axes.plot(seeds, [height + 0.08] * len(seeds), ".", color=colour, ms=4, alpha=0.6)
+    axes.plot([], [], ".", color="#666666", ms=4, label="small dot: one pair of seeds")
+    axes.plot([], [], color="#666666", label="bar: 95 % interval over families")
     axes.axvline(0, color="black", lw=1)
     axes.set(yticks=range(len(measures)), yticklabels=measures, xlabel=f"difference from {base}, last layer")
     axes.invert_yaxis()

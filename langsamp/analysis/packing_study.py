@@ -100,13 +100,15 @@ def packing_figure(
         rows = rows.sort_values("packing")
         left.plot(rows.packing, rows["loss on single sentences"], "o-", color="#0072B2")
         for kind, colour in (("raw", "#D55E00"), ("centred", "#009E73")):
-            right.plot(rows.packing, rows[f"retrieval {kind}"], "o-", color=colour)
+            right.plot(rows.packing, rows[f"retrieval {kind}"], "o-", color=colour, label=kind)
     left.axhline(
         table["unigram baseline"].iloc[0], color="black", ls=":", label="unigram baseline, per language-script"
     )
     left.set(ylabel="loss on single sentences (nats)", title="Loss")
-    right.set(ylabel="top-1 (%)", title="Retrieval: raw (orange), centred (green)")
-    left.legend(frameon=False)
+    right.set(ylabel="top-1 (%)", title="Retrieval")
+    left.plot([], [], "o-", color="#0072B2", label="one seed")
+    named = {text: line for axes in (left, right) for line, text in zip(*axes.get_legend_handles_labels())}
+    figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=4, frameon=False)
     for axes in (left, right):
         axes.margins(x=0.3)
     return figure

@@ -7,11 +7,13 @@ __all__ = ['recipe_params', 'train_recipes', 'plateau_table', 'leaving_points', 
 
 # %% ../../nbs/library/analysis/12_plateau.ipynb #a58da20a
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .embedding_plots import GROUP_STYLES
 from .plots import check_comparable, mean_loss_by, new_figure, validation_losses
 from ..core.errors import UserError
 from ..core.files import read_json, repo_root
@@ -71,17 +73,22 @@ def leaving_points(
         rows[run]["left at tokens"] = off.tokens.iloc[0] if len(off) else pd.NA
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
+# %% ../../nbs/library/analysis/12_plateau.ipynb #e5ce385e
+_LINES = (*GROUP_STYLES[:6], ("#7F3C8D", "X"), ("#000000", "<"))
+
 # %% ../../nbs/library/analysis/12_plateau.ipynb #59609534
 def plateau_figure(
     table: pd.DataFrame,  # From `plateau_table`
 ) -> Figure:
     "Plot validation loss against training tokens, with the unigram baseline of each language."
     figure, axes = new_figure(width=8.0, height=4.5)
-    for run, rows in table.groupby("run", sort=False):
-        axes.plot(rows.tokens / 1e6, rows.loss, marker="o", ms=3, label=run)
+    last = table.groupby("run", sort=False).loss.last()
+    for (run, rows), (colour, shape) in zip(table.groupby("run", sort=False), cycle(_LINES)):
+        label = f"{str(run).rpartition('-')[2]}: {last[run]:.2f}"
+        axes.plot(rows.tokens / 1e6, rows.loss, color=colour, marker=shape, ms=4, label=label)
     level = table.unigram_loss.iloc[0]
     axes.axhline(level, color="black", ls="-.", lw=1, label=f"unigram baseline, per language-script: {level:.2f}")
     axes.set(xlabel="training tokens (millions)", ylabel="validation loss (nats per masked token)")
-    axes.set_ylim(top=min(table.loss.max(), level + 1.5))
-    figure.legend(loc="outside right upper", frameon=False)
+    axes.set_ylim(top=min(table.loss.max(), max(level, last.max()) + 1.5))
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
     return figure

@@ -119,6 +119,7 @@ def _draw_losses(axes: Any, means: pd.DataFrame) -> None:
         line = rows.groupby("level").loss.mean()
         axes.plot(line.index, line, style, color=colour, marker=shape, ms=5, label=label)
         axes.scatter(rows.level, rows.loss, s=6, color=colour)
+    axes.scatter([], [], s=6, color="black", label="small dot: one seed")
     floor = means[means.label == "unigram"].set_index("level").loss
     axes.plot(floor.index, floor, "-.", color="black", lw=1, label="unigram baseline, per language-script")
     axes.set(ylabel="validation loss (nats per masked token)")
@@ -140,11 +141,15 @@ def _draw_differences(axes: Any, means: pd.DataFrame, differences: pd.DataFrame)
         shift = 0.2 * (place - (len(labels) - 1) / 2)
         spread = np.abs(mine[["low", "high"]].to_numpy() - mine.difference.to_numpy()[:, None]).T
         spread = np.where(np.isfinite(spread), spread, np.nan)
-        axes.errorbar(mine.level + shift, mine.difference, spread, fmt=shape, ms=5, capsize=3, color=colour)
+        axes.errorbar(mine.level + shift, mine.difference, spread, fmt="none", capsize=3, color=colour)
+        fill = [colour if end else "white" for end in np.isfinite(mine.high - mine.low)]
+        axes.scatter(mine.level + shift, mine.difference, c=fill, edgecolors=colour, marker=shape, s=28, zorder=3)
         pairs = list(_pairs(means, label, mine.base.iloc[0]))
         for pair in pairs if len(pairs) > 1 else []:
             axes.scatter(pair.index + shift + 0.08, pair, s=7, color=colour)
     axes.axhline(0, color="black", lw=0.8)
+    if not np.isfinite(differences.high - differences.low).all():
+        axes.scatter([], [], c="white", edgecolors="black", s=28, label="hollow: too few families for an interval")
     axes.set_visible(bool(labels))
     axes.set(ylabel=f"difference from {differences.base.iloc[0]} (nats)" if labels else "")
 

@@ -7,6 +7,7 @@ __all__ = ['PEAK_FLOPS', 'COLOURS', 'ratio_table', 'fastest_langsamp_variants', 
            'loss_table', 'ratio_figure', 'utilization_figure', 'overhead_figure', 'loss_figure', 'save_figures']
 
 # %% ../../nbs/library/benchmark/06_report.ipynb #b7d89092
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -146,6 +147,15 @@ def _display_name(variant: str) -> str:
     name = variant.replace("_", " ").replace("run mlm", "run_mlm,")
     return name.replace("sentence transformers", "sentence-transformers")
 
+# %% ../../nbs/library/benchmark/06_report.ipynb #e83f5c1d
+def _size_title(size: str) -> str:
+    "Write out a size `layers x width / vocabulary`; other names stay as they are."
+    found = re.fullmatch(r"(\d+)x(\d+)(?:/(\d+))?", size)
+    if not found:
+        return size
+    layers, width, tokens = found.groups()
+    return f"{layers} × {width}" + (f",\n{int(tokens):,} tokens" if tokens else "")
+
 # %% ../../nbs/library/benchmark/06_report.ipynb #b3e66bf1
 def _points(axes: Any, table: pd.DataFrame, baselines: Sequence[str]) -> None:
     "Draw a point with its interval for each LangSAMP variant and each baseline."
@@ -155,8 +165,9 @@ def _points(axes: Any, table: pd.DataFrame, baselines: Sequence[str]) -> None:
         places = [baselines.index(baseline) + 0.16 * (number - (len(variants) - 1) / 2) for baseline in part.baseline]
         ends = [part.ratio - part.low, part.high - part.ratio]
         axes.errorbar(
-            part.ratio, places, xerr=ends, fmt="o", ms=5, color=COLOURS[variant], label=_display_name(variant)
-        )
+            part.ratio, places, xerr=ends, fmt="s" if "stream" in variant else "o", ms=5,
+            color=COLOURS[variant], label=_display_name(variant),
+        )  # fmt: skip
     axes.set(
         yticks=range(len(baselines)), yticklabels=[_display_name(baseline) for baseline in baselines], xscale="log"
     )
@@ -180,11 +191,11 @@ def ratio_figure(
     figure, axes = new_figure(len(sizes), 3.0 + 2.4 * len(sizes), height, sharey=True, squeeze=False)
     for axis, size in zip(axes[0], sizes):
         _points(axis, table[table["size"] == size], baselines)
-        axis.set(title=size, xlabel="times as fast")
+        axis.set(title=_size_title(size), xlabel="times as fast")
         axis.set_xticks(_ticks(table), [f"{tick:g}×" for tick in _ticks(table)])
         axis.xaxis.set_minor_locator(NullLocator())
     handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, 1 + len(sizes)), frameon=False)
     return figure
 
 # %% ../../nbs/library/benchmark/06_report.ipynb #718206b9
@@ -200,7 +211,7 @@ def utilization_figure(
     for axis, size in zip(axes[0], sizes):
         share = table.loc[size]["% of the limit"].reindex(variants)
         axis.barh(range(len(variants)), share, color=[COLOURS.get(variant, _GREY) for variant in variants])
-        axis.set(title=size, xlabel="% of the fastest matmul", yticks=range(len(variants)))
+        axis.set(title=_size_title(size), xlabel="% of the fastest matmul", yticks=range(len(variants)))
         axis.set_yticklabels([_display_name(variant) for variant in variants])
     axes[0][0].invert_yaxis()
     return figure
@@ -211,14 +222,17 @@ def overhead_figure(
 ) -> Figure:
     "Draw time, memory and parameters in per cent more, by the number of languages; a line marks one per cent."
     languages = table["size"].str.extract(r"(\d+) languages")[0].astype(float)
-    figure, axes = new_figure(3, 9.0, 3.2)
+    figure, axes = new_figure(3, 9.0, 3.5)
     ends = {"time": ("low", "high"), "memory": ("memory_low", "memory_high"), "parameters": None}
     for axis, (measure, pair) in zip(axes, ends.items()):
         bars = [table[measure] - table[pair[0]], table[pair[1]] - table[measure]] if pair else None
         axis.errorbar(languages, table[measure], yerr=bars, fmt="o-", color=COLOURS["langsamp"])
-        axis.axhline(0, color="black", lw=1, ls=":")
-        axis.axhline(1, color="#D55E00", lw=1, ls="--")
+        axis.axhline(0, color="black", lw=1, ls=":", label="no difference")
+        axis.axhline(1, color="#D55E00", lw=1, ls="--", label="1 % more")
         axis.set(xscale="log", xlabel="languages", title=f"{measure}, % more")
+        axis.set_xticks(languages, [f"{number:,.0f}" for number in languages])
+        axis.xaxis.set_minor_locator(NullLocator())
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 # %% ../../nbs/library/benchmark/06_report.ipynb #9f49d5cf
@@ -227,7 +241,7 @@ def loss_figure(
 ) -> Figure:
     "Draw each variant's loss minus the first variant's, with the interval over seeds."
     others = table.iloc[1:]
-    figure, axes = new_figure(1, 6.0, 1.5 + 0.4 * len(others))
+    figure, axes = new_figure(1, 7.5, 1.5 + 0.4 * len(others))
     places = range(len(others))
     ends = [others.difference - others.low, others.high - others.difference]
     ends = [end.replace(float("inf"), 0) for end in ends]  # A single seed has no interval
