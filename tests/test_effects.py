@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 from transformers import BertConfig, modeling_utils
 
-from langsamp.analysis import embeddings, neutrality_plots, reproduction
+from langsamp.analysis import embeddings, neutrality_plots, plots, reproduction
 from langsamp.benchmark import corpus as corpus_suite
 from langsamp.benchmark import run as benchmark_run
 from langsamp.benchmark import suites, workers
@@ -1036,6 +1036,7 @@ def bench(places):
         patch.setenv("LANGSAMP_DATA", str(places["sets"]))
         patch.setattr(sampling.glot500_lines, "__defaults__", (0.3, 30, 10))  # Ten lines are enough, not 30,000
         patch.setattr(Figure, "savefig", lambda self, path, **more: Path(path).touch())
+        patch.setattr(plots, "write_png", lambda figure, path: path.touch())
         patch.setattr(
             embeddings.trained_sequences, "__defaults__", (1024,)
         )  # At a time, which would be slow with 262,144
@@ -1101,7 +1102,7 @@ def classes() -> set[type[Params]]:
 
 def test_every_params_model_is_tested():
     "The model itself, or one derived from it."
-    here = {stage.kind for stage in STAGES.values()}
+    here = {stage.kind for stage in STAGES.values()} | {analysis_params.SourceParams}  # In test_source_ranking.py
     assert [kind.__name__ for kind in classes() if not any(issubclass(known, kind) for known in here)] == []
 
 

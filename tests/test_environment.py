@@ -457,7 +457,7 @@ def without_encoding(path: Path) -> list[str]:
         name, words = ast.unparse(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords}
         owner, _, end = name.rpartition(".")
         mode = "".join([*map(ast.unparse, call.args[1:2]), words.get("mode", "")])
-        text = end in ("read_text", "write_text") or (name in ("open", "os.fdopen") and "b" not in mode)
+        text = (owner and end in ("read_text", "write_text")) or (name in ("open", "os.fdopen") and "b" not in mode)
         text = text or (owner == "subprocess" and "text" in words)
         if text and "encoding" not in words:
             found.append(f"{path.name}:{call.lineno}: {ast.unparse(call)[:80]}")

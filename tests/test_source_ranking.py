@@ -1,5 +1,7 @@
 "Rankers of source languages: what they find where the answer is known, and nothing where there is nothing."
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,3 +115,35 @@ def test_the_command_ranks_candidates(capsys):
     assert lines[2].startswith("nld_Latn") and "genealogy" in lines[0]
     assert main(["sources", "target=afr_Latin", "candidates=nld_Latn"]) == 2
     assert "afr_Latn" in capsys.readouterr().err
+
+
+def write_topics(folder: Path, *codes: str) -> Path:
+    "A data set with one training sentence in each language."
+    for code in codes:
+        for split in ("train", "dev", "test"):
+            tiny.write(folder / f"{code}/{split}.tsv", "index_id\tcategory\ttext\n1\tsports\tOne\n")
+    return folder.parent
+
+
+@pytest.mark.parametrize(
+    "word,sources",
+    [
+        ("", {"eng_Latn", "deu_Latn"}),
+        ("target=eng_Latn", {"deu_Latn"}),
+        ("candidates=nld_Latn", {"nld_Latn"}),
+        ("data_dir={other}", {"eng_Latn", "swe_Latn"}),
+        ("run={run}", {"eng_Latn", "deu_Latn"}),
+        ("task=ud", set()),
+    ],
+)
+def test_each_parameter_of_the_command_has_an_effect(word, sources, tmp_path, unbroken, monkeypatch, capsys):
+    places = {"other": write_topics(tmp_path / "other/sib200", "eng_Latn", "swe_Latn"), "run": unbroken.name}
+    data = write_topics(tmp_path / "one/sib200", "eng_Latn", "deu_Latn")
+    monkeypatch.setenv("LANGSAMP_OUTPUTS", str(unbroken.parent))
+    base = {"target": "afr_Latn", "data_dir": str(data)}
+    name, _, value = word.format(**places).partition("=")
+    words = [f"{key}={text}" for key, text in (base | ({name: value} if name else {})).items()]
+    assert main(["sources", *words]) == (0 if sources else 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines[2:]} == sources
+    assert ("language embedding" in "".join(lines[:1])) == (name == "run")

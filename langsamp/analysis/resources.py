@@ -148,7 +148,7 @@ def _draw_differences(axes: Any, means: pd.DataFrame, differences: pd.DataFrame)
         for pair in pairs if len(pairs) > 1 else []:
             axes.scatter(pair.index + shift + 0.08, pair, s=7, color=colour)
     axes.axhline(0, color="black", lw=0.8)
-    if not np.isfinite(differences.high - differences.low).all():
+    if not np.isfinite((differences.high - differences.low).astype(float)).all():
         axes.scatter([], [], c="white", edgecolors="black", s=28, label="hollow: too few families for an interval")
     axes.set_visible(bool(labels))
     axes.set(ylabel=f"difference from {differences.base.iloc[0]} (nats)" if labels else "")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.lib.format import read_array
 
 from ..core.downloads import Wheel, fetch_wheel
 from ..core.errors import UserError, did_you_mean
@@ -45,9 +46,10 @@ def uriel_features(
         raise UserError(f"URIEL has no `{kind}`{did_you_mean(kind, URIEL_KINDS)}; choose {', '.join(URIEL_KINDS)}")
     name, prefix = URIEL_KINDS[kind]
     with zipfile.ZipFile(fetch_wheel(LANG2VEC, downloads)) as wheel:
-        arrays = np.load(io.BytesIO(wheel.read(f"lang2vec/data/{name}.npz")))
-    chosen = np.char.startswith(arrays["feats"], prefix)
-    return pd.DataFrame(arrays["data"][:, chosen, 0], arrays["langs"], arrays["feats"][chosen])
+        with zipfile.ZipFile(io.BytesIO(wheel.read(f"lang2vec/data/{name}.npz"))) as arrays:
+            data, features, languages = [read_array(arrays.open(f"{part}.npy")) for part in ("data", "feats", "langs")]
+    chosen = np.char.startswith(features, prefix)
+    return pd.DataFrame(data[:, chosen, 0], languages, features[chosen])
 
 # %% ../../nbs/library/languages/03_uriel.ipynb #f7276c38
 def uriel_similarity(
