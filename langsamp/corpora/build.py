@@ -44,7 +44,7 @@ def build_corpus(
     facts = {"params": p.model_dump(), "warnings": without_notices(warnings), "origins": corpus_origins(sources)}
     write_audited_corpus(sources, folder, detector, report, p.remove_matches, rules, p.on_bad_line, **facts)
     write_data_card(folder)
-    print_warnings(too_little)
+    print_warnings(warnings + too_little)  # Again at the end, where they are seen
     return folder
 
 # %% ../../nbs/library/corpora/15_build.ipynb #b15d0009
