@@ -14,7 +14,7 @@ version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 "$PYTHON" -c 'import venv, ensurepip' 2> /dev/null \
     || stop "$PYTHON cannot make a virtual environment; on Debian or Ubuntu: sudo apt-get install python3-venv"
 
-echo "setup: installing into .venv, Python $version, some minutes; 2.4 GB with a CPU build of torch, 6.4 GB with CUDA"
+echo "setup: installing into .venv, Python $version, some minutes; 2.4 GB with a CPU build of torch, more with CUDA"
 "$PYTHON" -m venv .venv
 source .venv/bin/activate
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USE_PEP517=1  # seqeval has no wheel, and an old pip builds it the old way

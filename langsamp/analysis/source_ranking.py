@@ -240,7 +240,7 @@ def rank_sources(
     candidates: Sequence[str] = (),  # Or these
     run: Path | str | None = None,  # A finished run; its embeddings and token frequencies count too
     data: Path | str = "",  # Folder of the task's data; by default `LANGSAMP_DATA`
-) -> pd.DataFrame:  # The best source first: `rank`, and the value of each ranker as the reason
+) -> pd.DataFrame:  # The best source first: `score`, its mean rank, and the value of each ranker as the reason
     "Rank candidates for training by the mean of all rankers; no candidates are a `UserError`."
     if not task and not candidates:
         raise UserError("no candidates: name a task whose data is there, or give candidates as codes")

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import UserError
+from ..core.errors import UserError, did_you_mean
 from ..core.files import content_hash, write_text
 from ..encoding.encoder import encode
 from ..encoding.open_encoder import Encoder, open_encoder
 from ..evaluation.datasets import LabelledDataset, load_labelled
 from ..evaluation.linear_probe import encode_words, fit_probe
 from ..evaluation.metrics import SCORES
-from ..evaluation.results import protocol_version
+from ..evaluation.results import code_version
 from ..evaluation.tasks import get_task
 from ..params.evaluate import TransferParams
 
@@ -86,7 +86,7 @@ def _chosen(p: TransferParams) -> list[LabelledDataset]:
     found, warnings = load_labelled(p.task, p.data_dir)
     by_code = {one.code: one for one in reversed(found)}
     if unknown := [code for code in p.languages if code not in by_code]:
-        raise UserError(f"{p.task} has no data in {', '.join(unknown)}; it has {', '.join(sorted(by_code)[:20])}, …")
+        raise UserError(f"{p.task} has no data in {', '.join(unknown)}{did_you_mean(unknown[0], by_code)}; remove it")
     chosen = [by_code[code] for code in sorted(p.languages or by_code)]
     if not any({"train", "dev"} <= one.splits.keys() for one in chosen):
         where = f" in {', '.join(p.languages)}" if p.languages else ""
@@ -97,7 +97,7 @@ def _chosen(p: TransferParams) -> list[LabelledDataset]:
 # %% ../../nbs/library/analysis/13_transfer.ipynb #b04033a1
 def _matrix_folder(p: TransferParams, encoder: Encoder, datasets: Sequence[LabelledDataset], outputs: Path) -> Path:
     "Return the folder of a matrix; its name depends on everything that the scores depend on."
-    data, code = content_hash([asdict(one) for one in datasets]), protocol_version("frozen")
+    data, code = content_hash([asdict(one) for one in datasets]), code_version("analysis.transfer")
     identity = content_hash(encoder.identity, p.task, p.layer, p.seeds, data, code)
     return outputs / "transfer" / f"{p.task}-{identity[:12]}"
 
