@@ -7,16 +7,13 @@ anything from another site.
 """
 
 import html
-import inspect
 import json
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
-import fastcore.docments
 import yaml
 from latex2mathml.converter import convert
 from nbdev.config import get_config
@@ -32,17 +29,6 @@ LINK = r"(?<=\]\()[^)\s:]+\.ipynb"
 EXTERNAL = r'<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)="(?:https?:)?//[^>]*>(?:</script>)?'
 FORMULA = r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>'
 DISPLAY = {"inline": "inline", "display": "block"}
-
-
-def signature(symbol: Any, eval_str: bool) -> inspect.Signature:
-    "Return the signature; for a Hugging Face configuration, only its own fields: inherited ones cannot be evaluated."
-    try:
-        return inspect.signature(symbol, eval_str=eval_str)
-    except NameError:
-        found = inspect.signature(symbol)
-        own = [p for name, p in found.parameters.items() if name in symbol.__annotations__]
-        symbol.__signature__ = found.replace(parameters=own)
-        return symbol.__signature__
 
 
 def add_results(proc: Path) -> list[dict[str, str]]:
@@ -116,7 +102,6 @@ def main() -> int:
     "Build the site; return 1 if it has a broken link or would load something from another site."
     os.chdir(ROOT)
     refresh_quarto_yml()
-    fastcore.docments.signature = signature
     proc = Path(proc_nbs(force=True, n_workers=0))
     results = add_results(proc)
     write_sidebar(proc, results)

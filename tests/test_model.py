@@ -1,5 +1,6 @@
 """Properties of the model beyond the examples of nbs/library/model/05_langsamp.ipynb."""
 
+import inspect
 import logging
 from pathlib import Path
 
@@ -254,6 +255,13 @@ def test_one_configuration_for_wrapper_and_stock_part(tmp_path):
     model = LangSAMPForMaskedLM(config, stock)
     model.resize_token_embeddings(300, mean_resizing=False)
     assert model.config.backbone_config is stock.config and stock.config.vocab_size == 300
+
+
+def test_annotations_of_the_configuration_resolve():
+    "Those that it inherits too: documentation tools evaluate them in this module."
+    parameters = inspect.signature(LangSAMPConfig, eval_str=True).parameters
+    assert parameters["languages"].annotation == list[str]
+    assert not [p for p in parameters.values() if isinstance(p.annotation, str)]
 
 
 def test_attention_implementation_is_kept(tmp_path):

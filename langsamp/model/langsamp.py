@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast  # noqa: F401 (LangSAMPConfig inherits an annotation with Literal)
 
 import torch
 import torch.nn.functional as F
