@@ -247,6 +247,7 @@ STAGES["03_pretrain"] = Stage(
             Effect([0.0, 1.0], READS, given={"corpus": "@unseen", "sampling": rule})
             for rule in ("temperature", "glot500")
         ],
+        "language_weights": Effect([{"eng_Latn": 50.0}, {"rus_Cyrl": 50.0}], READS),
         "tokenizer": Effect(["@stock"], f"tokens, parameters, {STARTS}"),
         "vocab_size": Effect([120], f"tokens, parameters, {STARTS}"),
         "max_seq_length": Effect([16], f"parameters, {STARTS}"),

@@ -11,7 +11,7 @@ import tiny
 from transformers import XLMRobertaConfig
 
 from langsamp.core.errors import UserError
-from langsamp.core.files import repo_root
+from langsamp.core.files import read_json, repo_root
 from langsamp.data.masking import sequences_of_step
 from langsamp.data.sampling import (
     glot500_lines,
@@ -20,10 +20,14 @@ from langsamp.data.sampling import (
     sampling_table,
     seen_by_xlmr,
     temperature_shares,
+    weights_of,
 )
 from langsamp.model.langsamp import from_backbone
 from langsamp.params.pretrain import TrainingParams
 from langsamp.training.loop import Trainer
+from langsamp.training.prepare import prepare, repetition_table
+from langsamp.training.pretrain import pretrain
+from langsamp.training.run_dir import check_same_params, write_params
 
 
 def report_of(lines: dict[str, int], tokens: int = 25) -> dict:
@@ -159,6 +163,55 @@ def test_glot500_quotas():
 def test_unknown_rule_is_named():
     with pytest.raises(UserError, match="unknown sampling `glot5000`; did you mean `glot500`"):
         quotas("glot5000", 0.3, np.array([1]), report_of({"eng_Latn": 1}))
+
+
+# Weights of languages
+
+
+def test_weights_change_the_shares_and_not_the_epoch():
+    "Beside any rule, a language of weight 3 is drawn three times as often as before, compared with one of weight 1."
+    report = report_of(random_lines(5))
+    counts, codes = sequences_of(report), [part["code"] for part in report["filter_reports"]]
+    most = codes[int(counts.argmax())]
+    for rule in ("all", "temperature"):
+        plain, found = quotas(rule, 0.3, counts, report), quotas(rule, 0.3, counts, report, {most: 3.0})
+        exact = plain * np.where(np.array(codes) == most, 3.0, 1.0)
+        exact *= plain.sum() / exact.sum()
+        assert found.dtype == np.int64 and ((found > 0) == (plain > 0)).all()
+        assert (abs(found - np.maximum(exact, plain > 0)) < 1).all()
+
+
+def test_weights_name_languages_of_the_corpus():
+    assert list(weights_of(["cmn_Hani", "eng_Latn"], {"zho_Hani": 2})) == [2, 1]  # A macrolanguage
+    with pytest.raises(UserError, match="wol_Arab, which is not in the corpus; did you mean `wol_Latn`"):
+        weights_of(["eng_Latn", "wol_Latn"], {"wol_Arab": 2})
+    with pytest.raises(UserError, match="the script is missing"):
+        weights_of(["eng_Latn"], {"eng": 2})
+
+
+def test_a_run_draws_by_a_table_of_weights(tmp_path):
+    "The table decides what is read, is kept as numbers, and belongs to the identity of the run."
+    table = tmp_path / "weights.csv"
+    table.write_text("language,weight\nhin_Deva,1e6\n")
+    p = tiny.params_of(tiny.write_corpus(tmp_path / "corpus"), max_steps=4, save_steps=4, language_weights=str(table))
+    corpus = prepare(p, tmp_path / "outputs")
+    share = repetition_table(p, corpus)["% of epoch"]
+    assert share["hin_Deva"] > 90 and share.min() > 0
+    pretrain(p, tmp_path / "outputs")
+    run = tmp_path / "outputs" / p.run_name
+    assert read_json(run / "provenance.json")["sessions"][0]["language_weights"] == {"hin_Deva": 1e6}
+    table.write_text("hin_Deva,2\n")
+    with pytest.raises(UserError, match="language_weights: .*1000000.* → .*2.0"):
+        pretrain(p.replace(language_weights=str(table)), tmp_path / "outputs")
+    assert pretrain(p, tmp_path / "outputs")["step"] == 4
+
+
+def test_a_run_without_the_parameter_continues(tmp_path):
+    "The params.yaml of a run that began before this parameter existed does not name it."
+    write_params(tmp_path, {"seed": 1})
+    check_same_params(tmp_path, {"seed": 1, "language_weights": {}})
+    with pytest.raises(UserError, match="language_weights"):
+        check_same_params(tmp_path, {"seed": 1, "language_weights": {"eng_Latn": 2.0}})
 
 
 # The sampling table

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .base import Count, Layer, Name, Names, Params, Positive, Resamples, RunName, Seed, one_of
+from .language_weights import LanguageWeights
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #85f01aa8
 FIVE = ["eng_Latn", "deu_Latn", "rus_Cyrl", "hin_Deva", "tha_Thai"]
@@ -34,6 +35,7 @@ class CorpusParams(Params):
         "all", description="all: each sequence once per epoch; temperature: by tokens ** alpha; glot500: as Glot500 did"
     )
     alpha: float = Field(0.3, ge=0, le=1, description="Exponent of temperature and glot500 sampling")
+    language_weights: LanguageWeights = Field({}, description="Weights of languages, else 1; or a table .tsv or .csv")
     tokenizer: str = Field("", description="Name or folder; empty: the backbone's, or one trained on the corpus")
     vocab_size: int = Field(1000, ge=0, le=10**7, description="Vocabulary size of a tokenizer trained on the corpus")
     max_seq_length: int = Field(64, ge=8, le=2**17, description="Tokens per training sequence")

@@ -27,7 +27,7 @@ from ..corpora.registry import corpus_origins, first_lines, open_corpus, print_w
 from ..corpora.text import Source
 from ..data.masking import TokenIds
 from ..data.packing import PackedSequences, pack_shards
-from ..data.sampling import quotas, sampling_table
+from ..data.sampling import quotas, sampling_table, weights_of
 from ..data.shards import TokenDataset, corpus_report, source_hash, write_shards
 from ..model.adapt_checkpoint import find_backbone
 from ..params.pretrain import CorpusParams, PretrainParams
@@ -157,6 +157,7 @@ def prepare(
 ) -> Corpus:
     "Read, clean and encode the corpus; what exists already is reused."
     sources, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line)
+    weights_of([*sources], p.language_weights)  # An unknown language is an error before the text is read
     tokenizer, shards = _tokenizer_and_shards(p, sources, outputs)
     filter_reports = [read_json(shard / "filter_report.json") for shard in shards]
     warnings += report_dropped_lines(filter_reports, sources, p.on_bad_line)
@@ -220,7 +221,7 @@ def training_data(
 ) -> Data:  # For the `Trainer`
     "Both splits as sequences, and the number of sequences per language-script in an epoch."
     train, held_out = [corpus.sequences(split, p) for split in ("train", "validation")]
-    drawn = quotas(p.sampling, p.alpha, _counts(train), corpus.report)
+    drawn = quotas(p.sampling, p.alpha, _counts(train), corpus.report, p.language_weights)
     return Data(train, held_out, TokenIds(**corpus.facts), drawn)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #bf53cfda
@@ -235,7 +236,7 @@ def repetition_table(
 ) -> pd.DataFrame:  # By language-script: lines, tokens, shares, passes an epoch, tokens trained on
     "How often a run reads each language-script, the most repeated first."
     counts_S = _counts(corpus.sequences("train", p))
-    drawn_S = quotas(p.sampling, p.alpha, counts_S, corpus.report)
+    drawn_S = quotas(p.sampling, p.alpha, counts_S, corpus.report, p.language_weights)
     return sampling_table(corpus.report, counts_S, drawn_S, drawn=p.max_steps * p.global_batch_size)
 
 # %% ../../nbs/library/training/05_prepare.ipynb #2098d080

@@ -313,7 +313,8 @@ def _write_result(folder: Path, result: dict[str, Any]) -> None:
 def _begin(p: PretrainParams, corpus: Corpus, folder: Path, model: LangSAMPForMaskedLM) -> None:
     "Write what a session starts from, and say what it takes over from its backbone."
     write_params(folder, p.model_dump())
-    add_provenance(folder, corpus.identity, p.seed, initial_weights_hash(p, folder.parent), max_steps=p.max_steps)
+    session = {"max_steps": p.max_steps} | ({"language_weights": p.language_weights} if p.language_weights else {})
+    add_provenance(folder, corpus.identity, p.seed, initial_weights_hash(p, folder.parent), **session)
     write_corpus_report(corpus, folder)
     for line in describe_taken_over(model):
         print(line, flush=True)

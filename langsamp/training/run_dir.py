@@ -57,6 +57,11 @@ def lock_run(
 # %% ../../nbs/library/training/00_run_dir.ipynb #ea211e51
 _EARLIER = "belongs to a run of an earlier version of langsamp"
 
+# %% ../../nbs/library/training/00_run_dir.ipynb #de148772
+def _with_added(values: Mapping[str, Any]) -> dict[str, Any]:
+    "Add the parameters that a run of an earlier version did not have, with what it did."
+    return {"language_weights": {}} | dict(values)
+
 # %% ../../nbs/library/training/00_run_dir.ipynb #b5001123
 def check_same_params(
     folder: Path,  # The run's folder
@@ -66,6 +71,7 @@ def check_same_params(
     before = read_yaml(folder / "params.yaml") if (folder / "params.yaml").exists() else dict(values)
     if old := sorted((before.keys() - values.keys()) & OLD_NAMES.keys()):
         raise UserError(f"{folder} {_EARLIER} (parameters {', '.join(old)}); choose another run_name to train it again")
+    before, values = _with_added(before), _with_added(values)
     names = sorted((before.keys() | values.keys()) - {"micro_batch_size", "on_bad_line"})
     other = [name for name in names if before.get(name) != values.get(name)]
     if other == ["max_steps"] and values["max_steps"] > before["max_steps"]:
@@ -92,7 +98,7 @@ def read_params(
     "Return the parameters of a run; raise `UserError` for those of an earlier version."
     values = read_yaml(folder / "params.yaml")
     try:
-        return PretrainParams.model_validate(values)
+        return PretrainParams.model_validate(_with_added(values))
     except UserError as error:
         old = values.keys() & OLD_NAMES.keys() - PretrainParams.model_fields.keys()
         hint = f"; {folder} {_EARLIER}: train it again, with the new names" if old else ""
