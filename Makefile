@@ -47,5 +47,5 @@ clean:  ## delete build products, except outputs/ and .venv
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
-.venv/ok: settings.ini setup.py constraints.txt scripts/setup.sh scripts/jupyter_server_config.py
+.venv/ok: settings.ini setup.py constraints.txt scripts/setup.sh scripts/jupyter_server_config.py scripts/configure_git.sh
 	PYTHON=$(PYTHON) bash scripts/setup.sh && touch $@

@@ -70,12 +70,19 @@ def join_streams(outputs: list[dict]) -> list[dict]:
     return joined
 
 
+def page_links(text: str, up: str) -> str:
+    "Lead links between notebooks to pages: `/nbs/library/00_core.ipynb`, from the checkout's root, becomes relative."
+    text = re.sub(r"(?<=\]\()/nbs/(?=[^)\s:]+\.ipynb)", up, text)
+    return re.sub(LINK, lambda m: re.sub(NUMBER, "", m[0]), text)
+
+
 def name_pages(proc: Path) -> None:
     "Rename each notebook to the name in nbdev's links, and change links between notebooks accordingly."
     for path in sorted(proc.rglob("*.ipynb")):
         notebook = json.loads(path.read_text())
+        up = "../" * (len(path.relative_to(proc).parts) - 1)
         for cell in notebook["cells"]:
-            text = re.sub(LINK, lambda m: re.sub(NUMBER, "", m[0]), "".join(cell["source"]))
+            text = page_links("".join(cell["source"]), up)
             if cell["cell_type"] == "code":
                 cell["outputs"] = join_streams(cell["outputs"])
             cell["source"] = re.sub(r"(?m)^output-file:.*\n", "", text) if cell["cell_type"] == "raw" else text

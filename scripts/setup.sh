@@ -27,3 +27,4 @@ echo 'c.IPKernelApp.log_level = 40' > .venv/etc/ipython/ipython_kernel_config.py
 # Notebooks are cleaned on save, in this environment only: nothing is written to the user's home.
 mkdir -p .venv/etc/jupyter
 cp scripts/jupyter_server_config.py .venv/etc/jupyter/
+bash scripts/configure_git.sh

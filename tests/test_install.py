@@ -9,6 +9,7 @@ import sys
 import venv
 from configparser import ConfigParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -192,7 +193,8 @@ def test_jupyter_cleans_a_notebook_on_save():
     cell["metadata"] = {"tags": ["parameters"], "collapsed": True}
     notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     model = {"type": "notebook", "content": notebook}
-    config.ContentsManager.pre_save_hook(path="nbs/03_pretrain.ipynb", model=model)
+    manager = SimpleNamespace(root_dir=str(tiny.ROOT))
+    config.ContentsManager.pre_save_hook(path="nbs/03_pretrain.ipynb", model=model, contents_manager=manager)
     assert cell["execution_count"] is None and cell["metadata"] == {"tags": ["parameters"]}
     setup = (tiny.ROOT / "scripts/setup.sh").read_text(encoding="utf-8")
     assert "cp scripts/jupyter_server_config.py .venv/etc/jupyter/" in setup

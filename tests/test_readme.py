@@ -1,9 +1,12 @@
 "The commands and code blocks of README.md work."
 
+import json
 import re
 
 import pytest
 import tiny
+from click.testing import CliRunner
+from papermill import cli
 
 from langsamp.core.files import read_json
 
@@ -22,7 +25,7 @@ def test_the_encoder_block_gives_vectors(smoke):
 
 
 def test_the_own_text_block_pretrains(tmp_path, monkeypatch, stock):
-    "From a backbone. A tiny one stands for it here; the command of params/mine.yaml was run with e5-small."
+    "From a backbone. A tiny one stands for it here; the command of params/template.yaml was run with e5-small."
     tiny.write_corpus(tmp_path / "my-corpus")
     monkeypatch.chdir(tmp_path)
     assert 'backbone="e5-small"' in BLOCKS[1] and "max_steps=1000" in BLOCKS[1]
@@ -37,13 +40,25 @@ def test_the_papermill_command_fits_a_params_file(line, corpus, stock, tmp_path)
     "The template, with a folder, a backbone and a length in place of its own."
     _, notebook, output, flag, params = line.split()
     assert (output, flag, params) == ("outputs/mine.ipynb", "-f", "params/mine.yaml")
-    own = (tiny.ROOT / params).read_text()
+    assert f"cp params/template.yaml {params}" in README
+    own = (tiny.ROOT / "params/template.yaml").read_text()
     for old, new in {"my-corpus": corpus, "e5-small #": f"{stock} #", "1000": 2, " 100\n": " 1\n", "128": 64}.items():
         assert str(old) in own
         own = own.replace(str(old), str(new))
     (tmp_path / "mine.yaml").write_text(own)
     tiny.papermill(notebook, tmp_path / "mine.ipynb", tmp_path, flag, str(tmp_path / "mine.yaml"))
     assert (tmp_path / "mine/result.json").exists()
+
+
+def test_papermill_needs_the_path_of_the_executed_copy(monkeypatch):
+    "Without it, papermill stops in a terminal, and prints the notebook elsewhere."
+    monkeypatch.setattr(cli, "INPUT_PIPED", False)
+    words = ["--prepare-only", str(tiny.ROOT / "nbs/03_pretrain.ipynb")]
+    monkeypatch.setattr(cli, "OUTPUT_PIPED", False)
+    stopped = CliRunner().invoke(cli.papermill, words)
+    assert stopped.exit_code == 2 and "Missing argument 'OUTPUT_PATH'" in stopped.output
+    monkeypatch.setattr(cli, "OUTPUT_PIPED", True)
+    assert json.loads(CliRunner().invoke(cli.papermill, words).stdout)["cells"]
 
 
 def test_the_evaluation_command_fits_the_runner(smoke, tmp_path):

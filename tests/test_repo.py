@@ -26,7 +26,8 @@ RUNNERS = [
     if p.parent.name in ("figures", "tutorials") or re.match(r"\d", p.name) and p.parent.name == "nbs"
 ]
 CLUSTER = sorted((ROOT / "params/cluster").iterdir())  # For accelerate and Slurm, not for a notebook
-PARAMS = sorted(set((ROOT / "params").rglob("*.yaml")) - set(CLUSTER))
+OWN = set((ROOT / "params").glob("mine*"))  # Of the user, ignored by git
+PARAMS = sorted(set((ROOT / "params").rglob("*.yaml")) - set(CLUSTER) - OWN)
 MODULES = sorted(p for p in (ROOT / "langsamp").rglob("*.py") if not p.stem.startswith("_"))
 # Data flows to the right: a package imports only those before it, and a module only those before it in its package.
 PACKAGES = """core params languages corpora tokenization data model training encoding evaluation analysis
@@ -165,7 +166,7 @@ def test_parameter_file_is_without_conflicts(path):
     "The stage accepts it, and a corpus, an adapted checkpoint or a run has the name of its file."
     made = stage_of(path)[1].model_validate(read_yaml(path))
     name = {"params": "run_name", "figures": "", "evaluations": ""}.get(path.parent.name, "name")
-    assert not name or getattr(made, name) == path.stem
+    assert not name or getattr(made, name) == ("mine" if path.stem == "template" else path.stem)
 
 
 @pytest.mark.parametrize("path", [*PARAMS, *CLUSTER], ids=short)
@@ -243,11 +244,28 @@ def test_index_page_lists_every_module(package):
 LINK = re.compile(r"\]\(((?:\.\./)*[\w./-]+\.(?:ipynb|md|svg|cff|yaml|sh))(?:#[^)]*)?\)")
 
 
+def links(path: Path) -> list[str]:
+    "The files that a page links to, as written."
+    notebook = path.suffix == ".ipynb"
+    texts = (
+        ["".join(cell["source"]) for cell in cells(path, "markdown")]
+        if notebook
+        else [path.read_text(encoding="utf-8")]
+    )
+    return [link for text in texts for link in LINK.findall(text)]
+
+
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *ROOT.glob("*.md")], ids=short)
 def test_links_between_pages_lead_somewhere(path):
-    notebook = path.suffix == ".ipynb"
-    texts = ["".join(cell["source"]) for cell in cells(path, "markdown")] if notebook else [path.read_text()]
-    assert [link for text in texts for link in LINK.findall(text) if not (path.parent / link).exists()] == []
+    "A link that begins with / starts at the root of the checkout, as in JupyterLab."
+    places = {link: ROOT / link[1:] if link[0] == "/" else path.parent / link for link in links(path)}
+    assert [link for link, place in places.items() if not place.exists()] == []
+
+
+@pytest.mark.parametrize("path", RUNNERS, ids=short)
+def test_links_resolve_in_executed_copies(path):
+    "Which lie in outputs/, outputs/NAME or elsewhere: from the root of the checkout, not from the notebook's folder."
+    assert [link for link in links(path) if not link.startswith("/nbs/")] == []
 
 
 # Modules
@@ -373,9 +391,10 @@ def make_targets(text: str) -> set[str]:
 
 
 def missing_paths(text: str) -> list[str]:
-    "Paths that a text names and that do not exist."
+    "Paths that a text names and that do not exist; params/mine* are the user's."
     named = set(re.findall(r"(?<![\w/])(?:nbs|params|scripts|tests|langsamp)/[\w./-]+\w", text))
-    return [path for path in sorted(named) if not (ROOT / path).exists()]
+    ours = [path for path in sorted(named) if not path.startswith("params/mine")]
+    return [path for path in ours if not (ROOT / path).exists()]
 
 
 def test_readme_commands_exist():

@@ -58,6 +58,7 @@ SHARED_FOLDERS = (
     "evaluations",
     "figures",
     "logs",
+    "notebooks",
     "published",
     "reproductions",
 )
