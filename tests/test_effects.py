@@ -192,7 +192,7 @@ def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     held_out = [line for line in lines if "validation_loss" in line]
     steps = [line for line in lines if "loss" in line]
     with safe_open(run / "model/model.safetensors", "np") as file:
-        vectors = [f"{kind}_embeddings.weight" in file.keys() for kind in ("language", "script")]
+        vectors = sorted(name for name in file.keys() if not name.startswith("mlm."))
     return {
         "folder": run.name,
         "lines": [
@@ -257,7 +257,11 @@ STAGES["03_pretrain"] = Stage(
         "num_layers": Effect([2], f"parameters, start, {LEARNS}"),
         "hidden_size": Effect([64], f"parameters, start, {LEARNS}"),
         "dropout": Effect([0.0, 0.5], LEARNS),
-        "variant": Effect(["baseline", "language", "script"], f"parameters, vectors, start, {LEARNS}"),
+        "variant": [
+            Effect(["baseline", "language", "script"], f"parameters, vectors, start, {LEARNS}"),
+            Effect(["input", "input+output", "unigram"], f"vectors, {LEARNS}", perhaps="parameters, start"),
+            Effect(["logits", "shuffled"], LEARNS, perhaps="start"),
+        ],
         "max_steps": Effect([5], LASTS),
         "global_batch_size": Effect([8], f"micro-batches, {READS}"),
         "micro_batch_size": Effect(

@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, XLMRoberta
 from langsamp.core.errors import UserError
 from langsamp.core.files import sha256
 from langsamp.model.langsamp import (
-    VARIANTS,
     LangSAMPConfig,
     LangSAMPForMaskedLM,
     from_backbone,
     language_script_ids,
     save_backbone,
 )
+from langsamp.model.variants import VARIANTS
 
 LANGUAGES, SCRIPTS = ["eng", "hin", "urd"], ["Arab", "Deva", "Latn"]
 TABLES = {"language_embeddings.weight", "script_embeddings.weight"}
@@ -27,7 +27,12 @@ TINY = {"vocab_size": 256, "max_position_embeddings": 66, "type_vocab_size": 1, 
 
 
 def build(variant: str = "language+script", **overrides) -> LangSAMPForMaskedLM:
-    return from_backbone(XLMRobertaConfig(**TINY | overrides), LANGUAGES, SCRIPTS, variant, seed=1)
+    model = from_backbone(XLMRobertaConfig(**TINY | overrides), LANGUAGES, SCRIPTS, variant, seed=1)
+    if variant == "unigram":
+        p_PV = torch.rand(9, model.config.backbone_config.vocab_size, generator=torch.Generator().manual_seed(2))
+        pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3)).unbind(1)
+        model.set_unigrams(pairs, p_PV / p_PV.sum(1, keepdim=True))
+    return model
 
 
 @pytest.fixture
@@ -73,6 +78,7 @@ def test_zero_embeddings_give_the_stock_model(variant, text, labels, ids):
     model = build(variant)
     with torch.no_grad():
         [p.zero_() for name, p in model.named_parameters() if "_embeddings." in name and not name.startswith("mlm")]
+        [table.log_PV.zero_() for table in (model.unigrams,) if table is not None]
     assert torch.equal(model(**text, **ids).logits, model.mlm(**text).logits)
     assert torch.allclose(model(**text, **ids, labels=labels).loss, model.mlm(**text, labels=labels).loss)
 
@@ -83,7 +89,7 @@ def test_a_variant_uses_only_its_own_ids(variant, text, ids):
     plain = model(**text).logits
     for name in ("language", "script"):
         same = torch.equal(model(**text, **{f"{name}_ids": ids[f"{name}_ids"]}).logits, plain)
-        assert same == (name not in VARIANTS[variant])
+        assert same == (name not in VARIANTS[variant].ids or variant == "unigram")
 
 
 def test_dropout_and_gradients_match_the_stock_model(text, labels):
@@ -108,6 +114,52 @@ def test_every_sequence_gets_its_own_embeddings(text, ids):
         for i in range(4)
     ]
     assert torch.allclose(sum(alone) / (labels != -100).sum(), model(**text, **ids, labels=labels).loss)
+
+
+# Variants
+
+
+def test_only_input_variants_change_the_encoder(text, ids):
+    "And as they should: by the sum of two rows for each sequence, below the encoder."
+    for variant, (_, places) in VARIANTS.items():
+        model = build(variant)
+        plain = model(**text, output_hidden_states=True).hidden_states[-1]
+        states = model(**text, **ids, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(states, plain) == ("input" not in places)
+        if "input" in places:
+            e_BH = model.input_language_embeddings(ids["language_ids"])
+            e_BH = e_BH + model.input_script_embeddings(ids["script_ids"])
+            words_BLH = model.get_input_embeddings()(text["input_ids"]) + e_BH[:, None]
+            by_hand = model.mlm.base_model(inputs_embeds=words_BLH, attention_mask=text["attention_mask"])
+            assert torch.allclose(states[0], by_hand.last_hidden_state[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_is_that_of_the_logits(variant, text, labels, ids):
+    model = build(variant)
+    logits = model(**text, **ids).logits
+    full = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert torch.allclose(model(**text, **ids, labels=labels).loss, full, atol=1e-5)
+
+
+def test_what_is_added_to_the_logits(text, ids):
+    "Variant `logits`: the decoder's weights times the sum of two rows; `unigram`: the frequencies that it was given."
+    model = build("logits")
+    e_BH = model.language_embeddings(ids["language_ids"]) + model.script_embeddings(ids["script_ids"])
+    added = model(**text, **ids).logits - model(**text).logits
+    bias_BV = e_BH @ model.get_output_embeddings().weight.T
+    assert torch.allclose(added, bias_BV[:, None].expand_as(added), atol=1e-5)
+    model = build("unigram")
+    added = model(**text, **ids).logits - model(**text).logits
+    bias_BV = model.unigrams.log_PV[ids["language_ids"] * 3 + ids["script_ids"]]
+    assert torch.allclose(added, bias_BV[:, None].expand_as(added), atol=1e-4)
+
+
+def test_a_compiled_encoder_takes_nothing_at_its_input(text, ids):
+    model = build("input")
+    model.mlm.base_model.compile(backend="eager")
+    with pytest.raises(UserError, match="set torch_compile: false"):
+        model(**text, **ids)
 
 
 # Loss
@@ -199,7 +251,7 @@ def test_training_without_ids(variant, text, labels):
     if variant == "baseline":
         assert model(**text, labels=labels).loss > 0
     else:
-        with pytest.raises(UserError, match=f"{VARIANTS[variant][0]}_ids was not given"):
+        with pytest.raises(UserError, match=f"{VARIANTS[variant].ids[0]}_ids was not given"):
             model(**text, labels=labels)
         assert model.eval()(**text, labels=labels).loss > 0
 

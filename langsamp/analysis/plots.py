@@ -39,6 +39,11 @@ COLOURS = {
     "language": "#009E73",
     "script": "#CC79A7",
     "baseline": "#D55E00",
+    "input": "#332288",
+    "input+output": "#88CCEE",
+    "logits": "#661100",
+    "unigram": "#999933",
+    "shuffled": "#888888",
     "chance": "#000000",
 }
 _SPARE = ("#56B4E9", "#E69F00", "#F0E442")  # For a second run of a variant
@@ -49,6 +54,11 @@ LABELS = {
     "language": "language embeddings only",
     "script": "script embeddings only",
     "baseline": "baseline",
+    "input": "embeddings at the input",
+    "input+output": "embeddings at input and output",
+    "logits": "bias of the logits",
+    "unigram": "fixed token frequencies",
+    "shuffled": "shuffled labels",
     "untrained": "untrained",
     "initial": "initial",
 }

@@ -20,7 +20,8 @@ from transformers import AutoModelForMaskedLM
 from ..core.errors import UserError
 from ..model.backbones import max_sequence_length
 from ..model.files import load_model, refuse_missing
-from ..model.langsamp import VARIANTS, LangSAMPForMaskedLM, language_script_ids
+from ..model.langsamp import LangSAMPForMaskedLM, language_script_ids
+from ..model.variants import VARIANTS
 from ..tokenization.coverage import tokenize_texts
 from ..tokenization.train import load_tokenizer
 from ..training.pretrain import HOW_TO_REMAKE
@@ -43,7 +44,7 @@ def _language_inputs(
     "Return the ids of a language and its script."
     if not language:
         return {}
-    if not VARIANTS[model.config.variant]:
+    if not VARIANTS[model.config.variant].ids:
         raise UserError(
             f"variant `{model.config.variant}` has no language or script embeddings; leave out `{language}`"
         )

@@ -19,9 +19,14 @@ import torch
 from ..core.errors import UserError
 from ..core.files import content_hash
 from ..core.manifests import verify
+from ..data.masking import TokenIds
+from ..data.unigrams import unigram_probabilities
 from .encoder import encode
 from ..model.adapt_checkpoint import find_backbone
-from ..model.files import check_vocab_size, load_encoder
+from ..model.backbones import module_path, with_module
+from ..model.files import check_vocab_size, load_encoder, load_model
+from ..model.langsamp import LangSAMPForMaskedLM, language_script_ids
+from ..model.variants import VARIANTS, IdentifiedEmbedding
 from ..tokenization.train import load_tokenizer
 from ..training.prepare import open_run
 from ..training.pretrain import HOW_TO_REMAKE, initial_model, initial_weights_hash, longest_text
@@ -72,6 +77,35 @@ def _backbone_of(folder: Path) -> tuple[str, Any, Any]:
     variant, place = open_run(folder)[0].variant, folder / "backbone"
     return variant, load_encoder(place, HOW_TO_REMAKE), load_tokenizer(str(place))
 
+# %% ../../nbs/library/encoding/01_open_encoder.ipynb #6000851b
+@torch.no_grad()
+def _input_embeddings(folder: Path, codes: Sequence[str]) -> torch.Tensor:
+    "Return what a run adds at the input in each language-script, `[P, H]`."
+    variant = open_run(folder)[0].variant
+    if "input" not in VARIANTS[variant].places:
+        raise UserError(f"run {folder.name} has variant `{variant}` and no embeddings at the input; leave out the @")
+    model, _ = load_model(LangSAMPForMaskedLM, folder / "model", again=HOW_TO_REMAKE)
+    languages, scripts = language_script_ids(codes, model.config)
+    return model.input_language_embeddings.weight[languages] + model.input_script_embeddings.weight[scripts]
+
+# %% ../../nbs/library/encoding/01_open_encoder.ipynb #ea9605be
+@torch.no_grad()
+def _with_input_embeddings(
+    model: Any,  # The backbone of a run
+    folder: Path,  # Of the run
+    how: str,  # `mean` or `identified`
+) -> Any:
+    "Add the input embeddings of a run to its backbone (`UserError` if it has none)."
+    if how not in ("mean", "identified"):
+        raise UserError(f"`@{how}` is unknown; use @mean, @identified or none of them")
+    p, corpus = open_run(folder)
+    codes, p_PV = unigram_probabilities(corpus.sequences("train", p), TokenIds(**corpus.facts))
+    shift_PH, words = _input_embeddings(folder, codes), model.get_input_embeddings()
+    if how == "mean":
+        words.weight += shift_PH.mean(0)
+        return model
+    return with_module(model, module_path(model, words), IdentifiedEmbedding(words, torch.from_numpy(p_PV), shift_PH))
+
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #52f7b07f
 def _initial_encoder(folder: Path) -> tuple[str, Any, Any]:
     "Return `initial` or `untrained`, and the encoder and tokenizer that a run started from."
@@ -106,13 +140,14 @@ def open_encoder(
     outputs: Path | str,  # The `outputs/` folder
 ) -> Encoder:
     "Open an encoder and check that it is complete; raise `UserError` if there is none of that name."
-    outputs = Path(outputs)
+    outputs, (run, _, how) = Path(outputs), name.partition("@")
     if name.startswith("start:"):
         raise UserError(f"`{name}` is now called `init:{name.removeprefix('start:')}`")
     if name.startswith("init:"):
         variant, model, tokenizer = _initial_encoder(outputs / name.removeprefix("init:"))
-    elif (outputs / name / "params.yaml").exists():
-        variant, model, tokenizer = _backbone_of(outputs / name)
+    elif (outputs / run / "params.yaml").exists():
+        variant, model, tokenizer = _backbone_of(outputs / run)
+        model = _with_input_embeddings(model, outputs / run, how) if how else model
     else:
         variant, model, tokenizer = _other_checkpoint(name, outputs)
     check_vocab_size(name, model, tokenizer)

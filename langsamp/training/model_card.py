@@ -309,6 +309,16 @@ def _metadata(facts: RunFacts, part: str, scores: Sequence[Mapping[str, Any]], l
     fields.update(licence_fields([licence or (facts.base.licence if facts.base else "")]))
     return ModelCardData(**fields)
 
+# %% ../../nbs/library/training/06a_model_card.ipynb #c0417015
+_CONTROLS = {
+    "baseline": "without language and script embeddings",
+    "input": "with language and script embeddings at the input instead of the output",
+    "input+output": "with language and script embeddings at the input and at the output",
+    "logits": "with a bias of the logits for each language and script",
+    "unigram": "with fixed token frequencies of each language-script at the output",
+    "shuffled": "with embeddings of labels that say nothing",
+}
+
 # %% ../../nbs/library/training/06a_model_card.ipynb #40de1c1f
 def model_card(
     facts: RunFacts,  # From `run_facts`
@@ -319,7 +329,7 @@ def model_card(
 ) -> str:  # The text of README.md
     "Describe an exported folder."
     kind = "encoder" if part == "backbone" else "masked language model"
-    embeddings = {"baseline": "without language and script embeddings"}.get(facts.p.variant, "with LangSAMP")
+    embeddings = _CONTROLS.get(facts.p.variant, "with LangSAMP")
     intro = f"A multilingual {kind} for {len(facts.codes):,} language-scripts, trained {embeddings}"
     sections = {
         "": f"{intro} ([Liu et al., 2025](https://arxiv.org/abs/2409.18199)).",
