@@ -88,18 +88,18 @@ def _tasks(p: ReproductionParams) -> list[Task]:
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #41732a41
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
     "Yield one job per encoder, with all tasks."
-    for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), *_untrained(p)]:
+    starts = _untrained(p)[: 1 if _preset(p).get("backbone") else None]  # All seeds of a checkpoint start from it
+    for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), *starts]:
         output = f"evaluations/{quote(encoder, safe='')}-layer-{p.layer}.ipynb"
         parameters = {"encoder": encoder, "tasks": _tasks(p), "languages": p.languages, "layer": p.layer}
         yield Job("evaluate", "04_evaluate.ipynb", output, parameters)
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #06aa2978
 def _encoders(p: ReproductionParams, *variants: str) -> dict[str, list[str]]:
-    "Return labels with their runs, and the untrained encoders."
+    "Return labels with their runs, and the encoders from which they start."
     runs = run_names(p)
-    return {LABELS[variant]: runs[variant] for variant in variants if variant in runs} | {
-        LABELS["untrained"]: _untrained(p)
-    }
+    floor = LABELS["initial" if _preset(p).get("backbone") else "untrained"]
+    return {LABELS[variant]: runs[variant] for variant in variants if variant in runs} | {floor: _untrained(p)}
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #83170060
 def figure_jobs(p: ReproductionParams) -> Iterator[Job]:
