@@ -55,6 +55,9 @@ _FLOOR = -20.0  # Log probability of a token that the smoothing leaves at zero, 
 class IdentifiedEmbedding(nn.Module):
     "Token embeddings, moved by the vector of the language-script in which the tokens of a text are most likely."
 
+    log_VP: Tensor
+    shift_PH: Tensor
+
     def __init__(
         self,
         words: nn.Module,  # Token ids `[B, L]` to vectors `[B, L, H]`
@@ -77,6 +80,9 @@ class IdentifiedEmbedding(nn.Module):
 # %% ../../nbs/library/model/04a_variants.ipynb #56ac0bf1
 class UnigramBias(nn.Module):
     "The logarithm of token frequencies by language-script, a constant."
+
+    row_LS: Tensor
+    log_PV: Tensor
 
     def __init__(self, languages: int, scripts: int, pairs: int, vocabulary: int) -> None:
         super().__init__()

@@ -48,7 +48,9 @@ class CorpusParams(Params):
         return [*super().conflicts(), f"vocab_size must be at least 100, not {self.vocab_size}" if small else ""]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #b120ab14
-Variant = Literal["baseline", "language", "script", "language+script"]
+Variant = Literal[
+    "baseline", "language", "script", "language+script", "input", "input+output", "logits", "unigram", "shuffled"
+]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #7b57a379
 ARCHITECTURES = ("xlm-roberta", "modernbert", "a config.json")
@@ -80,7 +82,8 @@ class ModelParams(Params):
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Of hidden states and attention weights")
     variant: Variant = Field(
-        "language+script", description="Embeddings added to the output: language+script, language, script or baseline"
+        "language+script",
+        description="language+script, language, script, baseline or another of model/04a_variants.ipynb",
     )
 
     def conflicts(self) -> list[str]:
@@ -141,6 +144,10 @@ class PretrainParams(TrainingParams, ModelParams, CorpusParams):
     "A pretraining run, from text to an exported model."
 
     run_name: RunName = Field("smoke", description="Folder under outputs/")
+
+    def conflicts(self) -> list[str]:
+        compiled = f"torch_compile does not work with variant {self.variant}, which adds embeddings at the input"
+        return [*super().conflicts(), compiled * (self.torch_compile and self.variant.startswith("input"))]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #619e72c5
 class CorpusBuildParams(Params):

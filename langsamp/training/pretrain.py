@@ -50,12 +50,19 @@ import torch
 from transformers import AutoConfig, ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
 
 from ..core.manifests import atomic_folder, find_damage
-from ..data.unigrams import plateau_warning
+from ..data.masking import TokenIds
+from ..data.unigrams import plateau_warning, unigram_probabilities
 from ..languages.codes import parse_code
 from ..model.adapt_checkpoint import find_backbone, weight_checksums
 from ..model.backbones import is_encoder_alone, max_sequence_length
 from ..model.files import check_config, library_errors
-from ..model.langsamp import LangSAMPForMaskedLM, describe_taken_over, from_backbone, save_backbone
+from langsamp.model.langsamp import (
+    LangSAMPForMaskedLM,
+    describe_taken_over,
+    from_backbone,
+    language_script_ids,
+    save_backbone,
+)
 from ..tokenization.train import load_tokenizer
 from .checkpoints import load_weights
 from .distributed import init_distributed
@@ -141,6 +148,8 @@ def initial_model(
     start = find_backbone(p.backbone, outputs) if p.backbone else scratch_config(p, corpus.facts, p.max_seq_length)
     model = from_backbone(start, languages, scripts, p.variant, p.seed, p.dropout, is_encoder_alone(start))
     _check_fit(model, p, corpus.facts["vocab_size"])
+    if model.unigrams is not None:
+        _count_unigrams(model, p, corpus)
     return model
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #dc697507
@@ -154,6 +163,12 @@ def _check_fit(model: LangSAMPForMaskedLM, p: PretrainParams, vocab_size: int) -
         )
     if p.max_seq_length > (most := max_sequence_length(model.config.backbone_config)):
         raise UserError(f"max_seq_length {p.max_seq_length}: backbone `{p.backbone}` has positions for {most} tokens")
+
+# %% ../../nbs/library/training/07_pretrain.ipynb #eecb148b
+def _count_unigrams(model: LangSAMPForMaskedLM, p: PretrainParams, corpus: Corpus) -> None:
+    "Give variant `unigram` the token frequencies of the training text."
+    codes, p_PV = unigram_probabilities(corpus.sequences("train", p), TokenIds(**corpus.facts))
+    model.set_unigrams(language_script_ids(codes, model.config), torch.from_numpy(p_PV))
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #778cd0a6
 def export(
