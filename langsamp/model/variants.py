@@ -77,9 +77,9 @@ class IdentifiedEmbedding(nn.Module):
     def forward(self, ids_BL: Tensor) -> Tensor:
         return self.words(ids_BL) + self.shift_PH[self.identify(ids_BL)][:, None]
 
-# %% ../../nbs/library/model/04a_variants.ipynb #56ac0bf1
-class UnigramBias(nn.Module):
-    "The logarithm of token frequencies by language-script, a constant."
+# %% ../../nbs/library/model/04a_variants.ipynb #c0417016
+class _Frequencies(nn.Module):
+    "Token frequencies by language-script, constants that are saved with the weights."
 
     row_LS: Tensor
     log_PV: Tensor
@@ -89,21 +89,24 @@ class UnigramBias(nn.Module):
         self.register_buffer("row_LS", torch.full((languages, scripts), -1))
         self.register_buffer("log_PV", torch.zeros(pairs, vocabulary))
 
+    def resize(self, vocabulary: int) -> None:
+        "Follow a resized vocabulary; new tokens are as rare as special ones."
+        self.log_PV = F.pad(self.log_PV, (0, vocabulary - self.log_PV.shape[1]), value=_FLOOR)
+
+# %% ../../nbs/library/model/04a_variants.ipynb #56ac0bf1
+class UnigramBias(_Frequencies):
+    "The logarithm of token frequencies by language-script, a constant."
+
     def fill(self, ids: tuple[Tensor, Tensor], p_PV: Tensor) -> None:
         "Set the probabilities `[P, V]` of language-scripts, given by their language and script ids `[P]`."
         self.row_LS[ids] = torch.arange(len(p_PV), device=self.row_LS.device)
         self.log_PV = p_PV.log().clamp(min=_FLOOR).float().to(self.row_LS.device)
 
-    def resize(self, vocabulary: int) -> None:
-        "Follow a resized vocabulary; new tokens are as rare as special ones."
-        self.log_PV = F.pad(self.log_PV, (0, vocabulary - self.log_PV.shape[1]), value=_FLOOR)
-
     def forward(self, language_ids: Tensor, script_ids: Tensor) -> Tensor:
         "Return the bias of the logits for each pair of ids, `[..., V]`."
         row = self.row_LS[language_ids, script_ids]
-        known = row >= 0
         bias = self.log_PV.new_zeros(*row.shape, self.log_PV.shape[1])
-        bias[known] = self.log_PV[row[known]]
+        bias[row >= 0] = self.log_PV[row[row >= 0]]
         return bias
 
 # %% ../../nbs/library/model/04a_variants.ipynb #f615ee9a
