@@ -371,6 +371,7 @@ def committed() -> list[Path]:
         "outputs/benchmarks-packing-reference",
         "outputs/plateau-reference",
         "outputs/bible-24-reproduction",
+        "outputs/bible-24-e5-reproduction",
     ]
     inside = [p for folder in folders for p in (ROOT / folder).rglob("*")]
     paths = [p for p in [*ROOT.iterdir(), *inside] if p.is_file() and not re.search("__pycache__|checkpoints/", str(p))]
