@@ -210,7 +210,8 @@ def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
         "steps": len(steps),
         "validations": [line["step"] for line in held_out],
         "checkpoints": sorted(path.name for path in (run / "checkpoints").glob("step-*")),
-        "exported": result["best_step" if names["params"].early_stopping_patience else "step"],
+        "exported": result["exported_step"],
+        "shown": (run / "tensorboard").is_dir(),
         "weights": sha256(run / "model/model.safetensors"),
         "compiled": len(bench.noted.get("compile", [])),
         "recomputed": len(bench.noted.get("checkpoint", [])),
@@ -305,6 +306,12 @@ STAGES["03_pretrain"] = Stage(
         "early_stopping_patience": Effect(
             [1], LASTS, given={"save_steps": 1, "max_steps": 6, "learning_rate": 0.3, "warmup_steps": 0}
         ),
+        "load_best_model_at_end": Effect(
+            [False],
+            "exported, weights",
+            given={"save_steps": 1, "max_steps": 6, "learning_rate": 0.3, "warmup_steps": 0},
+        ),
+        "report_to": Effect(["tensorboard"], "shown", why="where the metrics are shown"),
     },
 )
 

@@ -33,6 +33,7 @@ from langsamp.tokenization.train import pretrained_tokenizer, trained_tokenizer
 from langsamp.training.loop import Trainer
 from langsamp.training.prepare import open_run, prepare, training_data
 from langsamp.training.pretrain import initial_model, main, pretrain
+from langsamp.training.run_dir import read_params, write_params
 
 LOST = "roberta.encoder.layer.1.output.dense.weight"
 
@@ -444,11 +445,31 @@ def test_a_backbone_that_no_step_improved_is_exported_unchanged(corpus, outputs)
     assert trained_sequences(outputs / "spoilt").sum() == 0, "its vectors saw no text"
 
 
-def test_without_patience_the_last_model_is_exported(finished):
-    p, run = finished
-    result, losses = read_json(run / "result.json"), tiny.metrics_of(run)
-    assert result["exported_step"] == result["step"] == 2
-    assert result["validation_loss"] == result["last_loss"] == losses[-1]["validation_loss"]
+def test_without_the_best_the_last_model_is_exported(corpus, outputs):
+    p, result, losses = stopped(corpus, outputs, "last", learning_rate=0.05, load_best_model_at_end=False)
+    assert result["exported_step"] == result["step"] == result["best_step"] + 2
+    assert result["validation_loss"] == result["last_loss"] == losses[result["step"]] > result["best_loss"]
+
+
+def test_the_best_checkpoint_is_kept_and_exported_without_patience(corpus, outputs, capsys):
+    "Rotation keeps the two newest checkpoints and the best; the log says which one is exported."
+    p = tiny.params_of(corpus, run_name="rotated", max_steps=24, warmup_steps=0, save_steps=1, learning_rate=0.05)
+    result = pretrain(p, outputs)
+    losses = {x["step"]: x["validation_loss"] for x in tiny.metrics_of(outputs / "rotated") if "validation_loss" in x}
+    best = min(losses, key=lambda step: losses[step])
+    assert 0 < best < 22 and result["exported_step"] == best and result["step"] == 24, losses
+    kept = sorted(path.name for path in (outputs / "rotated/checkpoints").glob("step-*"))
+    assert kept == [f"step-{step:08d}" for step in (best, 23, 24)]
+    assert f"exports step {best}: validation loss {losses[best]:.3f}" in capsys.readouterr().out
+
+
+def test_a_run_of_an_earlier_version_keeps_its_meaning(tmp_path):
+    "Without the parameter, the best model was exported with early stopping only."
+    for patience in (0, 2):
+        values = PretrainParams(early_stopping_patience=patience).model_dump()
+        del values["load_best_model_at_end"]
+        write_params(tmp_path, values)
+        assert read_params(tmp_path).load_best_model_at_end == (patience > 0)
 
 
 def test_figures_show_what_is_exported(corpus, outputs):

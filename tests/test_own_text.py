@@ -258,6 +258,7 @@ def test_own_text_is_found_by_name(tmp_path):
 def test_a_validation_shows_its_interval_and_what_it_rests_on(corpus, tmp_path, capsys):
     "In the log, the metrics and at the end; the loss itself is the mean over all masked tokens."
     p = tiny.params_of(corpus, run_name="own", max_steps=4, save_steps=2, learning_rate=0.9)
+    p = p.replace(load_best_model_at_end=False)
     result = pretrain(p, tmp_path)
     printed = capsys.readouterr().out
     lines = {line["step"]: line for line in tiny.metrics_of(tmp_path / "own") if "validation_loss" in line}

@@ -42,6 +42,7 @@ from ..params.pretrain import TrainingParams
 from .checkpoints import load_checkpoint, newest_valid, save_checkpoint
 from .distributed import apply_fsdp, make_accelerator
 from .logging import RunLogger
+from .trackers import open_tracker
 
 # %% ../../nbs/library/training/04_loop.ipynb #4ff67140
 def attention_kwargs(
@@ -342,7 +343,7 @@ class _Checkpointing(_EarlyStopping):
 
     def save(self, folder: Path) -> None:
         "Write a checkpoint: the main process writes, the others contribute their shards."
-        best, main = self.state["best_step"] if self.p.early_stopping_patience else 0, self.accelerator.is_main_process
+        best, main = self.state["best_step"], self.accelerator.is_main_process
         place, step, inner = folder / "checkpoints", self.state["step"], self.optimizer.optimizer
         save_checkpoint(place, step, self.plain, inner, self.state, best=best, write=main)
         self.accelerator.wait_for_everyone()
@@ -391,8 +392,9 @@ class _Bookkeeping(_Checkpointing):
     def logger(self, folder: Path) -> RunLogger:
         "The log of this session; the main process compares validation losses with the unigram baseline."
         main = self.accelerator.is_main_process
-        baseline = self.data.unigram_loss if main else 0.0
-        return RunLogger(folder, self.p.max_steps, self.state["step"], main, baseline)
+        baseline, step = self.data.unigram_loss if main else 0.0, self.state["step"]
+        tracker = open_tracker(self.p.report_to, folder, step, self.p.model_dump()) if main else None
+        return RunLogger(folder, self.p.max_steps, step, main, baseline, tracker)
 
     @property
     def save_is_due(self) -> bool:

@@ -60,7 +60,8 @@ _EARLIER = "belongs to a run of an earlier version of langsamp"
 # %% ../../nbs/library/training/00_run_dir.ipynb #de148772
 def _with_added(values: Mapping[str, Any]) -> dict[str, Any]:
     "Add the parameters that a run of an earlier version did not have, with what it did."
-    return {"language_weights": {}} | dict(values)
+    best = values.get("early_stopping_patience", 0) > 0
+    return {"language_weights": {}, "load_best_model_at_end": best} | dict(values)
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #b5001123
 def check_same_params(
@@ -72,7 +73,7 @@ def check_same_params(
     if old := sorted((before.keys() - values.keys()) & OLD_NAMES.keys()):
         raise UserError(f"{folder} {_EARLIER} (parameters {', '.join(old)}); choose another run_name to train it again")
     before, values = _with_added(before), _with_added(values)
-    names = sorted((before.keys() | values.keys()) - {"micro_batch_size", "on_bad_line"})
+    names = sorted((before.keys() | values.keys()) - {"micro_batch_size", "on_bad_line", "report_to"})
     other = [name for name in names if before.get(name) != values.get(name)]
     if other == ["max_steps"] and values["max_steps"] > before["max_steps"]:
         return
