@@ -243,6 +243,7 @@ STAGES["03_pretrain"] = Stage(
         "corpus": Effect(["@other"], f"tokens, {STARTS}", perhaps="parameters"),
         "languages": Effect([["eng_Latn", "rus_Cyrl"], ["rus_Cyrl"]], f"lines, tokens, parameters, {STARTS}"),
         "on_bad_line": Effect(["stop"], given={"corpus": "@bad"}, refused="eng_Latn.txt"),
+        "min_held_out": Effect([0, 500], f"lines, tokens, {STARTS}", given={"corpus": "@unsplit"}),
         "sampling": Effect(["temperature", "glot500"], READS, given={"corpus": "@unseen"}),
         "alpha": [
             Effect([0.0, 1.0], READS, given={"corpus": "@unseen", "sampling": rule})
@@ -351,6 +352,7 @@ STAGES["01_corpus"] = Stage(
         "corpus": Effect(["@leaky+@other"], "training text, held-out text"),
         "languages": Effect([["eng_Latn"]], "languages, training text, held-out text"),
         "on_bad_line": Effect(["stop"], given={"corpus": "@bad"}, refused="eng_Latn.txt"),
+        "min_held_out": Effect([0, 500], "training text, held-out text", given={"corpus": "@unsplit"}),
         "min_characters": Effect([500], "languages, training text, held-out text"),
         "benchmarks": Effect([["folder:@evaluation", "folder:@more"]], "sets, found, training text"),
         "ngram_size": Effect([8], "found, training text"),
@@ -1011,6 +1013,7 @@ def places(tmp_path_factory, stock) -> dict[str, Path]:
     write_text(home / "unseen", {"eng_Latn": 20, "wol_Latn": 40, "mri_Latn": 12})
     write_text(home / "many", {code: 10 + 3 * number for number, code in enumerate(MANY)})
     write_leaky(home)
+    tiny.write(home / "unsplit/eng_Latn.txt", "\n".join(tiny.sentences("eng_Latn", 400)))
     write_text(home / "mediawiki/text", dict.fromkeys(MANY, 5))
     for seed in (1, 2):
         write_sets(home / f"sets{seed}", seed)

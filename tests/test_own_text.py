@@ -278,3 +278,57 @@ def test_enough_held_out_text_causes_no_warning(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("langsamp.training.pretrain.MIN_MASKED", 50)
     result = pretrain(tiny.params_of(corpus, run_name="own", max_steps=1, warmup_steps=0, save_steps=1), tmp_path)
     assert [line for line in result["warnings"] if "masked tokens of held-out text" in line] == []
+
+
+# How much is held out
+
+
+def held_out(sources: dict, code: str) -> tuple[int, int]:
+    "Characters of held-out text, and of all."
+    lines = list(clean_lines(sources[code], FilterReport(code)))
+    return sum(len(text) for split, text in lines if split == "validation"), sum(len(text) for _, text in lines)
+
+
+def own_folder(folder: Path) -> Path:
+    "A small and a middling language without a split."
+    for code, count in {"hin_Deva": 300, "eng_Latn": 6000}.items():
+        tiny.write(folder / f"{code}.txt", "\n".join(tiny.sentences(code, count)) + "\n")
+    return folder
+
+
+def test_own_text_holds_out_enough_to_measure_a_loss(tmp_path):
+    "At least the wanted characters, or as near to a tenth as whole lines come; the lines of 2 % are among them."
+    folder = own_folder(tmp_path / "own")
+    before, now = [open_corpus(str(folder), min_held_out=least)[0] for least in (0, 15_000)]
+    out, total = held_out(now, "eng_Latn")
+    assert 15_000 <= out < 15_100 and held_out(before, "eng_Latn")[0] < 15_000 and total > 150_000
+    out, total = held_out(now, "hin_Deva")
+    assert 0.095 * total < out <= 0.1 * total
+    for code, files in now.items():
+        split = {text: which for which, text in clean_lines(files, FilterReport(code))}
+        old = [text for which, text in clean_lines(before[code], FilterReport(code)) if which == "validation"]
+        assert all(split[text] == "validation" for text in old)
+
+
+@pytest.mark.parametrize("corpus", ["udhr", "copy"])
+def test_known_corpora_keep_their_split(tmp_path, corpus):
+    if corpus == "copy":
+        write_corpus(open_corpus(str(own_folder(tmp_path / "own")))[0], tmp_path / "corpora/copy")
+    before, now = [open_corpus(corpus, ["eng_Latn"], tmp_path, min_held_out=least)[0] for least in (0, 15_000)]
+    assert before == now and source_hash(before["eng_Latn"]) == source_hash(now["eng_Latn"])
+
+
+def test_a_folder_with_a_split_keeps_it(tmp_path, corpus):
+    before, now = [open_corpus(str(corpus), outputs=tmp_path, min_held_out=least)[0] for least in (0, 15_000)]
+    assert before == now
+
+
+def test_an_earlier_run_on_own_text_goes_on_with_its_split(tmp_path):
+    "Its params.yaml does not name the parameter; the message says how to continue."
+    p = tiny.params_of(own_folder(tmp_path / "text"), run_name="own", max_steps=4, save_steps=4, min_held_out=0)
+    result = pretrain(p, tmp_path)
+    text = (tmp_path / "own/params.yaml").read_text()
+    (tmp_path / "own/params.yaml").write_text(text.replace("min_held_out: 0\n", ""))
+    with pytest.raises(UserError, match="other text .*continue a run on own text of an earlier version with min_held"):
+        pretrain(p.replace(min_held_out=15_000), tmp_path)
+    assert pretrain(p, tmp_path) == result

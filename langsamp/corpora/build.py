@@ -35,7 +35,7 @@ def build_corpus(
     outputs: Path,  # The `outputs/` folder; the result goes to `corpora/` in it
 ) -> Path:  # The folder of the corpus, with its data card
     "Build a corpus; an unknown source or evaluation is a `UserError`."
-    found, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line)
+    found, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line, p.min_held_out)
     sources, too_little = drop_small_languages(found, p.min_characters)
     detector, unread = _read_detector(p)
     report = audit_corpus(sources, detector, unread)

@@ -22,6 +22,7 @@ from ..core.errors import UserError, did_you_mean, quoted
 from ..core.files import cache_folder, outputs_folder, read_json, write_json
 from ..core.manifests import atomic_folder, find_damage, read_manifest
 from .bible_corpus import bible_corpus
+from .held_out import hold_out
 from .mediawiki import MEDIAWIKI_VERSION, mediawiki_corpus
 from .sources import local_data_folder
 from langsamp.corpora.text import (
@@ -284,13 +285,14 @@ def open_corpus(
     languages: Iterable[str] = (),  # Codes to keep; empty keeps all
     outputs: Path | None = None,  # The `outputs/` folder; `outputs_folder()` by default
     on_bad_line: OnBadLine = "skip",  # Whether a warning or a lost file raises a `UserError`; a notice never does
+    min_held_out: int = 0,  # Characters to hold out of each language of own text; 0: two per cent of its lines
 ) -> tuple[dict[str, list[Source]], list[str]]:  # Sources by code, in order of code; warnings
     "Find the files of a corpus and print its warnings."
     languages = list(languages)
     sources, warnings = find_corpus(corpus, languages, outputs)
     refuse_lost_text(warnings, "skip" if languages and on_bad_line == "skip_few" else on_bad_line)
     print_warnings(warnings)
-    return sources, warnings
+    return hold_out(sources, min_held_out), warnings
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #67cb2dc1
 def _dropped_total(filter_reports: Iterable[Mapping[str, Any]]) -> list[str]:

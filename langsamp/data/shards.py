@@ -24,16 +24,16 @@ from ..core.files import content_hash, explain_disk_errors, read_json, remove_le
 from ..core.locks import file_lock
 from ..core.manifests import atomic_folder, find_damage
 from ..core.workers import worker_pool
-from ..corpora.text import FilterReport, Source, clean_lines, filter_report_facts, raise_on_bad_lines
+from ..corpora.text import HELD_OUT, FilterReport, Source, clean_lines, filter_report_facts, raise_on_bad_lines
 from ..corpora.text_column import table_format
 from ..tokenization.coverage import lost_text_warnings
 from ..tokenization.train import CorpusTokenizer
 
 # %% ../../nbs/library/data/00_shards.ipynb #66a2a8b3
 def _source_facts(source: Source) -> list[str]:
-    "What determines the text of a file: its split, its bytes, and the format of a table."
-    kind = table_format(source.path.name)
-    return [source.split, sha256(source.path)] + [kind] * bool(kind)
+    "What determines the text of a file: its split or another share than usual, its bytes, and the format of a table."
+    kind, share = table_format(source.path.name), f"{source.held_out!r} held out"
+    return [source.split, sha256(source.path)] + [kind] * bool(kind) + [share] * (source.held_out != HELD_OUT)
 
 # %% ../../nbs/library/data/00_shards.ipynb #3d817120
 def source_hash(

@@ -156,7 +156,7 @@ def prepare(
     outputs: Path,  # The `outputs/` folder; prepared text is shared by all runs in `outputs/data`
 ) -> Corpus:
     "Read, clean and encode the corpus; what exists already is reused."
-    sources, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line)
+    sources, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line, p.min_held_out)
     weights_of([*sources], p.language_weights)  # An unknown language is an error before the text is read
     tokenizer, shards = _tokenizer_and_shards(p, sources, outputs)
     filter_reports = [read_json(shard / "filter_report.json") for shard in shards]

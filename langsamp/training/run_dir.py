@@ -55,13 +55,20 @@ def lock_run(
         raise UserError(message) from None
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #ea211e51
+_MAY_DIFFER = {"micro_batch_size", "on_bad_line", "min_held_out", "report_to"}
 _EARLIER = "belongs to a run of an earlier version of langsamp"
+
+# %% ../../nbs/library/training/00_run_dir.ipynb #4e4acf20
+def _kept_params(folder: Path) -> dict[str, Any]:
+    "The parameters in a run's folder, as they were written; empty before it begins."
+    path = folder / "params.yaml"
+    return read_yaml(path) if path.exists() else {}
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #de148772
 def _with_added(values: Mapping[str, Any]) -> dict[str, Any]:
     "Add the parameters that a run of an earlier version did not have, with what it did."
     best = values.get("early_stopping_patience", 0) > 0
-    return {"language_weights": {}, "load_best_model_at_end": best} | dict(values)
+    return {"language_weights": {}, "min_held_out": 0, "load_best_model_at_end": best} | dict(values)
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #b5001123
 def check_same_params(
@@ -69,11 +76,11 @@ def check_same_params(
     values: Mapping[str, Any],  # Resolved parameters
 ) -> None:
     "Refuse parameters that differ from those of the run in this folder (`UserError`); `max_steps` may be raised."
-    before = read_yaml(folder / "params.yaml") if (folder / "params.yaml").exists() else dict(values)
+    before = _kept_params(folder) or dict(values)
     if old := sorted((before.keys() - values.keys()) & OLD_NAMES.keys()):
         raise UserError(f"{folder} {_EARLIER} (parameters {', '.join(old)}); choose another run_name to train it again")
     before, values = _with_added(before), _with_added(values)
-    names = sorted((before.keys() | values.keys()) - {"micro_batch_size", "on_bad_line", "report_to"})
+    names = sorted((before.keys() | values.keys()) - _MAY_DIFFER)
     other = [name for name in names if before.get(name) != values.get(name)]
     if other == ["max_steps"] and values["max_steps"] > before["max_steps"]:
         return
@@ -167,7 +174,10 @@ def check_same_data(
     before = {"data": data, "start": start, **(read_json(path) if path.exists() else {})}
     for name, what, now in [("data", "text", data), ("start", "weights", start)]:
         if before[name] != now:
-            raise UserError(f"{folder} started from other {what} ({before[name]}, now {now}); choose another run_name")
+            fix = "choose another run_name"
+            if name == "data" and "min_held_out" not in _kept_params(folder):
+                fix += ", or continue a run on own text of an earlier version with min_held_out 0"
+            raise UserError(f"{folder} started from other {what} ({before[name]}, now {now}); {fix}")
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #ebc03765
 class MetricsFile:

@@ -52,7 +52,7 @@ def run_shard_task(
     "Write and pack the shards of one task; existing ones are reused."
     if not 0 <= task < of:
         raise UserError(f"task {task} of {of}: tasks are counted from 0 to {of - 1}; change --task or --of")
-    sources, _ = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line)
+    sources, _ = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line, p.min_held_out)
     home = outputs / "data"
     home.mkdir(parents=True, exist_ok=True)
     with file_lock(home / ".lock"):
