@@ -212,6 +212,7 @@ def see_run(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
         "checkpoints": sorted(path.name for path in (run / "checkpoints").glob("step-*")),
         "exported": result["exported_step"],
         "shown": (run / "tensorboard").is_dir(),
+        "measured": [line["step"] for line in lines if "retrieval" in line],
         "weights": sha256(run / "model/model.safetensors"),
         "compiled": len(bench.noted.get("compile", [])),
         "recomputed": len(bench.noted.get("checkpoint", [])),
@@ -312,6 +313,8 @@ STAGES["03_pretrain"] = Stage(
             "exported, weights",
             given={"save_steps": 1, "max_steps": 6, "learning_rate": 0.3, "warmup_steps": 0},
         ),
+        "retrieval": Effect(["udhr"], "measured", why="what is measured beside the loss"),
+        "retrieval_steps": Effect([1], "measured", given={"retrieval": "udhr"}, why="when it is measured"),
         "report_to": Effect(["tensorboard"], "shown", why="where the metrics are shown"),
     },
 )

@@ -1,4 +1,4 @@
-"Trackers: every step is told once, however a run is broken off and continued, and a tracker changes nothing."
+"Trackers: every step is logged once, however a run is broken off and continued, and a tracker changes nothing."
 
 import collections
 from pathlib import Path
@@ -28,7 +28,7 @@ def break_off(p: PretrainParams, outputs: Path, step: int) -> None:
         pretrain(p, outputs)
 
 
-def told(run: Path) -> dict[str, list[int]]:
+def logged(run: Path) -> dict[str, list[int]]:
     "The steps of each value in all event files, without TensorBoard's own removal of repeated steps."
     found = collections.defaultdict(list)
     for file in sorted((run / "tensorboard").glob("events*")):
@@ -51,28 +51,31 @@ def small(corpus: Path, name: str, **overrides) -> PretrainParams:
     return tiny.params_of(corpus, run_name=name, max_steps=12, save_steps=4, **overrides)
 
 
-def test_each_step_is_told_once(corpus, outputs):
-    "The second session is broken off earlier than the first, so its last step is not the last one told."
-    p = small(corpus, "told", report_to="tensorboard")
+def test_each_step_is_logged_once(corpus, outputs):
+    "The second session is broken off earlier than the first, so its last step is not the last one logged."
+    p = small(corpus, "logged", report_to="tensorboard")
     for step in (7, 5, 11):
         break_off(p, outputs, step)
     pretrain(p, outputs)
-    assert told(outputs / "told") == expected(outputs / "told") and max(told(outputs / "told")["train/loss"]) == 12
+    assert (
+        logged(outputs / "logged") == expected(outputs / "logged")
+        and max(logged(outputs / "logged")["train/loss"]) == 12
+    )
 
 
-def test_a_tracker_that_comes_later_is_told_what_it_missed(corpus, outputs):
+def test_a_tracker_that_comes_later_gets_what_it_missed(corpus, outputs):
     "Also what was trained while it was turned off, and all of a finished run; the weights are those without it."
     p = small(corpus, "turned-on")
     live = p.replace(report_to="tensorboard")
     for session, step in ((p, 3), (live, 6), (p, 9)):
         break_off(session, outputs, step)
     pretrain(live, outputs)
-    assert told(outputs / "turned-on") == expected(outputs / "turned-on")
+    assert logged(outputs / "turned-on") == expected(outputs / "turned-on")
     pretrain(small(corpus, "without"), outputs)
     assert not (outputs / "without/tensorboard").exists()
     assert tiny.fingerprint(outputs / "turned-on") == tiny.fingerprint(outputs / "without")
     pretrain(small(corpus, "without", report_to="tensorboard"), outputs)
-    assert told(outputs / "without") == expected(outputs / "turned-on")
+    assert logged(outputs / "without") == expected(outputs / "turned-on")
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])

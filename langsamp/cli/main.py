@@ -72,7 +72,13 @@ def _read_plan(words: Sequence[str]) -> pretrain_params.PlanParams:
 def _pretrain(p: pretrain_params.PretrainParams, outputs: Path) -> None:
     from langsamp.training.pretrain import pretrain
 
-    result = pretrain(p, outputs)
+    evaluate = None
+    if p.retrieval != "none":
+        with _explain_missing_package("retrieval", "evaluate"):
+            from langsamp.evaluation.training_retrieval import training_retrieval
+
+            evaluate = training_retrieval(p)
+    result = pretrain(p, outputs, evaluate)
     print(f"{outputs / p.run_name}: step {result['step']:,}, validation loss {result['validation_loss']:.3f}")
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIVE', 'OnBadLine', 'Variant', 'ARCHITECTURES', 'Architecture', 'Schedule', 'CorpusParams', 'ModelParams',
-           'OptimizerParams', 'TrainingParams', 'PretrainParams', 'CorpusBuildParams', 'AdaptParams', 'PlanParams',
-           'PretrainingFigureParams', 'PlateauFigureParams', 'PackingFigureParams']
+           'OptimizerParams', 'BatchParams', 'TrainingParams', 'PretrainParams', 'CorpusBuildParams', 'AdaptParams',
+           'PlanParams', 'PretrainingFigureParams', 'PlateauFigureParams', 'PackingFigureParams']
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #e831af3b
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ FIVE = ["eng_Latn", "deu_Latn", "rus_Cyrl", "hin_Deva", "tha_Thai"]
 # %% ../../nbs/library/params/02_pretrain.ipynb #fa8ed768
 OnBadLine = Literal["skip_few", "skip", "stop"]
 _ON_BAD_LINE = "skip_few: up to 5 % of the lines of a file; skip: any, and whole files; stop: none"
+_MIN_HELD_OUT = "Characters to hold out of each language of own text, up to a tenth of it; 0: 2 % of lines"
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #f2304a2a
 class CorpusParams(Params):
@@ -31,6 +32,7 @@ class CorpusParams(Params):
     )
     languages: list[str] = Field(FIVE, description="Language codes; [] uses all")
     on_bad_line: OnBadLine = Field("skip_few", description=_ON_BAD_LINE)
+    min_held_out: int = Field(15_000, ge=0, description=_MIN_HELD_OUT)
     sampling: Literal["all", "temperature", "glot500"] = Field(
         "all", description="all: each sequence once per epoch; temperature: by tokens ** alpha; glot500: as Glot500 did"
     )
@@ -119,8 +121,8 @@ class OptimizerParams(Params):
         ]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #48d8ba63
-class TrainingParams(OptimizerParams):
-    "Optimizer, batches, masks and checkpoints."
+class BatchParams(OptimizerParams):
+    "Batches, masks and precision."
 
     global_batch_size: Count = Field(16, le=10**6, description="Sequences per optimizer step, over all processes")
     micro_batch_size: Count = Field(
@@ -131,13 +133,28 @@ class TrainingParams(OptimizerParams):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 or bf16")
     gradient_checkpointing: bool = Field(False, description="Recompute states instead of keeping them: less memory")
     torch_compile: bool = Field(False, description="Compile the encoder with torch.compile")
-    save_steps: Count = Field(20, description="Steps between validations; each saves a checkpoint")
-    early_stopping_patience: int = Field(0, ge=0, description="Stop after so many validations without gain; 0: never")
 
     def conflicts(self) -> list[str]:
         whole, part = self.global_batch_size, self.micro_batch_size
         uneven = f"global_batch_size {whole} must be a multiple of micro_batch_size {part}" if whole % part else ""
         return [*super().conflicts(), uneven]
+
+# %% ../../nbs/library/params/02_pretrain.ipynb #5633922b
+class TrainingParams(BatchParams):
+    "Optimizer, batches, checkpoints and what is shown of a run."
+
+    save_steps: Count = Field(20, description="Steps between validations; each saves a checkpoint")
+    early_stopping_patience: int = Field(0, ge=0, description="Stop after so many validations without gain; 0: never")
+    load_best_model_at_end: bool = Field(
+        True, description="Export the step with the lowest validation loss; false: the last step"
+    )
+    retrieval: Literal["none", "udhr", "mediawiki", "bible", "tatoeba"] = Field(
+        "none", description="Parallel text for retrieval during training: none, udhr, mediawiki, bible or tatoeba"
+    )
+    retrieval_steps: Count = Field(100, description="Steps between these measurements")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="Tracker that shows the metrics live: none, tensorboard, wandb or trackio"
+    )
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #e75ff6d0
 class PretrainParams(TrainingParams, ModelParams, CorpusParams):
@@ -157,6 +174,7 @@ class CorpusBuildParams(Params):
     corpus: str = Field("udhr", description="udhr, mediawiki, bible:FOLDER, hub:NAME or a folder; + joins several")
     languages: list[str] = Field(FIVE, description="Language codes; [] uses all")
     on_bad_line: OnBadLine = Field("skip_few", description=_ON_BAD_LINE)
+    min_held_out: int = Field(15_000, ge=0, description=_MIN_HELD_OUT)
     min_characters: int = Field(0, ge=0, description="Drop languages with fewer characters of training text")
     max_held_out: int = Field(0, ge=0, description="Characters of held-out text per language, roughly; 0 keeps all")
     benchmarks: list[str] = Field(

@@ -9,7 +9,7 @@ __all__ = ['HOW_TO_REMAKE', 'MIN_MASKED', 'parse_arguments', 'scratch_config', '
 # %% ../../nbs/library/training/07_pretrain.ipynb #107168e5
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ from langsamp.training.run_dir import (
     read_metrics,
     write_params,
 )
+from .trackers import check_tracker, open_tracker
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #5d085083
 def scratch_config(
@@ -200,11 +201,11 @@ def longest_text(
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #69c4dd86
 def exported_step(
-    p: PretrainParams,  # Its patience
+    p: PretrainParams,  # Its `load_best_model_at_end`
     result: Mapping[str, Any],  # A run's result, or the last state of its training
 ) -> int:
     "The step whose weights a run exports."
-    return result["best_step" if p.early_stopping_patience else "step"]
+    return result["best_step" if p.load_best_model_at_end else "step"]
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #848a118e
 def exported_step_of(
@@ -236,9 +237,11 @@ def _export(p: PretrainParams, corpus: Corpus, folder: Path, step: int) -> None:
 def pretrain(
     p: PretrainParams,  # All parameters of the run
     outputs: Path | str = "outputs",  # For runs and prepared text
+    evaluate: Callable[[Any, Path, Sequence[str]], dict[str, Any]] | None = None,  # Encoder, tokenizer, codes to scores
 ) -> dict[str, Any]:  # The result, as kept in result.json
     "Run pretraining from text to exported encoder. A second call continues the run, or returns its result."
     folder, machine = Path(outputs) / p.run_name, init_distributed()
+    _check_measures(p, folder, evaluate is not None)
     with lock_run(folder) if machine.is_main_process else nullcontext():
         check_same_params(folder, p.model_dump())
         with machine.main_process_first():
@@ -247,17 +250,33 @@ def pretrain(
             if machine.is_main_process:
                 extend_run(folder, p)
         if not (folder / "result.json").exists():
-            return _run(p, corpus, folder, machine.is_main_process)
+            return _run(p, corpus, folder, machine.is_main_process, evaluate)
         if not (folder / "corpus.json").exists():
             write_corpus_report(corpus, folder)
         result = read_json(folder / "result.json")
         if machine.is_main_process:
-            _export_again(p, corpus, folder, exported_step(p, result))
-            write_missing_cards(folder, result)
+            _complete(p, corpus, folder, result)
         return result
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #a08cc61d
 HOW_TO_REMAKE = "give the command of this run again: it restores what is missing or damaged"  # For errors
+
+# %% ../../nbs/library/training/07_pretrain.ipynb #7a56a75a
+def _check_measures(p: PretrainParams, folder: Path, given: bool) -> None:
+    "Refuse a tracker that is not installed, and retrieval that the caller did not pass (`UserError`)."
+    check_tracker(p.report_to)
+    if p.retrieval == "none" or given or (folder / "result.json").exists():
+        return
+    raise UserError(f"retrieval {p.retrieval} needs `langsamp pretrain` or nbs/03_pretrain.ipynb, which measure it")
+
+# %% ../../nbs/library/training/07_pretrain.ipynb #abaacdae
+def _complete(p: PretrainParams, corpus: Corpus, folder: Path, result: dict[str, Any]) -> None:
+    "Make what a finished run lacks: exported folders, cards, its metrics in a tracker."
+    _export_again(p, corpus, folder, exported_step(p, result))
+    write_missing_cards(folder, result)
+    tracker = open_tracker(p.report_to, folder, result["step"], p.model_dump())
+    if tracker:
+        tracker.close()
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #5be7bac9
 def _export_again(p: PretrainParams, corpus: Corpus, folder: Path, step: int) -> None:
@@ -284,7 +303,7 @@ def initial_weights_hash(
 # %% ../../nbs/library/training/07_pretrain.ipynb #bb5ddca8
 def _exported(p: PretrainParams, state: dict[str, Any]) -> dict[str, Any]:
     "The exported step, its loss, and the loss of the last step."
-    loss = state["best_loss" if p.early_stopping_patience else "validation_loss"]
+    loss = state["best_loss" if p.load_best_model_at_end else "validation_loss"]
     return {"exported_step": exported_step(p, state), "validation_loss": loss, "last_loss": state["validation_loss"]}
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #9fa2023e
@@ -299,6 +318,7 @@ def _describe_export(folder: Path, result: Mapping[str, Any]) -> tuple[str, str]
     other = describe_validation(lines.get(best, {"validation_loss": result["best_loss"]}))
     message = f"exports step {step}: {describe_validation(chosen)}"
     message += f"; the best was step {best}, {other}" * (best != step)
+    message += "; no step was better than the initial weights" * (step == 0)
     masked = masked_tokens(chosen)
     warning = (
         f"the choice of a checkpoint rests on {masked:,} masked tokens of held-out text, fewer than {MIN_MASKED}: "
@@ -337,12 +357,13 @@ def _begin(p: PretrainParams, corpus: Corpus, folder: Path, model: LangSAMPForMa
         print(f"backbone `{p.backbone}` is an encoder alone: the head that predicts masked tokens is new", flush=True)
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #1681a841
-def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool) -> dict[str, Any]:
+def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool, evaluate: Any) -> dict[str, Any]:
     "Train, export, and write the result last."
     begun, model, data = time.monotonic(), initial_model(p, corpus, folder.parent), training_data(p, corpus)
     if main:
         _begin(p, corpus, folder, model)
-    state = Trainer(model, data, p).train(folder)
+    measure = (lambda encoder, codes: evaluate(encoder, corpus.tokenizer, codes)) if evaluate else None
+    state = Trainer(model, data, p).train(folder, measure)
     result = {
         "run": p.run_name,
         "variant": p.variant,

@@ -55,7 +55,7 @@ def lock_run(
         raise UserError(message) from None
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #ea211e51
-_MAY_DIFFER = {"micro_batch_size", "on_bad_line", "min_held_out", "report_to"}
+_MAY_DIFFER = {"micro_batch_size", "on_bad_line", "min_held_out", "report_to", "retrieval", "retrieval_steps"}
 _EARLIER = "belongs to a run of an earlier version of langsamp"
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #4e4acf20

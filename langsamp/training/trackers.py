@@ -39,27 +39,30 @@ def tracked_values(
     if "loss" in line:
         values = {f"train/{name}": line[name] for name in ("loss", "gradient_norm") if name in line}
         return values | {"train/tokens_per_second": round(line["tokens"] / max(line.get("seconds", 0), 1e-9), 1)}
+    if "retrieval" in line:
+        own = {f"retrieval/{code}": value for code, value in line["retrieval_by_language_script"].items()}
+        return {"retrieval/top10": line["top10"]} | own
     values = {"validation/loss": line["validation_loss"]}
     return values | {f"validation/{code}": loss for code, (loss, _) in line.get("by_language_script", {}).items()}
 
 # %% ../../nbs/library/training/00a_trackers.ipynb #378954c2
 def _place(line: Mapping[str, Any]) -> list[int]:
-    "The place of a line in the order of a run: its step, and 1 for what follows the training step."
-    return [line["step"], int("loss" not in line)]
+    "The place of a line in the order of a run: its step, and after it 1 for a validation, 2 for retrieval."
+    return [line["step"], 0 if "loss" in line else 2 if "retrieval" in line else 1]
 
 # %% ../../nbs/library/training/00a_trackers.ipynb #f648e96c
 def _continued(
     folder: Path,  # The run's folder
     name: str,  # `report_to`
     lines: Sequence[Mapping[str, Any]],  # Of metrics.jsonl, as the last session left it
-) -> dict[str, Any]:  # What tracker.json keeps: `report_to`, `id`, `told` (a place), `live`
-    "What a tracker was told so far; a run that is new to it has been told nothing."
+) -> dict[str, Any]:  # What tracker.json keeps: `report_to`, `id`, `logged` (a place), `live`
+    "What a tracker has so far; of a new one, nothing."
     file = folder / "tracker.json"
     known: dict[str, Any] = read_json(file) if file.exists() else {}
     if known.get("live") and lines:
-        known["told"] = max(known["told"], _place(lines[-1]))
+        known["logged"] = max(known["logged"], _place(lines[-1]))
     if name not in ("none", known.get("report_to")):
-        known = {"report_to": name, "id": uuid.uuid4().hex, "told": [-1, 0]}
+        known = {"report_to": name, "id": uuid.uuid4().hex, "logged": [-1, 0]}
     if known:
         write_json(file, known | {"live": name != "none"})
     return known
@@ -88,28 +91,22 @@ def _start(name: str, folder: Path, identity: str, config: Mapping[str, Any], ne
 
 # %% ../../nbs/library/training/00a_trackers.ipynb #0a47cf7b
 class Tracker:
-    "A run in a tracker. Earlier lines of metrics.jsonl that it was not told are told first."
+    "A run in a tracker. Earlier lines of metrics.jsonl that it does not have are logged first."
 
-    def __init__(
-        self,
-        name: str,  # tensorboard, wandb or trackio
-        folder: Path,  # The run's folder
-        step: int,  # Steps done, from which the session goes on
-        config: Mapping[str, Any],  # The parameters of the run
-    ) -> None:
+    def __init__(self, name: str, folder: Path, step: int, config: Mapping[str, Any]) -> None:
         lines = read_metrics(folder / "metrics.jsonl")
         known = _continued(folder, name, lines)
-        self.told, new = known["told"], known["told"] == [-1, 0]
+        self.logged, new = known["logged"], known["logged"] == [-1, 0]
         self.tracker = _start(name, folder, known["id"], config, new)
         for line in lines:
             if line["step"] <= step:
                 self(line)
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        "Tell a line, unless an earlier session did."
-        if (place := _place(line)) > self.told:
+        "Log a line, unless an earlier session did."
+        if (place := _place(line)) > self.logged:
             self.tracker.log(tracked_values(line), step=line["step"])
-            self.told = place
+            self.logged = place
 
     def close(self) -> None:
         "End the session of the tracker."
