@@ -7,11 +7,14 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import tiny
 
+from langsamp.cli.main import _evaluate as _print_evaluation
 from langsamp.core.errors import UserError
 from langsamp.encoding.open_encoder import Encoder, open_encoder
+from langsamp.evaluation.datasets import LabelledDataset, LabelledTexts
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.evaluation.results import (
     COLUMNS,
@@ -23,7 +26,7 @@ from langsamp.evaluation.results import (
     record_request,
     results_folder,
 )
-from langsamp.evaluation.tasks import _select_languages
+from langsamp.evaluation.tasks import _gaps, _select_languages
 from langsamp.params.evaluate import EvaluationParams
 
 ALPHABETS = dict(fra="eng_Latn", nld="eng_Latn", spa="eng_Latn", deu="rus_Cyrl", rus="rus_Cyrl", hin="hin_Deva")
@@ -208,8 +211,83 @@ def test_another_source_language_can_train(eval_params, outputs):
 def test_means_weight_languages_equally(eval_params, uninterrupted, outputs):
     table = evaluate(eval_params.replace(tasks=["tatoeba"]), outputs)[0]
     one = table[(table["mode"] == "raw") & (table.layer == -1) & (table.metric == "acc10")]
-    found = means(table).loc[("tatoeba", "raw", -1)]
-    assert found.sets == len(one) == 6 and found.acc10 == pytest.approx(one.value.mean(), abs=1e-4)
+    found = means(table).set_index(["task", "mode", "metric"]).loc[("tatoeba", "raw", "acc10")]
+    assert found.sets == len(one) == 6 and found.value == pytest.approx(one.value.mean(), abs=1e-4)
+
+
+# Exactly what was asked
+
+
+def test_each_asked_language_has_results_or_is_named(eval_params, outputs, data, tmp_path):
+    "One without a test split, the language of the queries, and one that no task has."
+    partial = tmp_path / "sets"
+    shutil.copytree(data, partial)
+    (partial / "sib200/fra_Latn/test.tsv").unlink()
+    asked = ["fra_Latn", "eng_Latn", "nld_Latn", "wol_Latn"]
+    table, warnings = evaluate(eval_params.replace(data_dir=str(partial), seeds=1, languages=asked), outputs)
+    rows = table.groupby("task").target.agg(set).to_dict()
+    assert rows == {"tatoeba": {"fra_Latn", "nld_Latn"}, "sib200": {"eng_Latn", "nld_Latn"}}
+    ours = [line for line in warnings if line.startswith(("tatoeba", "sib200")) and "paper" not in line]
+    assert ours == [
+        "tatoeba has nothing in `wol_Latn`",
+        "tatoeba: eng_Latn is the language of the queries, so it has no result of its own",
+        "sib200: fra_Latn (fra_Latn) has no test split, so it has no result",
+        "sib200 has nothing in `wol_Latn`",
+    ]
+
+
+def test_a_request_without_any_result_is_an_error(eval_params, outputs):
+    with pytest.raises(UserError, match="nothing to evaluate in tatoeba, sib200\n(.*\n)*.*nothing in `wol_Latn`"):
+        evaluate(eval_params.replace(languages=["wol_Latn"]), outputs)
+
+
+def test_the_data_set_that_is_trained_on_is_named_where_there_are_several():
+    texts = LabelledTexts([["a"]], [["NOUN"]])
+    whole = {"train": texts, "dev": texts, "test": texts}
+    sets = [LabelledDataset("ud", name, "eng_Latn", whole) for name in ("en_ewt", "en_gum")]
+    assert _gaps("ud", sets, sets[0], []) == ["ud: trained on en_ewt, the first of en_ewt, en_gum in eng_Latn"]
+    assert _gaps("ud", sets[:1], sets[0], []) == []
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"tasks": ["udhr", "udhr"]}, "tasks has one twice"),
+        ({"tasks": ["sib200"], "similarity": "csls"}, "similarity is for retrieval"),
+        ({"mode": "fine-tuned"}, "mode is for labelled tasks, not for udhr"),
+        ({"tasks": ["sib200"], "mode": "fine-tuned", "layer": 8}, "layer is for retrieval and mode frozen"),
+        ({"data_dir": "sets"}, "data_dir is not read by udhr"),
+    ],
+)
+def test_a_setting_that_no_task_reads_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        EvaluationParams.model_validate(values)
+    both = {"tasks": ["tatoeba", "sib200"], "similarity": "csls", "mode": "fine-tuned", "layer": 8, "data_dir": "sets"}
+    assert EvaluationParams.model_validate(both).layer == 8
+
+
+def test_chance_stands_beside_each_score(eval_params, uninterrupted, outputs, capsys):
+    "Of forty candidates, and of three topics that are equally common; also in what the command prints."
+    table = means(evaluate(eval_params, outputs)[0])
+    chance = table.set_index(["task", "mode", "metric"]).chance
+    assert chance.notna().all() and not table.metric.str.startswith("chance").any()
+    assert chance["tatoeba", "raw", "acc10"] == chance["tatoeba", "raw", "acc10_back"] == 10 / 40
+    assert chance["sib200", "frozen", "accuracy"] == pytest.approx(1 / 3, abs=1e-4)
+    assert chance["sib200", "frozen", "f1_macro"] == pytest.approx(1 / 6, abs=1e-4)
+    _print_evaluation(eval_params, outputs)
+    printed = capsys.readouterr().out
+    assert "0.3333" in printed and "chance: random vectors in retrieval, always the commonest training label" in printed
+
+
+def test_means_keep_sources_and_settings_apart(eval_params, outputs):
+    "Results with another source language are rows of their own, and two sets of hyperparameters are refused."
+    for source in ("eng_Latn", "deu_Latn"):
+        evaluate(eval_params.replace(tasks=["sib200"], source_language=source, seeds=1), outputs)
+    table = read_results([eval_params.encoder], outputs)
+    found = means(table[(table.task == "sib200") & (table.metric == "accuracy")])
+    assert found.groupby("layer").source.agg(set)[-1] == {"eng_Latn", "deu_Latn"}
+    with pytest.raises(UserError, match="sib200, frozen, of .* was evaluated with two settings"):
+        means(pd.concat([table[table.task == "sib200"]] * 2))
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def _untrained(p: ReproductionParams) -> list[str]:
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #5aa179d8
 def _tasks(p: ReproductionParams) -> list[Task]:
     "Return the tasks whose data is available."
-    return p.tasks + (p.benchmarks if local_data_folder() else [])
+    return [*dict.fromkeys([*p.tasks, *(p.benchmarks if local_data_folder() else [])])]
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #41732a41
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..core.errors import UserError
 from ..core.files import read_json
 from ..data.unigrams import plateau_warning
 from ..encoding.open_encoder import open_encoder
@@ -33,7 +34,7 @@ def evaluate(
     p: EvaluationParams,  # The encoder, the tasks and their settings
     outputs: Path | str,  # The `outputs/` folder
 ) -> tuple[pd.DataFrame, list[str]]:  # Columns as in `read_results`; warnings
-    "Compute the results that are missing, and return those of this request."
+    "Compute the results that are missing, and return those of this request; raise `UserError` if there are none."
     encoder, found, warnings = open_encoder(p.encoder, outputs), [], plateau_warnings(Path(outputs) / p.encoder)
     folder = results_folder(encoder.identity, outputs)
     for task in map(get_task, p.tasks):
@@ -44,4 +45,6 @@ def evaluate(
             rows, more = task.evaluate(p, encoder, results)
         found += [{"run": p.encoder, "task": task.name, "layer": settings["layer"]} | row for row in rows]
         warnings += more
+    if not found:
+        raise UserError("\n".join([f"nothing to evaluate in {', '.join(p.tasks)}", *warnings[:20]]))
     return pd.DataFrame(found, columns=COLUMNS), warnings

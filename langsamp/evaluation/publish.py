@@ -30,16 +30,10 @@ from ..training.pretrain import HOW_TO_REMAKE
 def stored_scores(
     run: str,  # A finished run under outputs/
     outputs: Path | str,  # The `outputs/` folder
-) -> list[dict[str, Any]]:  # One per task, mode, layer and metric, for `model_card`; empty without results
-    "Return the mean scores of a run."
-    table = stored_results(run, outputs)
-    wide = means(table).reset_index() if len(table) else table
-    named = wide.rename(columns={"sets": "languages"}).to_dict(orient="records")
-    found = []
-    for row in named if len(table) else []:
-        keys = {name: row.pop(name) for name in ("task", "mode", "layer", "languages", "seeds")}
-        found += [keys | {"metric": metric, "value": float(value)} for metric, value in row.items() if value == value]
-    return found
+) -> list[dict[str, Any]]:  # One per task, mode, layer, source and metric, for `model_card`; empty without results
+    "Return the mean scores of a run; raise `UserError` for results of two settings."
+    table = means(stored_results(run, outputs)).drop(columns="run")
+    return table.rename(columns={"sets": "languages"}).to_dict(orient="records")
 
 # %% ../../nbs/library/evaluation/09_publish.ipynb #9c15000a
 def _result_of(folder: Path) -> dict[str, Any]:

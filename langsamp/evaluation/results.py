@@ -214,13 +214,35 @@ def read_results(
         tables.append(rows)
     return pd.concat(tables, ignore_index=True)
 
+# %% ../../nbs/library/evaluation/06_results.ipynb #4a53ab1d
+_KEYS = ["run", "task", "mode", "layer", "source", "metric"]
+
+
+def _with_chance(
+    scores: pd.DataFrame,  # With `metric`; the direction of retrieval does not change chance
+    chance: pd.DataFrame,  # Rows whose metric begins with `chance_`
+) -> pd.DataFrame:
+    "Add the column `chance`; missing where it is not known."
+    keys = [key for key in _KEYS if key != "metric"]
+    known = chance.assign(of=chance.metric.str.removeprefix("chance_"), chance=chance.value)[[*keys, "of", "chance"]]
+    wanted = scores.assign(of=scores.metric.str.removesuffix("_back"))
+    return wanted.merge(known, on=[*keys, "of"], how="left")[[*_KEYS, "value", "chance", "sets", "seeds"]]
+
 # %% ../../nbs/library/evaluation/06_results.ipynb #f8e58ebc
 def means(
     results: pd.DataFrame,  # As `read_results` returns them
-) -> pd.DataFrame:  # One row per task, mode and layer; a column per metric, `sets` and `seeds`
-    "Average over seeds, then over languages."
-    keys = ["task", "mode", "layer"]
-    by_language = results.groupby([*keys, "name", "metric"], sort=False).value.mean()
-    counts = results.groupby(keys, sort=False).agg(sets=("name", "nunique"), seeds=("seed", "nunique"))
-    wide = by_language.groupby([*keys, "metric"], sort=False).mean().unstack("metric")
-    return counts.join(wide).dropna(axis=1, how="all").round(4)
+) -> pd.DataFrame:  # One row per run, task, mode, layer, source and metric: `value`, `chance`, `sets`, `seeds`
+    "Average over seeds, then over languages; raise `UserError` for results of two settings."
+    twice = results.duplicated([*_KEYS, "name", "seed"])
+    if twice.any():
+        run, task, mode = results.loc[twice, ["run", "task", "mode"]].iloc[0]
+        raise UserError(
+            f"{task}, {mode}, of {run} was evaluated with two settings: keep one under outputs/evaluations/"
+        )
+    by_set = results.groupby([*_KEYS, "name"], sort=False, dropna=False).agg(
+        value=("value", "mean"), seeds=("seed", "nunique")
+    )
+    table = by_set.reset_index().groupby(_KEYS, sort=False, dropna=False)
+    table = table.agg(value=("value", "mean"), sets=("name", "nunique"), seeds=("seeds", "max")).reset_index()
+    is_chance = table.metric.str.startswith("chance_")
+    return _with_chance(table[~is_chance], table[is_chance]).round(4)

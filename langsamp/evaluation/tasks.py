@@ -9,6 +9,7 @@ __all__ = ['TASKS', 'Task', 'RetrievalTask', 'source_dataset', 'LabelledTask', '
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #2728c333
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -58,14 +59,18 @@ def _select_languages(
     found: Sequence[Any],  # Each with a `name`
     languages: Sequence[str],  # Codes or names; empty for all
     code: Callable[[Any], str],  # The language-script of one
+    source: str = "",  # Language-script of queries, which are not their own translations
 ) -> tuple[list[Any], list[str]]:  # Warnings about languages that the task does not have: one each, or one for many
     "Select the data of some languages."
     known = [name for one in found for name in (one.name, code(one))]
-    absent = [x for x in languages if x not in known]
+    missing = [x for x in dict.fromkeys(languages) if x not in known]
+    absent = [x for x in missing if x != source]
     warnings = [f"{task} has nothing in {quoted(x)}{closest_code(x, known)}" for x in absent]
     if len(absent) > 5:
         count = f"{len(absent)} of the {len(languages)} languages"
         warnings = [f"{task} has nothing in {count}: {', '.join(quoted(x)[1:-1] for x in absent)}"]
+    if source in missing:
+        warnings.append(f"{task}: {source} is the language of the queries, so it has no result of its own")
     return [one for one in found if not languages or {one.name, code(one)} & set(languages)], warnings
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #e786aaec
@@ -86,7 +91,9 @@ class RetrievalTask(Task):
 
     def evaluate(self, p: EvaluationParams, encoder: Encoder, results: Results) -> tuple[list[dict], list[str]]:
         found, warnings = self.load(p.data_dir, p.source_language)
-        chosen, absent = _select_languages(self.name, found, p.languages, lambda bitext: bitext.target)
+        chosen, absent = _select_languages(
+            self.name, found, p.languages, lambda bitext: bitext.target, p.source_language
+        )
         units: dict[str, Unit] = {bitext.name: (bitext.name, 0, content_hash(asdict(bitext))) for bitext in found}
         _add_retrieval(p, encoder, [bitext for bitext in chosen if units[bitext.name] not in results], units, results)
         requested = [units[bitext.name] for bitext in chosen]
@@ -117,6 +124,20 @@ def source_dataset(
     nothing = f"{task} has no training data in {source}; set source_language to one of {', '.join(known) or 'none'}"
     raise UserError("\n".join([nothing, *warnings[:10]]))
 
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #d2a24ea8
+def _gaps(
+    task: str,  # For the warnings
+    found: Sequence[LabelledDataset],  # All languages
+    source: LabelledDataset,  # The one to train on
+    untested: Sequence[LabelledDataset],  # Asked for, without a test split
+) -> list[str]:
+    "Return warnings about data sets that are not used: without a test split, or beside the one that is trained on."
+    warnings = [f"{task}: {one.name} ({one.code}) has no test split, so it has no result" for one in untested]
+    same = [one.name for one in found if one.code == source.code and {"train", "dev"} <= one.splits.keys()]
+    if same[1:]:
+        warnings.append(f"{task}: trained on {source.name}, the first of {', '.join(same)} in {source.code}")
+    return warnings
+
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #fc495720
 Predict = Callable[[Sequence[Any]], list[list[Any]]]  # Texts to labels, for each of some seeds
 
@@ -145,6 +166,25 @@ class LabelledTask(Task):
         rows, absent = _evaluate_labelled(self, p, encoder, found, warnings, results) if found else ([], [])
         return rows, warnings + absent
 
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #ed1ee285
+def _commonest_label(
+    labels: Sequence[Any],  # A label for each text, or a list with one for each word
+) -> str:
+    "Return the commonest label; of equally common ones, the first."
+    flat = [label for one in labels for label in ([one] if isinstance(one, str) else one)]
+    return Counter(flat).most_common(1)[0][0]
+
+
+def _chance_rows(
+    task: LabelledTask,
+    gold: Sequence[Any],  # Labels of the test split
+    trained_on: Sequence[Any],  # Labels of the training split
+) -> list[dict[str, Any]]:
+    "Return a row for each metric, `chance_` in front: the score of the commonest training label."
+    label = _commonest_label(trained_on)
+    constant = [label if isinstance(one, str) else [label] * len(one) for one in gold]
+    return [row | {"metric": f"chance_{row['metric']}"} for row in task.score(gold, constant)]
+
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #e91d081e
 def _hyperparameters(task: LabelledTask, p: EvaluationParams) -> dict[str, Any]:
     "Return the paper's hyperparameters with the user's overrides, all checked."
@@ -161,6 +201,7 @@ def _evaluate_labelled(
     data = {one.name: content_hash(trained_on, asdict(one.splits["test"])) for one in found if "test" in one.splits}
     chosen, absent = _select_languages(task.name, found, p.languages, lambda one: one.code)
     targets = [one for one in chosen if one.name in data]
+    notes = _gaps(task.name, found, source, [one for one in chosen if one.name not in data])
     seeds = [42 + i for i in range(p.seeds)]
     requested: list[Unit] = []
     for group in [seeds] if p.mode == "frozen" else [[seed] for seed in seeds]:
@@ -170,7 +211,7 @@ def _evaluate_labelled(
             predict = _train(task, p, encoder, source, group)
             _add_labelled(task, p, source, missing, units, predict, results)
         requested += [unit for one in targets for unit in units[one.name]]
-    return record_request(results, requested, content_hash(sorted(data.items()))), absent
+    return record_request(results, requested, content_hash(sorted(data.items()))), notes + absent
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #c0740630
 def _add_labelled(
@@ -181,9 +222,11 @@ def _add_labelled(
     for one in targets:
         test = one.splits["test"]
         facts = {"mode": p.mode, "source": source.code, "target": one.code, "items": len(test.texts)}
+        chance = _chance_rows(task, test.labels, source.splits["train"].labels)
         for unit, labels in zip(units[one.name], predict(test.texts)):
             if unit not in results:
-                results.add(unit, [facts | {"seed": unit[1]} | row for row in task.score(test.labels, labels)])
+                rows = task.score(test.labels, labels) + chance
+                results.add(unit, [facts | {"seed": unit[1]} | row for row in rows])
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #aaef994e
 def _train_probes(

@@ -154,7 +154,8 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is list:
         return "a list of whole numbers" if _item_type(annotation) is int else "a list of strings"
     if get_origin(annotation) is dict and (values := get_args(annotation)[1]) is not Any:
-        return f"names, each with a {'list of strings' if get_origin(values) is list else 'number'}"
+        inner = get_args(values)[0] if get_origin(values) is Annotated else values
+        return f"names, each with a {'list of strings' if get_origin(inner) is list else 'number'}"
     return _TYPES.get(get_origin(annotation) or annotation, "a string")
 
 # %% ../../nbs/library/params/01_base.ipynb #27119874

