@@ -113,7 +113,8 @@ def _evaluate(p: evaluation_params.EvaluationParams, outputs: Path) -> None:
     from langsamp.evaluation.results import means
 
     results, warnings = evaluate(p, outputs)
-    print("\n".join([*(f"warning: {line}" for line in warnings), means(results).to_string()]))
+    print("\n".join([*(f"warning: {line}" for line in warnings), means(results).to_string(index=False)]))
+    print("chance: random vectors in retrieval, always the commonest training label in labelled tasks")
 
 # %% ../../nbs/library/cli/00_main.ipynb #c11a0010
 def _card(p: CardParams, outputs: Path) -> None:
