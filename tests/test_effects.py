@@ -306,7 +306,15 @@ STAGES["03_pretrain"] = Stage(
         ),
         "save_steps": Effect([1], "validations, checkpoints", why="when the loss is validated and a checkpoint saved"),
         "early_stopping_patience": Effect(
-            [1], LASTS, given={"save_steps": 1, "max_steps": 6, "learning_rate": 0.3, "warmup_steps": 0}
+            [1],
+            LASTS,
+            given={
+                "save_steps": 1,
+                "max_steps": 6,
+                "learning_rate": 0.3,
+                "warmup_steps": 0,
+                "load_best_model_at_end": False,
+            },
         ),
         "load_best_model_at_end": Effect(
             [False],
