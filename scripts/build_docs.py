@@ -85,12 +85,6 @@ def join_streams(outputs: list[dict]) -> list[dict]:
     return joined
 
 
-def page_links(text: str, up: str) -> str:
-    "Lead links between notebooks to pages: `/nbs/library/00_core.ipynb`, from the checkout's root, becomes relative."
-    text = re.sub(r"(?<=\]\()/nbs/(?=[^)\s:]+\.ipynb)", up, text)
-    return re.sub(LINK, lambda m: re.sub(NUMBER, "", m[0]), text)
-
-
 def is_check(node: ast.stmt) -> bool:
     "Tell whether a statement only tests: an assert, a call of `test_…`, or a block of them."
     if isinstance(node, ast.For | ast.With):
@@ -133,9 +127,8 @@ def name_pages(proc: Path) -> dict[str, str]:
     names = {}
     for path in sorted(proc.rglob("*.ipynb")):
         notebook = json.loads(path.read_text())
-        up = "../" * (len(path.relative_to(proc).parts) - 1)
         for cell in notebook["cells"]:
-            text = page_links("".join(cell["source"]), up)
+            text = re.sub(LINK, lambda m: re.sub(NUMBER, "", m[0]), "".join(cell["source"]))
             cell["source"] = re.sub(r"(?m)^output-file:.*\n", "", text) if cell["cell_type"] == "raw" else text
             if cell["cell_type"] == "code":
                 prepare_code(cell)

@@ -52,16 +52,6 @@ def test_external_requests_are_listed(page, tmp_path):
     ]
 
 
-def test_links_from_the_root_of_the_checkout_are_relative_on_the_site():
-    "Those of notebooks that are run, whose copies may lie anywhere."
-    text = (
-        "[a](/nbs/library/data/00_shards.ipynb#x) [b](/nbs/03_pretrain.ipynb) [c](../01_corpus.ipynb) [d](/nbs/a.svg)"
-    )
-    assert build_docs.page_links(text, "../") == (
-        "[a](../library/data/shards.ipynb#x) [b](../pretrain.ipynb) [c](../corpus.ipynb) [d](/nbs/a.svg)"
-    )
-
-
 # What a cell becomes
 
 
