@@ -18,6 +18,7 @@ from langsamp.model.langsamp import (
     from_backbone,
     language_script_ids,
     save_backbone,
+    set_unigrams,
 )
 from langsamp.model.variants import VARIANTS
 
@@ -31,7 +32,7 @@ def build(variant: str = "language+script", **overrides) -> LangSAMPForMaskedLM:
     if variant == "unigram":
         p_PV = torch.rand(9, model.config.backbone_config.vocab_size, generator=torch.Generator().manual_seed(2))
         pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3)).unbind(1)
-        model.set_unigrams(pairs, p_PV / p_PV.sum(1, keepdim=True))
+        set_unigrams(model, pairs, p_PV / p_PV.sum(1, keepdim=True))
     return model
 
 

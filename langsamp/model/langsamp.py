@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LangSAMPConfig', 'language_script_ids', 'MaskedPositions', 'masked_positions', 'gather_masked', 'add_embeddings',
-           'masked_lm_loss', 'LangSAMPPreTrainedModel', 'LangSAMPForMaskedLM', 'take_over_embeddings',
+           'masked_lm_loss', 'LangSAMPPreTrainedModel', 'set_unigrams', 'LangSAMPForMaskedLM', 'take_over_embeddings',
            'describe_taken_over', 'from_backbone', 'with_stock_model', 'save_backbone']
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #50b4d906
@@ -185,12 +185,32 @@ def _unigrams(config: LangSAMPConfig) -> UnigramBias | None:
     sizes = len(config.languages), len(config.scripts), config.language_scripts, config.backbone_config.vocab_size
     return UnigramBias(*sizes) if config.variant == "unigram" else None
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #c0417020
+class _StockVocabulary(PreTrainedModel):
+    "A model whose vocabulary is that of the stock model at `mlm`."
+
+    base_model_prefix = "mlm"
+    mlm: PreTrainedModel
+    unigrams: UnigramBias | None
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mlm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.mlm.set_output_embeddings(new_embeddings)
+        _rename_bias(self.mlm, new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        words = super().resize_token_embeddings(*args, **kwargs)
+        if self.unigrams is not None:
+            self.unigrams.resize(len(words.weight))
+        return words
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #78578208
-class LangSAMPPreTrainedModel(PreTrainedModel):
+class LangSAMPPreTrainedModel(_StockVocabulary):
     "A stock masked language model and the embedding tables of a variant."
 
     config: LangSAMPConfig
-    base_model_prefix = "mlm"
     language_embeddings: nn.Embedding | None
     script_embeddings: nn.Embedding | None
     supports_gradient_checkpointing = True
@@ -209,31 +229,24 @@ class LangSAMPPreTrainedModel(PreTrainedModel):
         self.unigrams = _unigrams(config)
         self.post_init()
 
-    def tables(self, place: str, ids: Ids) -> Tables:
-        "The embeddings that the variant adds in a place, each with its ids."
-        if place not in VARIANTS[self.config.variant].places:
-            return ()
-        prefix = "input_" if place == "input" else ""
-        return tuple((getattr(self, f"{prefix}{kind}_embeddings"), given) for kind, given in ids.items())
+# %% ../../nbs/library/model/05_langsamp.ipynb #c0417021
+def _tables(model: LangSAMPPreTrainedModel, place: str, ids: Ids) -> Tables:
+    "The embeddings that the variant adds in a place, each with its ids."
+    if place not in VARIANTS[model.config.variant].places:
+        return ()
+    prefix = "input_" if place == "input" else ""
+    return tuple((getattr(model, f"{prefix}{kind}_embeddings"), given) for kind, given in ids.items())
 
-    def set_unigrams(self, ids: tuple[Tensor, Tensor], p_PV: Tensor) -> None:
-        "Give variant `unigram` the token probabilities `[P, V]` of language-scripts with these ids, each `[P]`."
-        unigrams, self.config.language_scripts = cast(UnigramBias, self.unigrams), len(p_PV)
-        unigrams.fill(ids, p_PV)
-        unigrams.resize(self.config.backbone_config.vocab_size)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.mlm.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.mlm.set_output_embeddings(new_embeddings)
-        _rename_bias(self.mlm, new_embeddings)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        words = super().resize_token_embeddings(*args, **kwargs)
-        if self.unigrams is not None:
-            self.unigrams.resize(len(words.weight))
-        return words
+# %% ../../nbs/library/model/05_langsamp.ipynb #c0417022
+def set_unigrams(
+    model: LangSAMPPreTrainedModel,  # Of variant `unigram`; changed
+    ids: tuple[Tensor, Tensor],  # Of the languages and scripts of `P` language-scripts, each `[P]`
+    p_PV: Tensor,  # Token probabilities in each
+) -> None:
+    "Give variant `unigram` the token frequencies that it adds to the logits."
+    unigrams, model.config.language_scripts = cast(UnigramBias, model.unigrams), len(p_PV)
+    unigrams.fill(ids, p_PV)
+    unigrams.resize(model.config.backbone_config.vocab_size)
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #3140b1fd
 def _check_ids(
@@ -303,7 +316,7 @@ def _encoder_of(
 # %% ../../nbs/library/model/05_langsamp.ipynb #9177c64b
 def _decoder_input(model: LangSAMPPreTrainedModel, o: Tensor, sequence: Tensor, ids: Ids) -> Tensor:
     "What the last layer of the head reads, `[B, L, H]`, with the embeddings that are added there."
-    return add_embeddings(run_head(model.mlm, o, decoder=nn.Identity()), sequence, model.tables("logits", ids))
+    return add_embeddings(run_head(model.mlm, o, decoder=nn.Identity()), sequence, _tables(model, "logits", ids))
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #e003b015
 def _logits(
@@ -313,7 +326,7 @@ def _logits(
     ids: Ids,  # Of each sequence
 ) -> Tensor:  # `[B, L, V]`
     "The logits, with what the variant adds to them."
-    if model.tables("logits", ids):
+    if _tables(model, "logits", ids):
         return model.get_output_embeddings()(_decoder_input(model, o, sequence, ids))
     logits, (language, script) = run_head(model.mlm, o), ids.values()
     if model.unigrams is None or language is None or script is None:
@@ -353,10 +366,10 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
     ) -> MaskedLMOutput:  # `loss` with labels, all `logits` without
         ids = _ids_of(self, input_ids, labels, {"language": language_ids, "script": script_ids})
         masked, shared = None if labels is None else masked_positions(labels), SharedGradient()
-        encoder = _encoder_of(self, masked, shared, kwargs, _shift(self.tables("input", ids)))
+        encoder = _encoder_of(self, masked, shared, kwargs, _shift(_tables(self, "input", ids)))
         out = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         h, sequence = gather_masked(out.last_hidden_state, masked)
-        o, hidden_states = add_embeddings(h, sequence, self.tables("output", ids)), out.get("hidden_states")
+        o, hidden_states = add_embeddings(h, sequence, _tables(self, "output", ids)), out.get("hidden_states")
         if masked is None:
             return MaskedLMOutput(logits=_logits(self, o, sequence, ids), hidden_states=hidden_states)
         loss = _head_loss(self, o, masked, num_items_in_batch, shared, ids)
@@ -401,6 +414,13 @@ def describe_taken_over(
         )
     return lines
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #c0417023
+def _check_head(model: LangSAMPForMaskedLM) -> None:
+    "Refuse variant `logits` for a head to whose logits nothing can be added (`UserError`)."
+    if model.config.variant == "logits" and not model.fused_loss:
+        name = type(model.mlm).__name__
+        raise UserError(f"variant `logits` needs a head that ends in a linear layer, and {name} has another")
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #c1992970
 def from_backbone(
     start: str
@@ -422,10 +442,7 @@ def from_backbone(
         mlm.config.name_or_path = ""
         config = LangSAMPConfig(backbone_config=mlm.config, languages=languages, scripts=scripts, variant=variant)
         model = LangSAMPForMaskedLM(config, mlm).eval()
-    if variant == "logits" and not model.fused_loss:
-        raise UserError(
-            f"variant `logits` needs a head that ends in a linear layer, and {type(mlm).__name__} has another"
-        )
+    _check_head(model)
     if given is not None:
         take_over_embeddings(given, model)
     return model

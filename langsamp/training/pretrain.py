@@ -62,6 +62,7 @@ from langsamp.model.langsamp import (
     from_backbone,
     language_script_ids,
     save_backbone,
+    set_unigrams,
 )
 from ..tokenization.train import load_tokenizer
 from .checkpoints import load_weights
@@ -169,7 +170,7 @@ def _check_fit(model: LangSAMPForMaskedLM, p: PretrainParams, vocab_size: int) -
 def _count_unigrams(model: LangSAMPForMaskedLM, p: PretrainParams, corpus: Corpus) -> None:
     "Give variant `unigram` the token frequencies of the training text."
     codes, p_PV = unigram_probabilities(corpus.sequences("train", p), TokenIds(**corpus.facts))
-    model.set_unigrams(language_script_ids(codes, model.config), torch.from_numpy(p_PV))
+    set_unigrams(model, language_script_ids(codes, model.config), torch.from_numpy(p_PV))
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #778cd0a6
 def export(
