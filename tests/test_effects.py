@@ -291,7 +291,9 @@ STAGES["03_pretrain"] = Stage(
         "adam_beta2": Effect([0.9], LEARNS),
         "max_grad_norm": Effect([0.0, 0.01], LEARNS, given={"adam_beta2": 0.5}),
         "seed": Effect([8], STARTS),
-        "precision": Effect(["bf16"], LEARNS, given={"learning_rate": 0.05}, perhaps="start"),
+        "precision": Effect(
+            ["bf16"], LEARNS, given={"learning_rate": 0.05, "load_best_model_at_end": False}, perhaps="start"
+        ),
         "gradient_checkpointing": Effect(
             [True],
             "recomputed",

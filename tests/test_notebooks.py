@@ -23,7 +23,7 @@ from langsamp.model.e5_small import e5_small
 from langsamp.model.langsamp import LangSAMPConfig, LangSAMPForMaskedLM
 
 NOTEBOOKS = sorted(p for p in (tiny.ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-PAGES = ("index", "method", "architecture", "glossary")
+PAGES = ("index", "install", "method", "architecture", "glossary")
 EXAMPLES = [p for p in NOTEBOOKS if "library" in p.parts or p.parent.name == "reports" or p.stem in PAGES]
 RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "05_reproduce", "figures/pretraining"}
 RUNNERS |= {"06_benchmark", "07_publish", "tutorials/own_text", "tutorials/encoding"}
