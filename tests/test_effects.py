@@ -300,12 +300,15 @@ STAGES["03_pretrain"] = Stage(
             given={"dropout": 0.0, "num_layers": 2},
             why="states are recomputed; without dropout the weights are the same",
         ),
-        "torch_compile": Effect(
-            [True],
-            "compiled",
-            given={"dropout": 0.0},
-            why="the encoder is compiled (here only recorded); without dropout the weights are the same",
-        ),
+        "torch_compile": [
+            Effect(
+                [True],
+                "compiled",
+                given={"dropout": 0.0},
+                why="the encoder is compiled (here only recorded); without dropout the weights are the same",
+            ),
+            Effect([True], given={"variant": "input"}, refused="torch_compile does not work with variant input"),
+        ],
         "save_steps": Effect([1], "validations, checkpoints", why="when the loss is validated and a checkpoint saved"),
         "early_stopping_patience": Effect(
             [1],

@@ -212,6 +212,12 @@ def test_notebook_has_short_cells_and_small_images(path):
     assert all(len("".join(image)) <= 100 * 1024 * 4 / 3 for image in images)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=short)
+def test_notebook_keeps_no_state_of_widgets(path):
+    "Progress bars leave thousands of lines there, which no page shows."
+    assert "widgets" not in json.loads(path.read_text())["metadata"]
+
+
 def imports_only(text: str) -> bool:
     "Whether a cell only imports."
     return not text.startswith(("%", "!")) and all(

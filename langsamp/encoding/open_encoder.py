@@ -136,18 +136,18 @@ def _other_checkpoint(name: str, outputs: Path) -> tuple[str, Any, Any]:
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #42ac2185
 def open_encoder(
-    name: str,  # A run under outputs/, `init:RUN`, an adapted checkpoint, `e5-small`, a name on the Hub, or a folder
+    name: str,  # RUN, `init:RUN`, `RUN@mean`, an adapted checkpoint, `e5-small`, a name on the Hub, or a folder
     outputs: Path | str,  # The `outputs/` folder
 ) -> Encoder:
     "Open an encoder and check that it is complete; raise `UserError` if there is none of that name."
-    outputs, (run, _, how) = Path(outputs), name.partition("@")
+    outputs, (run, at, how) = Path(outputs), name.partition("@")
     if name.startswith("start:"):
         raise UserError(f"`{name}` is now called `init:{name.removeprefix('start:')}`")
     if name.startswith("init:"):
         variant, model, tokenizer = _initial_encoder(outputs / name.removeprefix("init:"))
     elif (outputs / run / "params.yaml").exists():
         variant, model, tokenizer = _backbone_of(outputs / run)
-        model = _with_input_embeddings(model, outputs / run, how) if how else model
+        model = _with_input_embeddings(model, outputs / run, how) if at else model
     else:
         variant, model, tokenizer = _other_checkpoint(name, outputs)
     check_vocab_size(name, model, tokenizer)

@@ -35,7 +35,11 @@ def evaluate(
     outputs: Path | str,  # The `outputs/` folder
 ) -> tuple[pd.DataFrame, list[str]]:  # Columns as in `read_results`; warnings
     "Compute the results that are missing, and return those of this request; raise `UserError` if there are none."
-    encoder, found, warnings = open_encoder(p.encoder, outputs), [], plateau_warnings(Path(outputs) / p.encoder)
+    encoder, found, warnings = (
+        open_encoder(p.encoder, outputs),
+        [],
+        plateau_warnings(Path(outputs) / p.encoder.partition("@")[0]),
+    )
     folder = results_folder(encoder.identity, outputs)
     for task in map(get_task, p.tasks):
         protocol = task.protocol(p)

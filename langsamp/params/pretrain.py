@@ -163,7 +163,7 @@ class PretrainParams(TrainingParams, ModelParams, CorpusParams):
     run_name: RunName = Field("smoke", description="Folder under outputs/")
 
     def conflicts(self) -> list[str]:
-        compiled = f"torch_compile does not work with variant {self.variant}, which adds embeddings at the input"
+        compiled = f"torch_compile does not work with variant {self.variant}; set it to false"
         return [*super().conflicts(), compiled * (self.torch_compile and self.variant.startswith("input"))]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #619e72c5
