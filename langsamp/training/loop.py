@@ -403,10 +403,9 @@ Evaluate = Callable[[Any, Sequence[str]], dict[str, Any]]  # Stock encoder and t
 class _Evaluation(_Logging):
     "Evaluates a task."
 
-    @property
-    def retrieval_is_due(self) -> bool:
-        "Whether the run evaluates after the current step."
-        return self.state["step"] % self.p.retrieval_steps == 0 or self.state["step"] == self.p.max_steps
+    def is_due(self, every: int) -> bool:
+        "Whether what is done every so many steps, and after the last, is due after the current step."
+        return self.state["step"] % every == 0 or self.state["step"] == self.p.max_steps
 
     def evaluate(self, evaluate: Evaluate) -> dict[str, Any]:
         "Evaluate the encoder, in every process; no random number is drawn."
@@ -425,13 +424,13 @@ class _Bookkeeping(_Evaluation):
     @property
     def save_is_due(self) -> bool:
         "Whether the run validates and saves after the current step."
-        return self.state["step"] % self.p.save_steps == 0 or self.state["step"] == self.p.max_steps
+        return self.is_due(self.p.save_steps)
 
     def measure(self, evaluate: Evaluate | None, log: RunLogger) -> None:
         "Validate and evaluate after the current step, as far as they are due."
         if self.save_is_due:
             self.record_validation(self.validate(), log)
-        if evaluate is not None and self.retrieval_is_due:
+        if evaluate is not None and self.is_due(self.p.retrieval_steps):
             log(self.state["step"], self.evaluate(evaluate))
 
     def exit_after_sigterm(self) -> NoReturn:

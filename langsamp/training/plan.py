@@ -98,7 +98,7 @@ def computed_costs(
         "FLOPs": p.max_steps * tokens_per_step * flops,
         "weights, gradients, moments": 16 * groups["all"],
         "disk: shards": sum(file.stat().st_size for folder in _folders(p, corpus) for file in folder.iterdir()),
-        "disk: checkpoints": 4 * 12 * groups["all"],  # With a new one
+        "disk: checkpoints": 4 * 12 * groups["all"],  # The last two, the best and a new one
         "disk: model and backbone": 4 * (2 * groups["all"] - groups["head"] - groups["langsamp"]),
     }
 
