@@ -134,6 +134,13 @@ def test_the_package_installs_the_command():
     assert 'META["console_scripts"].split()' in (tiny.ROOT / "setup.py").read_text()
 
 
+def test_the_module_is_the_command():
+    "`python -m langsamp.cli.main` works where the command is not installed."
+    words = [sys.executable, "-m", "langsamp.cli.main", "pretain"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tiny.ROOT)
+    assert done.returncode == 2 and "did you mean `pretrain`?" in done.stderr
+
+
 def test_help_of_the_module_for_several_processes_is_no_error(capsys):
     "`python -m langsamp.training.pretrain --help`, which torchrun starts."
     with pytest.raises(SystemExit) as ended:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -87,8 +88,10 @@ def test_a_signal_to_the_launcher_stops_the_run(new_run, alone):
 # Two processes without a launcher, which takes seconds to start
 
 
-def as_rank(rank: int, kind: str, port: int) -> None:
-    "Set the environment variables of a launcher."
+def as_rank(rank: int, kind: str, port: int, until: int | None = None) -> None:
+    "Set the environment variables of a launcher; the first process gets SIGTERM after a step."
+    if until is not None and rank == 0:
+        tiny.at_step(until, signal.SIGTERM)
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)} | world | KINDS[kind]
 
@@ -103,11 +106,9 @@ def free_port() -> int:
 def session(params: Path, run: Path, kind: str, until: int | None = None) -> int:
     "One session of a run by one process or two; SIGTERM to the first of them after a step. The exit code of all."
     port = free_port()
-    ranks = [()] if kind == "one" else [(as_rank, rank, kind, port) for rank in range(2)]
+    one = [(tiny.at_step, until, signal.SIGTERM)] if until is not None else [()]
+    ranks = one if kind == "one" else [(as_rank, rank, kind, port, until) for rank in range(2)]
     processes = [tiny.fork(params, run.parent, *rank) for rank in ranks]
-    if until is not None:
-        tiny.wait_for(lambda: tiny.steps_of(run) >= until, processes[0].is_alive)
-        processes[0].terminate()
     (code,) = {tiny.exit_code(process) for process in processes}
     return code
 

@@ -83,18 +83,24 @@ def lines(p: EvaluationParams, outputs: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in files_of(p, outputs))
 
 
-def _evaluate(p: EvaluationParams, outputs: Path) -> None:
+def _evaluate_until(count: int, p: EvaluationParams, outputs: Path) -> None:
+    "Evaluate; this process is killed when it has written `count` lines."
+    add = Results.add
+
+    def added(self, *arguments) -> None:
+        add(self, *arguments)
+        if lines(p, outputs) >= count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Results.add = added
     evaluate(p, outputs)
 
 
 def killed_at(count: int, p: EvaluationParams, outputs: Path) -> None:
-    "Evaluate in a process that is killed when it has written `count` lines."
-    process = tiny.FORK.Process(target=_evaluate, args=(p, outputs))
+    "Evaluate in a process that is killed at `count` lines."
+    process = tiny.FORK.Process(target=_evaluate_until, args=(count, p, outputs))
     process.start()
-    tiny.wait_for(lambda: lines(p, outputs) >= count, process.is_alive)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL, "it had ended before it was killed"
+    assert tiny.exit_code(process) == -signal.SIGKILL, "it had ended before it was killed"
 
 
 @pytest.fixture

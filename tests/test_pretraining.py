@@ -184,10 +184,7 @@ def test_a_killed_run_from_an_adapted_checkpoint_ends_like_the_uninterrupted_one
     (_, whole), (params, run) = [new_run(f"temperature-{name}", **overrides) for name in ("unbroken", "killed")]
     assert tiny.exit_code(tiny.fork(outputs / "temperature-unbroken.yaml", outputs)) == 0
     for step in steps:
-        process = tiny.fork(params, outputs)
-        tiny.wait_for(lambda step=step: tiny.steps_of(run) >= step, process.is_alive)
-        process.kill()
-        assert tiny.exit_code(process) == -signal.SIGKILL
+        assert tiny.exit_code(tiny.fork(params, outputs, tiny.at_step, step)) == -signal.SIGKILL
     assert tiny.exit_code(tiny.fork(params, outputs)) == 0
     assert tiny.fingerprint(run) == tiny.fingerprint(whole), f"killed at {steps}"
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,33 +17,23 @@ from langsamp.training.pretrain import main
 PARTS = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 
 
-def kill_when(happened: Callable[[Path], bool], params: Path, run: Path) -> None:
-    "Start the command, and kill it at an event in its folder."
-    process = tiny.start(params, run.parent)
-    tiny.wait_for(lambda: happened(run), lambda: process.poll() is None)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-
-
-def at_step(step: int):
-    "Whether a run has done so many steps."
-    return lambda run: tiny.steps_of(run) >= step
-
-
-def saving_after(step: int):
-    "Whether a run that has done so many steps is writing a checkpoint."
-    return lambda run: tiny.steps_of(run) >= step and any((run / "checkpoints").glob(".part-step-*"))
-
-
 def test_killed_run_ends_like_the_uninterrupted_one(new_run, unbroken):
     "SIGKILL before the first checkpoint, in a later epoch, and while saving; the same command gives the same bytes."
     first, second = np.random.default_rng().integers([1, 13], [6, 24])
     params, run = new_run("killed")
-    for happened in (at_step(first), at_step(second), saving_after(30)):
-        kill_when(happened, params, run)
+    for how in [(tiny.at_step, first), (tiny.at_step, second), (tiny.in_save, run, 30)]:
+        assert tiny.exit_code(tiny.fork(params, run.parent, *how)) == -signal.SIGKILL
     tiny.finish(params, run.parent)
     assert tiny.fingerprint(run) == tiny.fingerprint(unbroken), f"killed at {first} and {second}"
+
+
+def killed_from_step(step: int, params: Path, run: Path) -> int:
+    "Start the command, and kill it from outside soon after a step; its exit code: 0 when it was faster."
+    process = tiny.start(params, run.parent)
+    tiny.wait_for(lambda: tiny.steps_of(run) >= step or process.poll() is not None)
+    process.kill()
+    process.communicate()
+    return process.returncode
 
 
 @pytest.mark.slow
@@ -57,8 +46,8 @@ def test_twenty_random_kills(new_run, monkeypatch):
         new_run(name, max_steps=200, num_layers=2, hidden_size=32) for name in ("killed-20", "unbroken-20")
     ]
     tiny.finish(its_params, whole.parent)
-    for step in steps:
-        kill_when(at_step(step), params, run)
+    codes = [killed_from_step(step, params, run) for step in steps]
+    assert set(codes[:15]) == {-signal.SIGKILL} and set(codes) <= {0, -signal.SIGKILL}
     tiny.finish(params, run.parent)
     assert tiny.fingerprint(run) == tiny.fingerprint(whole), f"seed {seed}: killed at {steps}"
 
@@ -98,9 +87,8 @@ def test_a_stop_signal_ends_the_run_at_the_next_step(new_run, unbroken, step):
     "SIGTERM saves the step and exits with 143 within ten seconds; the same command continues from there."
     params, run = new_run(f"stopped-{step}")
     step = int(np.random.default_rng().integers(1, 40)) if step == "random" else step
-    process = tiny.fork(params, run.parent)
+    process = tiny.fork(params, run.parent, tiny.at_step, step, signal.SIGTERM)
     tiny.wait_for(lambda: tiny.steps_of(run) >= step, process.is_alive)
-    os.kill(process.pid, signal.SIGTERM)
     process.join(10)
     assert process.exitcode == 143, f"stopped at step {step}"
     newest = max((run / "checkpoints").iterdir())

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from langsamp.params.pretrain import PretrainParams
 from langsamp.tokenization.train import trained_tokenizer
 from langsamp.training.loop import Data
 from langsamp.training.pretrain import main
+from langsamp.training.run_dir import MetricsFile
 
 ALPHABETS = {"eng_Latn": "abcdefghijklmnop", "hin_Deva": "कखगघचछजझटठडढतथदध", "rus_Cyrl": "абвгдежзиклмнопр"}
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -154,6 +156,31 @@ def _forked(params: Path, outputs: Path, before: Callable[..., None] | None, arg
     sys.exit(main([str(params), str(outputs)]))
 
 
+def at_step(step: int, number: int = signal.SIGKILL) -> None:
+    "For `fork`: the run gets a signal when it has written the metrics of a step, however slow the machine is."
+    written, due = MetricsFile.write, [number]
+
+    def write(self, **values) -> None:
+        written(self, **values)
+        if values["step"] >= step and due:
+            os.kill(os.getpid(), due.pop())
+
+    MetricsFile.write = write
+
+
+def in_save(run: Path, step: int, files: int = 1) -> None:
+    "For `fork`: the run is killed when it opens the nth file of checkpoints that it saves after a step."
+    opened = []
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event == "open" and ".part-step-" in str(arguments[0]) and steps_of(run) >= step:
+            opened.append(event)
+            if len(opened) == files:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
 def exit_code(process) -> int:
     "Wait for a forked run; its exit code, negative for a signal."
     process.join(120)
@@ -165,7 +192,7 @@ def wait_for(happened: Callable[[], bool], alive: Callable[[], bool] = lambda: T
     "Watch closely until something happens; fail when the process ends first, or when it takes too long."
     deadline = time.monotonic() + seconds
     while not happened():
-        assert alive(), "the process ended before it happened"
+        assert alive() or happened(), "the process ended before it happened"
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.001)
 

@@ -263,3 +263,7 @@ def main(
         print(f"langsamp: {error}", file=sys.stderr)
         return 2
     return 0
+
+# %% ../../nbs/library/cli/00_main.ipynb #9ac59634
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())
