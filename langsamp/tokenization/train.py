@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_CHARACTERS', 'SPECIAL_TOKENS', 'sampling_rates', 'smoothed_sample', 'corpus_characters', 'train_tokenizer',
-           'stable_unigram', 'trained_tokenizer', 'load_tokenizer', 'pretrained_tokenizer', 'CorpusTokenizer']
+           'stable_unigram', 'trained_tokenizer', 'token_facts', 'load_tokenizer', 'pretrained_tokenizer',
+           'CorpusTokenizer']
 
 # %% ../../nbs/library/tokenization/01_train.ipynb #79430d73
 import glob
@@ -149,7 +150,7 @@ def trained_tokenizer(
     fast = train_tokenizer(smoothed_sample(sources), vocab_size, characters)
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, **{f"{k}_token": v for k, v in names.items()})
-    with atomic_folder(folder, **_facts(tokenizer)) as part:
+    with atomic_folder(folder, **token_facts(tokenizer)) as part:
         tokenizer.save_pretrained(part)
     return folder
 
@@ -164,8 +165,10 @@ def _unknown(tokenizer: Any) -> int | None:
     return fast.token_to_id(fast.model.unk_token or "")
 
 # %% ../../nbs/library/tokenization/01_train.ipynb #bdb63ee8
-def _facts(tokenizer: Any) -> dict[str, Any]:
-    "Return the size and special ids that masking and packing need."
+def token_facts(
+    tokenizer: Any,  # A fast tokenizer of transformers, with a mask token
+) -> dict[str, Any]:  # For `TokenIds`
+    "Return the size and special ids that masking and packing need; no mask or pad token is a `UserError`."
     if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path} has no mask or pad token; masked-LM training needs both")
     ids = set(tokenizer.get_vocab().values())
@@ -243,7 +246,7 @@ def pretrained_tokenizer(
     content = tokenizer.backend_tokenizer.to_str().encode()
     folder = home / f"{Path(name).name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not is_intact(folder):
-        with atomic_folder(folder, source=source, **_facts(tokenizer)) as part:
+        with atomic_folder(folder, source=source, **token_facts(tokenizer)) as part:
             tokenizer.save_pretrained(part)
     return folder
 
