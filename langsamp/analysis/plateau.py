@@ -74,7 +74,7 @@ def leaving_points(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 # %% ../../nbs/library/analysis/12_plateau.ipynb #e5ce385e
-_LINES = (*GROUP_STYLES[:6], ("#7F3C8D", "X"), ("#000000", "<"))
+_LINES = (*GROUP_STYLES[:6], ("#7F3C8D", "X"), ("#000000", "<"), ("#8C564B", ">"), ("#17BECF", "p"))
 
 # %% ../../nbs/library/analysis/12_plateau.ipynb #59609534
 def plateau_figure(
