@@ -28,7 +28,7 @@ EXAMPLES = [p for p in NOTEBOOKS if "library" in p.parts or p.parent.name == "re
 RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "05_reproduce", "figures/pretraining"}
 RUNNERS |= {"06_benchmark", "07_publish", "tutorials/own_text", "tutorials/encoding"}
 ELSEWHERE = {"main_results": "statistics", "ablation": "statistics", "neutrality": "neutrality"}
-ELSEWHERE |= {"packing": "effects", "plateau": "effects", "source_ranking": "effects"}
+ELSEWHERE |= {"packing": "effects", "plateau": "effects", "source_ranking": "effects", "new_languages": "new_languages"}
 ELSEWHERE |= dict.fromkeys(("embedding_map", "embedding_similarity", "resource_levels"), "embeddings")
 
 

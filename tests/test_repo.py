@@ -60,6 +60,7 @@ FIGURES = {
     "embedding_similarity": evaluate.EmbeddingParams,
     "resource_levels": evaluate.ResourceParams,
     "source_ranking": evaluate.TransferParams,
+    "new_languages": evaluate.NewLanguageParams,
 }
 LOCAL = r"/(?:work|tmp|root|home|Users)/[a-z]|file:/{2}|registry\.np|/simp[l]e\b|files\.pythonhosted"
 

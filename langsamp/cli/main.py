@@ -144,9 +144,10 @@ _FIGURES: dict[str, type[Params]] = {
     "embedding_similarity": evaluation_params.EmbeddingParams,
     "resource_levels": evaluation_params.ResourceParams,
     "source_ranking": evaluation_params.TransferParams,
+    "new_languages": evaluation_params.NewLanguageParams,
 }
 
-
+# %% ../../nbs/library/cli/00_main.ipynb #c11a0021
 def _figure(name: str, p: Any, outputs: Path) -> None:
     import papermill
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RetrievalTask', 'LabelledTask', 'Task', 'RETRIEVAL', 'LABELLED', 'TASKS', 'Scores', 'NeutralityText',
            'EvaluationParams', 'ComparisonParams', 'TableParams', 'NeutralityParams', 'ResourceParams',
-           'EmbeddingParams', 'ReproductionParams', 'TransferParams', 'SourceParams']
+           'EmbeddingParams', 'ReproductionParams', 'TransferParams', 'SourceParams', 'NewLanguageParams']
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #9ff861c1
 from typing import Annotated, Any, Literal, get_args
@@ -182,3 +182,14 @@ class SourceParams(Params):
     candidates: list[str] = Field([], description="Language codes, instead of those of the task")
     run: str = Field("", description="A finished run under outputs/ whose embeddings count too; empty: none")
     data_dir: str = Field("", description="Folder of the task's data; empty: LANGSAMP_DATA")
+
+# %% ../../nbs/library/params/03_evaluate.ipynb #e99c3e34
+class NewLanguageParams(Params):
+    "Pairs of runs, without and with some languages, and how much text of those a vector is fitted to."
+
+    pairs: dict[str, str] = Field(
+        {"smoke": "smoke"}, min_length=1, description="Runs without some languages, each with the run that has them too"
+    )
+    lines: list[Count] = Field([10, 100], min_length=1, description="Lines of text to fit a vector to")
+    name: Name = Field("new-languages", description="Prefix of the output files")
+    n_resamples: Resamples = Field(10_000, description="Bootstrap resamples for the intervals")
