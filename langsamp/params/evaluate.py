@@ -27,7 +27,7 @@ class EvaluationParams(Params):
     "An encoder, its tasks, and how to run them."
 
     encoder: str = Field(
-        "smoke", description="A run under outputs/, an adapted checkpoint, e5-small, a Hugging Face name or a folder"
+        "smoke", description="RUN, init:RUN, RUN@mean, an adapted checkpoint, e5-small, a Hugging Face name or a folder"
     )
     tasks: list[Task] = Field(["udhr"], min_length=1, description=", ".join(TASKS))
     languages: list[str] = Field([], description="Language codes, or the names in the data set; [] uses all")
@@ -162,7 +162,7 @@ class TransferParams(Params):
     "An encoder and a labelled task, whose languages are sources and targets of each other."
 
     encoder: str = Field(
-        "smoke", description="A run under outputs/, an adapted checkpoint, e5-small, a Hugging Face name or a folder"
+        "smoke", description="RUN, init:RUN, RUN@mean, an adapted checkpoint, e5-small, a Hugging Face name or a folder"
     )
     task: LabelledTask = Field("sib200", description=", ".join(LABELLED))
     languages: list[str] = Field([], description="Language codes; [] uses all")
