@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import tiny
 
+from langsamp.analysis import transfer as transfer_module
 from langsamp.analysis.source_ranking import (
     all_rankers,
     compare_rankers,
@@ -18,8 +19,10 @@ from langsamp.analysis.source_ranking import (
 )
 from langsamp.cli.main import main
 from langsamp.core.errors import UserError
+from langsamp.evaluation.datasets import LabelledDataset, LabelledTexts
 from langsamp.languages.codes import family_of
 from langsamp.languages.uriel import URIEL_KINDS, uriel_features, uriel_similarity
+from langsamp.params.evaluate import TransferParams
 
 CODES = (
     "eng_Latn deu_Latn nld_Latn swe_Latn spa_Latn ita_Latn rus_Cyrl ukr_Cyrl hin_Deva ben_Beng fin_Latn ekk_Latn "
@@ -94,6 +97,15 @@ def test_all_rankers_have_the_shape_of_the_matrix(transfer):
     found = all_rankers(transfer.iloc[:6], texts)
     assert {*URIEL_KINDS, "geography", "mean vector", "nearest sentences", "mean of ranks", "learned"} <= found.keys()
     assert {matrix.shape for matrix in found.values()} == {(6, 20)}
+
+
+def test_the_treebank_that_is_used_is_named(monkeypatch, capsys):
+    "Of several in one language the first one is."
+    text = LabelledTexts([["a"]], [["NOUN"]])
+    found = [LabelledDataset("ud", f"UD_{x}", "fin_Latn", dict.fromkeys(("train", "dev", "test"), text)) for x in "AB"]
+    monkeypatch.setattr(transfer_module, "load_labelled", lambda *_: (found, []))
+    assert transfer_module._chosen(TransferParams(task="ud")) == found[:1]
+    assert capsys.readouterr().out == "ud: fin_Latn is UD_A, not UD_B\n"
 
 
 def test_typology_is_that_of_the_database():

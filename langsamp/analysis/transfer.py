@@ -88,6 +88,9 @@ def _chosen(p: TransferParams) -> list[LabelledDataset]:
     if unknown := [code for code in p.languages if code not in by_code]:
         raise UserError(f"{p.task} has no data in {', '.join(unknown)}{did_you_mean(unknown[0], by_code)}; remove it")
     chosen = [by_code[code] for code in sorted(p.languages or by_code)]
+    for one in chosen:
+        if others := [other.name for other in found if other.code == one.code and other.name != one.name]:
+            print(f"{p.task}: {one.code} is {one.name}, not {', '.join(others)}")
     if not any({"train", "dev"} <= one.splits.keys() for one in chosen):
         where = f" in {', '.join(p.languages)}" if p.languages else ""
         nothing = f"{p.task} has no training data{where}; check the data, or add a language"
