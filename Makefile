@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV    := source .venv/bin/activate &&
 PRESET ?= udhr
 MAIN   := udhr udhr-baseline
-SMALL  := small small-baseline small-scratch
+SMALL  := small small-baseline
 PM     := papermill --no-progress-bar --log-level WARNING --stdout-file - --stderr-file -
 .PHONY: run small reproduce test test-slow export docs lab clean help
 
@@ -14,7 +14,7 @@ run: .venv/ok  ## pretrain LangSAMP and its baseline side by side, compare them 
 	    '$(PM) nbs/03_pretrain.ipynb outputs/{}/pretrain.ipynb -f params/{}.yaml 2>&1 | sed -u "s/^/{}: /"'
 	$(ENV) $(PM) nbs/figures/pretraining.ipynb outputs/figures/pretraining.ipynb -f params/figures/pretraining.yaml
 
-small: .venv/ok  ## the small preset: corpus, adapted checkpoint, LangSAMP, baseline, and random weights (hours on 2 cores)
+small: .venv/ok  ## the small preset: corpus, adapted checkpoint, LangSAMP, and its baseline (hours on 2 cores)
 	mkdir -p outputs/corpora outputs/adapted outputs/figures $(addprefix outputs/,$(SMALL))
 	$(ENV) $(PM) nbs/01_corpus.ipynb outputs/corpora/small.ipynb -f params/corpora/small.yaml
 	$(ENV) $(PM) nbs/02_start.ipynb outputs/adapted/small.ipynb -f params/adapted/small.yaml
