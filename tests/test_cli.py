@@ -15,10 +15,11 @@ import yaml
 
 from langsamp.cli.main import COMMANDS, main
 from langsamp.core.cards import card_metadata
+from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256
 from langsamp.params.base import Params
 from langsamp.training.pretrain import main as pretrain_main
-from langsamp.training.pretrain import pretrain
+from langsamp.training.pretrain import parse_arguments, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,17 @@ def test_help_of_the_module_for_several_processes_is_no_error(capsys):
     assert not ended.value.code and not printed.err
     assert printed.out.startswith("usage: python -m langsamp.training.pretrain params/NAME.yaml")
     assert "  max_steps=60\n      Optimizer steps\n" in printed.out
+
+
+def test_the_module_for_several_processes_takes_parameters(tmp_path):
+    "As in `torchrun -m langsamp.training.pretrain params/mine.yaml max_steps=2000`."
+    file = tmp_path / "a.yaml"
+    file.write_text("max_steps: 5\nrun_name: five\n")
+    for words, folder in [([], ""), (["elsewhere"], "elsewhere")]:
+        p, outputs = parse_arguments([str(file), *words, "max_steps=9"])
+        assert (p.max_steps, p.run_name, outputs) == (9, "five", folder)
+    with pytest.raises(UserError, match="did you mean `max_steps`"):
+        parse_arguments([str(file), "max_step=9"])
 
 
 def test_every_command_has_parameters_of_a_runner():

@@ -194,6 +194,14 @@ def test_results_enter_a_card_on_request_only(copy):
 # Publishing
 
 
+def test_the_chosen_licence_stays(copy):
+    "In cards that are made again without one, and in what is published."
+    update_cards("done", copy.parent, "apache-2.0")
+    update_cards("done", copy.parent)
+    assert all("license: apache-2.0\n" in text for text in cards(copy).values())
+    assert metadata_load(publish(copy) / "README.md")["license"] == "apache-2.0"
+
+
 def publish(copy: Path, **values: Any) -> Path:
     "The folder of a dry run."
     p = PublishParams.model_validate({"run": "done", "repo_id": "me/encoder", **values})

@@ -1,7 +1,10 @@
 "The commands and code blocks of README.md work."
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -24,12 +27,16 @@ def test_the_encoder_block_gives_vectors(smoke):
     assert names["vectors"].shape == (2, names["encoder"].model.config.hidden_size)
 
 
-def test_the_own_text_block_pretrains(tmp_path, monkeypatch, stock):
+def test_the_own_text_block_pretrains(tmp_path, monkeypatch, stock, capsys):
     "From a backbone. A tiny one stands for it here; the command of params/template.yaml was run with e5-small."
     tiny.write_corpus(tmp_path / "my-corpus")
     monkeypatch.chdir(tmp_path)
     assert 'backbone="e5-small"' in BLOCKS[1] and "max_steps=1000" in BLOCKS[1]
-    exec(BLOCKS[1].replace("e5-small", str(stock)).replace("max_steps=1000", "max_steps=2, warmup_steps=1"), {})
+    few = "max_steps=2, warmup_steps=1, num_layers=7"
+    exec(BLOCKS[1].replace("e5-small", str(stock)).replace("max_steps=1000", few), {})
+    assert "not used beside backbone" in capsys.readouterr().out
+    card = (tmp_path / "outputs/mine/backbone/README.md").read_text()
+    assert "| encoder | xlm-roberta, 2 layers of width 64" in card and "num_layers" not in card
     made, given = [read_json(folder / "config.json") for folder in (tmp_path / "outputs/mine/backbone", stock)]
     assert made["vocab_size"] == given["vocab_size"] and made["num_hidden_layers"] == given["num_hidden_layers"]
     assert read_json(tmp_path / "outputs/mine/provenance.json")["start"], "began from random weights"
@@ -38,16 +45,23 @@ def test_the_own_text_block_pretrains(tmp_path, monkeypatch, stock):
 @pytest.mark.parametrize("line", re.findall(r"^papermill .* -f .*", README, flags=re.M))
 def test_the_papermill_command_fits_a_params_file(line, corpus, stock, tmp_path):
     "The template, with a folder, a backbone and a length in place of its own."
-    _, notebook, output, flag, params = line.split()
-    assert (output, flag, params) == ("outputs/mine.ipynb", "-f", "params/mine.yaml")
+    _, logged, notebook, output, flag, params = line.split()
+    assert (logged, output, flag, params) == ("--log-output", "outputs/mine.ipynb", "-f", "params/mine.yaml")
     assert f"cp params/template.yaml {params}" in README
     own = (tiny.ROOT / "params/template.yaml").read_text()
     for old, new in {"my-corpus": corpus, "e5-small #": f"{stock} #", "1000": 2, " 100\n": " 1\n", "128": 64}.items():
         assert str(old) in own
         own = own.replace(str(old), str(new))
     (tmp_path / "mine.yaml").write_text(own)
-    tiny.papermill(notebook, tmp_path / "mine.ipynb", tmp_path, flag, str(tmp_path / "mine.yaml"))
-    assert (tmp_path / "mine/result.json").exists()
+    words = [sys.executable, "-m", "papermill", logged, notebook, str(tmp_path / "mine.ipynb"), flag]
+    home = os.environ | {"LANGSAMP_OUTPUTS": str(tmp_path)}
+    done = subprocess.run(
+        [*words, str(tmp_path / "mine.yaml")], cwd=tiny.ROOT, env=home, capture_output=True, text=True
+    )
+    assert (tmp_path / "mine/result.json").exists(), done.stderr
+    assert "step      2/2" in done.stderr + done.stdout, "the steps are shown while they run"
+    cells = json.loads((tmp_path / "mine.ipynb").read_text())
+    assert "widgets" not in cells["metadata"] and "Loading weights" not in str(cells), "no dead progress bars"
 
 
 def test_papermill_needs_the_path_of_the_executed_copy(monkeypatch):

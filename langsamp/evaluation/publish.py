@@ -18,12 +18,12 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 
 from ..core.cards import write_card
 from ..core.errors import UserError
-from ..core.files import explain_disk_errors, read_json
+from ..core.files import explain_disk_errors, read_json, write_json
 from ..core.manifests import scratch_folder, verify
 from ..corpora.data_card import data_card
 from .results import means, stored_results
 from ..params.publish import PublishParams
-from ..training.model_card import PARTS, model_card, run_facts
+from ..training.model_card import LICENCE_FILE, PARTS, model_card, run_facts
 from ..training.pretrain import HOW_TO_REMAKE
 
 # %% ../../nbs/library/evaluation/09_publish.ipynb #9c150008
@@ -46,11 +46,14 @@ def _result_of(folder: Path) -> dict[str, Any]:
 def update_cards(
     run: str,  # A finished run under outputs/
     outputs: Path | str,  # The `outputs/` folder
-    licence: str = "",  # Of the weights; empty: that of the base model
+    licence: str = "",  # Of the weights, kept for later cards; empty: the one chosen before, or that of the base model
 ) -> list[Path]:  # The cards of `model/` and `backbone/`
     "Write the cards of a run again, with the results of its evaluations."
     folder = Path(outputs) / run
-    facts = run_facts(folder, _result_of(folder))
+    result = _result_of(folder)
+    if licence:
+        write_json(folder / LICENCE_FILE, {"license": licence})
+    facts = run_facts(folder, result)
     scores = stored_scores(run, outputs)
     return [write_card(folder / part, model_card(facts, part, scores, licence)) for part in PARTS]
 

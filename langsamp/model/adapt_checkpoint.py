@@ -23,7 +23,7 @@ from ..corpora.text import Source
 from ..data.shards import source_hash
 from .backbones import load_backbone
 from .e5_small import e5_small
-from .files import check_weight_files, weight_files
+from .files import check_weight_files, weight_files, without_progress_bars
 from .langsamp import LangSAMPForMaskedLM, with_stock_model
 from .resize_embeddings import VocabularyMap, adapt_vocabulary
 from ..params.pretrain import AdaptParams
@@ -116,7 +116,8 @@ def _write(
     fitted = fit_vocabulary(sources, wanted, p.num_new_tokens, p.min_count)
     before = measure_coverage(sources, base) if p.tokenizer else fitted.before
     save_tokenizer(fitted.content, wanted, part)
-    _with_new_vocabulary(mlm, base, part, p).save_pretrained(part)
+    with without_progress_bars():
+        _with_new_vocabulary(mlm, base, part, p).save_pretrained(part)
     tables = {"before": before.table, "after": fitted.after.table}
     measured = {when: table.to_dict(orient="index") for when, table in tables.items()}
     return {"tokens": _token_counts(VocabularyMap(base, part)), "coverage": measured}

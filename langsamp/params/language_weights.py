@@ -47,13 +47,15 @@ def read_weights(
     found: dict[str, float] = {}
     lines: dict[str, int] = {}
     for number, cells in _rows(Path(path).expanduser()):
-        if number == 1 and len(cells) == 2 and not _is_number(cells[1]):
+        if number == 1 and len(cells) == 2 and not _is_number(cells[1]) and "_" not in cells[0]:
             continue  # Headings
         if len(cells) != 2 or not _is_number(cells[1]):
             raise ValueError(f"{path}:{number}: needs a code and a number, such as wol_Latn and 3.0")
         if cells[0] in found:
             raise ValueError(f"{path}:{number}: {cells[0]} is in line {lines[cells[0]]} already; remove one of them")
         found[cells[0]], lines[cells[0]] = float(cells[1]), number
+    if not found:
+        raise ValueError(f"{path} has no weights; write a code and a number on each line, such as wol_Latn and 3.0")
     return found
 
 # %% ../../nbs/library/params/01a_language_weights.ipynb #a8a059e0

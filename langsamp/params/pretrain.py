@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIVE', 'OnBadLine', 'Variant', 'ARCHITECTURES', 'Architecture', 'Schedule', 'CorpusParams', 'ModelParams',
-           'OptimizerParams', 'BatchParams', 'TrainingParams', 'PretrainParams', 'CorpusBuildParams', 'AdaptParams',
-           'PlanParams', 'PretrainingFigureParams', 'PlateauFigureParams', 'PackingFigureParams']
+           'unused_parameters', 'OptimizerParams', 'BatchParams', 'TrainingParams', 'PretrainParams',
+           'CorpusBuildParams', 'AdaptParams', 'PlanParams', 'PretrainingFigureParams', 'PlateauFigureParams',
+           'PackingFigureParams']
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #e831af3b
 from typing import Annotated, Any, Literal
@@ -91,6 +92,16 @@ class ModelParams(Params):
     def conflicts(self) -> list[str]:
         random = not self.backbone and not self.architecture.endswith(".json")
         return [*super().conflicts(), *(_size_conflicts(self.num_layers, self.hidden_size) if random else [])]
+
+# %% ../../nbs/library/params/02_pretrain.ipynb #f1a2b3c4
+def unused_parameters(
+    p: ModelParams,  # Of a run
+) -> str:  # Empty if there are none
+    "Name the parameters of random weights that were set beside a backbone."
+    names = ("architecture", "num_layers", "hidden_size") if p.backbone else ()
+    if odd := [name for name in names if getattr(p, name) != ModelParams.model_fields[name].default]:
+        return f"not used beside backbone `{p.backbone}`, which has its own shape: {', '.join(odd)}"
+    return ""
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #f882eb6c
 Schedule = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]

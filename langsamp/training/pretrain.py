@@ -18,17 +18,21 @@ from ..core.environment import escape_unencodable_output, ignore_overriding_vari
 from ..core.errors import UserError
 from ..core.files import content_hash, outputs_folder, read_json, sha256, write_json
 from ..params.base import parameter_help, positional_arguments
-from ..params.pretrain import ModelParams, PretrainParams
+from ..params.pretrain import ModelParams, PretrainParams, unused_parameters
+from ..params.words import override
 from ..params.yaml_reader import read_yaml
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #9765235d
 def parse_arguments(
-    arguments: Sequence[str],  # A params file, and perhaps the outputs folder
-) -> PretrainParams:
-    "Read the parameters of a command."
-    usage = "python -m langsamp.training.pretrain params/NAME.yaml [OUTPUTS]"
-    words = positional_arguments(arguments, usage, 1, 2, f"In the file:\n{parameter_help(PretrainParams)}")
-    return PretrainParams.model_validate(read_yaml(words[0]))
+    arguments: Sequence[str],  # A params file, perhaps the outputs folder, and NAME=VALUE for parameters
+) -> tuple[PretrainParams, str]:  # The parameters, and the outputs folder or an empty text
+    "Read the words of a command."
+    usage = "python -m langsamp.training.pretrain params/NAME.yaml [OUTPUTS] [NAME=VALUE ...]"
+    changed = [word for word in arguments if "=" in word and not Path(word).exists()]
+    others = [word for word in arguments if word not in changed]
+    words = positional_arguments(others, usage, 1, 2, f"Parameters:\n{parameter_help(PretrainParams)}")
+    values = read_yaml(words[0]) | dict(override(PretrainParams, word) for word in changed)
+    return PretrainParams.model_validate(values), "".join(words[1:])
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #ef22874f
 def _report(error: UserError) -> int:
@@ -55,7 +59,7 @@ from ..data.unigrams import plateau_warning, unigram_probabilities
 from ..languages.codes import parse_code
 from ..model.adapt_checkpoint import find_backbone, weight_checksums
 from ..model.backbones import is_encoder_alone, max_sequence_length
-from ..model.files import check_config, library_errors
+from ..model.files import check_config, library_errors, without_progress_bars
 from langsamp.model.langsamp import (
     LangSAMPForMaskedLM,
     describe_taken_over,
@@ -181,10 +185,10 @@ def export(
 ) -> None:
     "Write `model/` (LangSAMP) and `backbone/` (the stock encoder), each with the tokenizer."
     stock = load_tokenizer(str(tokenizer), model_max_length=longest)
-    with atomic_folder(folder / "model") as part:
+    with atomic_folder(folder / "model") as part, without_progress_bars():
         model.eval().save_pretrained(part)
         stock.save_pretrained(part)
-    with atomic_folder(folder / "backbone") as part:
+    with atomic_folder(folder / "backbone") as part, without_progress_bars():
         save_backbone(model, part)
         stock.save_pretrained(part)
 
@@ -352,7 +356,7 @@ def _begin(p: PretrainParams, corpus: Corpus, folder: Path, model: LangSAMPForMa
     session = {"max_steps": p.max_steps} | ({"language_weights": p.language_weights} if p.language_weights else {})
     add_provenance(folder, corpus.identity, p.seed, initial_weights_hash(p, folder.parent), **session)
     write_corpus_report(corpus, folder)
-    for line in describe_taken_over(model):
+    for line in [*describe_taken_over(model), *filter(None, [unused_parameters(p)])]:
         print(line, flush=True)
     if p.backbone and is_encoder_alone(find_backbone(p.backbone, folder.parent)):
         print(f"backbone `{p.backbone}` is an encoder alone: the head that predicts masked tokens is new", flush=True)
@@ -384,12 +388,12 @@ def _run(p: PretrainParams, corpus: Corpus, folder: Path, main: bool, evaluate: 
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #91d9e7bd
 def main(
-    arguments: Sequence[str],  # A params file, and perhaps the outputs folder
+    arguments: Sequence[str],  # As for `parse_arguments`
 ) -> int:  # Exit status: 0, or 2 for a mistake in the input
     "Pretrain with the parameters of a params file."
     try:
-        p = parse_arguments(arguments)
-        print(pretrain(p, arguments[1] if arguments[1:] else outputs_folder()))
+        p, outputs = parse_arguments(arguments)
+        print(pretrain(p, outputs or outputs_folder()))
     except UserError as error:
         return _report(error)
     return 0
