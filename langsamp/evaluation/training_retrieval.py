@@ -70,7 +70,8 @@ class TrainingRetrieval:
         "Return the share of sentences whose translation is among the first ten, the mean over languages."
         chosen = _chosen(self.bitexts, codes)
         if not chosen:
-            raise UserError(f"retrieval {self.task} has none of the run's languages with {self.bitexts[0].source}")
+            nothing = f"retrieval {self.task} has none of the run's languages with {self.bitexts[0].source}"
+            raise UserError(f"{nothing}; set retrieval to none, or to a text that has one of them")
         stock = load_tokenizer(str(tokenizer))
         vectors = encode_bitexts(chosen, lambda texts: encode(texts, model, stock, paper_layer(model)))
         return {"retrieval": self.task, **_scores(vectors)}
