@@ -3,23 +3,27 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
 
+import papermill
 import pytest
 import tiny
 import yaml
 
-from langsamp.cli.main import COMMANDS, main
+from langsamp.cli.main import COMMANDS, FIGURES, main
 from langsamp.core.cards import card_metadata
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, sha256
 from langsamp.params.base import Params
 from langsamp.training.pretrain import main as pretrain_main
 from langsamp.training.pretrain import parse_arguments, pretrain
+
+OUTPUTS = "LANGSAMP_OUTPUTS"
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,8 @@ def test_help_lists_every_parameter_with_its_description(capsys):
     for words in ([], ["--help"], ["figure", "--help"]):
         assert main(words) == 0
         printed = capsys.readouterr().out
-        assert [name for name in [*COMMANDS, "figure", "resource_levels"] if name not in printed] == []
+        names = [*FIGURES] if words[:1] == ["figure"] else [*COMMANDS, "figure"]
+        assert [name for name in names if not re.search(rf"^  {name} +\w+ ", printed, re.M)] == []
     assert main(["figure", "ablation", "--help"]) == 0 and "scores=" in capsys.readouterr().out
 
 
@@ -174,6 +179,22 @@ def test_corpus_writes_what_the_notebook_writes(tmp_path, outputs):
     tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "c.ipynb", tmp_path / "outputs", "-p", "name", "same")
     found = [read_json(folder / "corpora/same/manifest.json") for folder in (outputs, tmp_path / "outputs")]
     assert found[0] == found[1]
+
+
+def test_a_figure_needs_a_checkout_and_leaves_its_outputs_alone(tmp_path, monkeypatch, capsys):
+    "Outside one, the message says what to do; LANGSAMP_ROOT says where the notebook is, not where the runs are."
+    drawn = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *paths, **_: drawn.append((paths, os.environ[OUTPUTS])))
+    monkeypatch.setenv(OUTPUTS, "")
+    monkeypatch.chdir(tmp_path)
+    assert main(["figure", "pretraining"]) == 2 and not drawn
+    printed = capsys.readouterr().err
+    assert "git clone https://github.com/langsamp/langsamp" in printed and "set LANGSAMP_ROOT to it" in printed
+    monkeypatch.setenv("LANGSAMP_ROOT", str(tiny.ROOT))
+    assert main(["figure", "pretraining"]) == 0
+    ((source, target, values), outputs) = drawn[0]
+    assert source == tiny.ROOT / "nbs/figures/pretraining.ipynb" and values["runs"] == ["smoke"]
+    assert Path(outputs) == tmp_path / "outputs" and target == tmp_path / "outputs/figures/pretraining.ipynb"
 
 
 @pytest.mark.slow

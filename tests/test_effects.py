@@ -598,9 +598,12 @@ LABELS = {"A": ["langsamp-7", "langsamp-8"], "B": ["baseline-7"]}
 FEWER = {"A": ["langsamp-7"], "B": ["baseline-7"]}
 TABLES = "differences.csv, seeds.csv"
 
-for page in ("main_results", "ablation"):
+for page, kind in {
+    "main_results": analysis_params.MainResultsParams,
+    "ablation": analysis_params.AblationParams,
+}.items():
     STAGES[f"figures/{page}"] = Stage(
-        analysis_params.TableParams,
+        kind,
         {"encoders": LABELS, "baseline": "B", "name": "figure", "n_resamples": 50, "scores": ["tatoeba:raw:acc10"]},
         see_figure,
         figure_effects(
@@ -644,7 +647,7 @@ STAGES["figures/resource_levels"] = Stage(
 )
 
 STAGES["figures/embedding_map"] = Stage(
-    analysis_params.EmbeddingParams,
+    analysis_params.EmbeddingMapParams,
     {"runs": ["langsamp-7", "langsamp-8"], "name": "figure", "n_resamples": 20},
     see_figure,
     figure_effects(
@@ -660,7 +663,7 @@ STAGES["figures/embedding_map"] = Stage(
 )
 
 STAGES["figures/embedding_similarity"] = Stage(
-    analysis_params.EmbeddingParams,
+    analysis_params.EmbeddingSimilarityParams,
     {"runs": ["langsamp-7", "langsamp-8"], "name": "figure"},
     see_figure,
     figure_effects(

@@ -29,7 +29,7 @@ from langsamp.model import adapt_checkpoint, backbones
 from langsamp.model import e5_small as e5small
 from langsamp.params.base import from_notebook
 from langsamp.params.benchmark import BenchmarkParams, CorpusPassParams, EncodingSpeedParams, TrainingSpeedParams
-from langsamp.params.evaluate import EmbeddingParams, ReproductionParams, TableParams
+from langsamp.params.evaluate import EmbeddingMapParams, ReproductionParams, TableParams
 from langsamp.params.pretrain import AdaptParams, CorpusBuildParams, PretrainingFigureParams, PretrainParams
 from langsamp.params.yaml_reader import read_yaml
 from langsamp.tokenization import train
@@ -128,7 +128,7 @@ def test_run_name_that_is_refused(name):
 
 @pytest.mark.parametrize("name", [".git", "-rf", 300 * "a", 100 * "क"])
 @pytest.mark.parametrize(
-    "kind", [CorpusBuildParams, AdaptParams, PretrainingFigureParams, EmbeddingParams, ReproductionParams]
+    "kind", [CorpusBuildParams, AdaptParams, PretrainingFigureParams, EmbeddingMapParams, ReproductionParams]
 )
 def test_other_names_that_are_refused(kind, name):
     "The same rule for every name that becomes a folder or a file."
@@ -136,7 +136,7 @@ def test_other_names_that_are_refused(kind, name):
 
 
 @pytest.mark.parametrize("value", [2**32, 2**64 - 1, 2**64, -1, 10**30])
-@pytest.mark.parametrize("kind", [PretrainParams, AdaptParams, EmbeddingParams])
+@pytest.mark.parametrize("kind", [PretrainParams, AdaptParams, EmbeddingMapParams])
 def test_seed_that_some_generator_does_not_accept(kind, value):
     "All generators accept 32 bits."
     message = refusal(kind, seed=value)

@@ -13,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from langsamp.cli import main as cli_main
 from langsamp.params import benchmark, evaluate, publish
 from langsamp.params import pretrain as params
 from langsamp.params.pretrain import PretrainParams
@@ -49,19 +50,7 @@ WITHOUT_FILES = {  # Stages of which params/ has no example
     "plan": ("02a_plan.ipynb", params.PlanParams),
     "publish": ("07_publish.ipynb", publish.PublishParams),
 }
-FIGURES = {
-    "pretraining": params.PretrainingFigureParams,
-    "plateau": params.PlateauFigureParams,
-    "packing": params.PackingFigureParams,
-    "main_results": evaluate.TableParams,
-    "ablation": evaluate.TableParams,
-    "neutrality": evaluate.NeutralityParams,
-    "embedding_map": evaluate.EmbeddingParams,
-    "embedding_similarity": evaluate.EmbeddingParams,
-    "resource_levels": evaluate.ResourceParams,
-    "source_ranking": evaluate.TransferParams,
-    "new_languages": evaluate.NewLanguageParams,
-}
+FIGURES = {name: one.kind for name, one in cli_main.FIGURES.items()}
 LOCAL = r"/(?:work|tmp|root|home|Users)/[a-z]|file:/{2}|registry\.np|/simp[l]e\b|files\.pythonhosted"
 
 
@@ -186,6 +175,15 @@ def test_comments_of_a_runner_are_the_descriptions_of_its_parameters(kind):
     found = papermill.inspect_notebook(str(ROOT / "nbs" / notebook))
     descriptions = {name: model.model_fields[name].description for name in found}
     assert {name: facts["help"] for name, facts in found.items()} == descriptions
+
+
+def test_every_figure_is_a_command_with_exactly_the_parameters_and_defaults_of_its_notebook():
+    pages = {path.stem: path for path in (ROOT / "nbs/figures").glob("*.ipynb")}
+    assert {name: kind().model_dump() for name, kind in FIGURES.items()} == {
+        name: tiny.defaults_of(f"figures/{name}") for name in pages
+    }
+    read = {name: re.findall(r"from_notebook\((\w+), ", str(cells(path))) for name, path in pages.items()}
+    assert read == {name: [kind.__name__] for name, kind in FIGURES.items()}
 
 
 # Notebooks

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RetrievalTask', 'LabelledTask', 'Task', 'RETRIEVAL', 'LABELLED', 'TASKS', 'Scores', 'NeutralityText',
-           'EvaluationParams', 'ComparisonParams', 'TableParams', 'NeutralityParams', 'ResourceParams',
-           'EmbeddingParams', 'ReproductionParams', 'TransferParams', 'SourceParams', 'NewLanguageParams']
+           'EvaluationParams', 'ComparisonParams', 'TableParams', 'MainResultsParams', 'AblationParams',
+           'NeutralityParams', 'ResourceParams', 'EmbeddingMapParams', 'EmbeddingSimilarityParams',
+           'ReproductionParams', 'TransferParams', 'SourceParams', 'NewLanguageParams']
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #9ff861c1
 from typing import Annotated, Any, Literal, get_args
@@ -102,6 +103,18 @@ class TableParams(ComparisonParams):
     scores: Scores = Field(["udhr:raw:acc1"], description="Scores to show, each as task:mode:metric")
     layer: Layer = Field(-1, description="Layer that was pooled; -1 is the last")
 
+# %% ../../nbs/library/params/03_evaluate.ipynb #31bdb397
+class MainResultsParams(TableParams):
+    "Encoders to compare in the main results."
+
+    name: Name = Field("main-results", description="Prefix of the output files")
+
+
+class AblationParams(TableParams):
+    "Variants to compare."
+
+    name: Name = Field("ablation", description="Prefix of the output files")
+
 # %% ../../nbs/library/params/03_evaluate.ipynb #b689983c
 NeutralityText = Literal["udhr", "sib200", "bible"]
 
@@ -113,6 +126,7 @@ class NeutralityParams(ComparisonParams):
     text: NeutralityText = Field(
         "udhr", description="udhr; sib200 (LANGSAMP_DATA or the network); bible (LANGSAMP_DATA)"
     )
+    name: Name = Field("neutrality", description="Prefix of the output files")
     n_resamples: Resamples = Field(10_000, description="Bootstrap resamples for the intervals")
     seed: Seed = Field(0, description="Seed of the resamples")
 
@@ -120,18 +134,26 @@ class NeutralityParams(ComparisonParams):
 class ResourceParams(ComparisonParams):
     "Runs to compare by the number of training tokens of each language."
 
+    name: Name = Field("resources", description="Prefix of the output files")
     num_levels: int = Field(5, ge=2, description="Number of groups with equally many language-scripts")
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #95deb1a2
-class EmbeddingParams(Params):
-    "Runs of which the language and script embeddings are shown."
+class EmbeddingMapParams(Params):
+    "Runs of which the language and script embeddings are mapped."
 
     runs: Names = Field(["smoke"], description="Folders under outputs/; the first is shown")
     name: Name = Field("embedding-map", description="Prefix of the output files")
-    languages: list[str] = Field([], description="Language codes to show; [] shows some of each large family")
     n_neighbors: Count = Field(5, description="Nearest languages that vote on a language's family")
-    n_resamples: Resamples = Field(10_000, description="Permutations per test")
+    n_resamples: Resamples = Field(200, description="Permutations per test")
     seed: Seed = Field(0, description="Seed of the permutations")
+
+
+class EmbeddingSimilarityParams(Params):
+    "A run and the languages whose embeddings are compared."
+
+    runs: Names = Field(["smoke"], description="Folders under outputs/; the first is shown")
+    name: Name = Field("similarity", description="Prefix of the output files")
+    languages: list[str] = Field([], description="Language codes to show; [] shows some of each large family")
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #ac0d9a85
 class ReproductionParams(Params):
