@@ -13,6 +13,7 @@ from langsamp.analysis.source_ranking import (
     compare_rankers,
     known_relations,
     learned_ranker,
+    learned_relations,
     mean_rank,
     rank_sources,
     ranking_quality,
@@ -23,6 +24,7 @@ from langsamp.evaluation.datasets import LabelledDataset, LabelledTexts
 from langsamp.languages.codes import family_of
 from langsamp.languages.uriel import URIEL_KINDS, uriel_features, uriel_similarity
 from langsamp.params.evaluate import TransferParams
+from langsamp.training.pretrain import pretrain
 
 CODES = (
     "eng_Latn deu_Latn nld_Latn swe_Latn spa_Latn ita_Latn rus_Cyrl ukr_Cyrl hin_Deva ben_Beng fin_Latn ekk_Latn "
@@ -114,11 +116,42 @@ def test_typology_is_that_of_the_database():
         uriel_features("geneology")
 
 
-def test_a_run_adds_its_embeddings(unbroken):
-    codes = [*tiny.ALPHABETS]
-    plain, learned = [rank_sources(codes[0], candidates=codes[1:], run=run) for run in (None, unbroken)]
+@pytest.fixture(scope="module")
+def six(tmp_path_factory) -> Path:
+    "A short run on six languages, three of them in Latin script."
+    home = tmp_path_factory.mktemp("six")
+    corpus = tiny.write_corpus(home / "texts")
+    for seed, code in enumerate(("deu_Latn", "swe_Latn", "mar_Deva"), 1):
+        like = next(known for known in tiny.ALPHABETS if known[-4:] == code[-4:])
+        for split, count in (("train", 60), ("validation", 8)):
+            tiny.write(corpus / f"{split}/{code}.txt", "\n".join(tiny.sentences(like, count, seed)) + "\n")
+    p = tiny.params_of(corpus, run_name="six", max_steps=12, save_steps=12)
+    pretrain(p, home / "outputs")
+    return home / "outputs/six"
+
+
+def test_a_run_adds_its_embeddings(six):
+    codes = ["eng_Latn", "hin_Deva", "rus_Cyrl"]
+    plain, learned = [rank_sources(codes[0], candidates=codes[1:], run=run) for run in (None, six)]
     assert {*learned.columns} - {*plain.columns} >= {"language embedding", "token frequencies", "most text"}
     assert learned["language embedding"].notna().all() and set(learned.index) == set(codes[1:])
+
+
+def test_a_run_s_relations_do_not_depend_on_which_languages_are_compared(six):
+    "They are centred over all that it was trained on: two vectors centred alone would have cosine -1."
+    whole = learned_relations(six, ["eng_Latn", "deu_Latn", "swe_Latn", "hin_Deva", "mar_Deva", "rus_Cyrl"])
+    pair = ["deu_Latn", "rus_Cyrl"]
+    found = learned_relations(six, pair)
+    assert len(found) == 5 and all(np.allclose(found[name], whole[name].loc[pair, pair]) for name in found)
+    assert found["token frequencies"].loc[*pair] > -0.99
+    assert all(matrix.isna().all(axis=None) for matrix in learned_relations(six, ["wol_Latn"]).values())
+
+
+def test_a_run_on_few_languages_is_left_out(unbroken, capsys):
+    codes = [*tiny.ALPHABETS]
+    plain, learned = [rank_sources(codes[0], candidates=codes[1:], run=run) for run in (None, unbroken)]
+    message = "run unbroken is left out: it was trained on 3 language-scripts, centring its embeddings needs 5\n"
+    assert learned.equals(plain) and capsys.readouterr().out == message
 
 
 def test_the_command_ranks_candidates(capsys):
@@ -148,10 +181,10 @@ def write_topics(folder: Path, *codes: str) -> Path:
         ("task=ud", set()),
     ],
 )
-def test_each_parameter_of_the_command_has_an_effect(word, sources, tmp_path, unbroken, monkeypatch, capsys):
-    places = {"other": write_topics(tmp_path / "other/sib200", "eng_Latn", "swe_Latn"), "run": unbroken.name}
+def test_each_parameter_of_the_command_has_an_effect(word, sources, tmp_path, six, monkeypatch, capsys):
+    places = {"other": write_topics(tmp_path / "other/sib200", "eng_Latn", "swe_Latn"), "run": six.name}
     data = write_topics(tmp_path / "one/sib200", "eng_Latn", "deu_Latn")
-    monkeypatch.setenv("LANGSAMP_OUTPUTS", str(unbroken.parent))
+    monkeypatch.setenv("LANGSAMP_OUTPUTS", str(six.parent))
     base = {"target": "afr_Latn", "data_dir": str(data)}
     name, _, value = word.format(**places).partition("=")
     words = [f"{key}={text}" for key, text in (base | ({name: value} if name else {})).items()]
