@@ -285,6 +285,27 @@ def test_unencodable_characters_are_dropped_and_reported(tmp_path):
         assert measured.missing["eng_Latn"] == {"Ω": 2, "☃": 1} and measured.table.loc["eng_Latn", "unknown"] == 3
 
 
+def test_a_script_that_the_tokenizer_cannot_read_is_a_warning(tmp_path, capsys):
+    "In the log, the report, the plan, the result and the card, with its share and how to mend it."
+    for code in ("eng_Latn", "rus_Cyrl"):
+        text = tiny.sentences(code, 300)
+        tiny.write(tmp_path / f"text/train/{code}.txt", "\n".join(text[:280]))
+        tiny.write(tmp_path / f"text/validation/{code}.txt", "\n".join(text[280:]))
+    save(unigram(tiny.ALPHABETS["eng_Latn"], 3), tmp_path / "t")
+    short = {"max_steps": 1, "warmup_steps": 0, "save_steps": 1, "run_name": "run"}
+    p = tiny.params_of(tmp_path / "text", tokenizer=str(tmp_path / "t"), **short)
+    (warning,) = pretrain(p, tmp_path)["warnings"][:1]
+    assert "1 of 2 language-scripts" in warning and "rus_Cyrl " in warning and "langsamp start" in warning
+    kept, card = read_json(tmp_path / "run/corpus.json"), (tmp_path / "run/model/README.md").read_text()
+    train = next(one for one in kept["filter_reports"] if one["code"] == "rus_Cyrl")["splits"]["train"]
+    assert (
+        f"rus_Cyrl {train['unknown'] / train['tokens']:.1%})" in warning and train["unknown"] > 0.05 * train["tokens"]
+    )
+    assert f"corpus: {warning}" in capsys.readouterr().out and kept["warnings"] == [warning] and f"- {warning}" in card
+    plan(PlanParams(params="", overrides=p.model_dump(), measured_steps=2), tmp_path)
+    assert f"corpus: {warning}" in capsys.readouterr().out
+
+
 def test_unknown_token_known_only_to_the_model(latin, tmp_path):
     "transformers does not know the unknown token, but the model has one."
     save(unigram("abc", 3), tmp_path / "t", without=("unk",))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['normalized', 'can_encode', 'has_unknown_token', 'remove_unencodable', 'describe_lost_characters',
-           'lost_text_warnings', 'tokenize_texts']
+           'lost_text_warnings', 'unknown_text_warnings', 'tokenize_texts']
 
 # %% ../../nbs/library/tokenization/00_coverage.ipynb #333fa0cf
 from collections import Counter
@@ -83,6 +83,25 @@ def lost_text_warnings(
     losses = [[Counter(facts.get("lost", {})) for facts in report["splits"].values()] for report in filter_reports]
     descriptions = [describe_lost_characters(sum(of_splits, Counter())) for of_splits in losses]
     return [f"{report['code']}: {text}" for report, text in zip(filter_reports, descriptions) if text]
+
+# %% ../../nbs/library/tokenization/00_coverage.ipynb #1869c403
+def unknown_text_warnings(
+    filter_reports: Sequence[Mapping[str, Any]],  # Of each language-script, with the counts of its splits
+    most: float = 0.05,  # Share of the training tokens that may be unknown
+) -> list[str]:  # One warning, or none
+    "Report the language-scripts that a tokenizer cannot read, the worst first."
+    shares = Counter[str]()
+    for report in filter_reports:
+        facts = report["splits"]["train"]
+        shares[report["code"]] = (facts["unknown"] - sum(facts.get("lost", {}).values())) / max(1, facts["tokens"])
+    worst = [f"{code} {share:.1%}" for code, share in shares.most_common() if share > most]
+    if not worst:
+        return []
+    return [
+        f"the tokenizer cannot read {len(worst):,} of {len(shares):,} language-scripts (unknown tokens of their "
+        f"training text: {', '.join(worst[:5])}{', …' * (len(worst) > 5)}); adapt it with `langsamp start` "
+        "(nbs/02_start.ipynb), choose another, or raise vocab_size if it is trained on this text"
+    ]
 
 # %% ../../nbs/library/tokenization/00_coverage.ipynb #c5b5bbc9
 def tokenize_texts(

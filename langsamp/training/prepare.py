@@ -31,7 +31,7 @@ from ..data.sampling import quotas, sampling_table, weights_of
 from ..data.shards import TokenDataset, corpus_report, source_hash, write_shards
 from ..model.adapt_checkpoint import find_backbone
 from ..params.pretrain import CorpusParams, PretrainParams
-from ..tokenization.coverage import lost_text_warnings
+from ..tokenization.coverage import lost_text_warnings, unknown_text_warnings
 from ..tokenization.train import pretrained_tokenizer, trained_tokenizer
 from .loop import Data
 from .run_dir import read_params
@@ -92,8 +92,9 @@ def missing_text_warnings(
 def corpus_warnings(
     report: Mapping[str, Any],  # From `corpus_report`
 ) -> list[str]:
-    "The warnings in a run's result: the first ones about the corpus, and language-scripts without text."
-    return first_lines(report["warnings"]) + missing_text_warnings(report)
+    "The warnings in a run's result: the first about the corpus, and language-scripts that lack text or are unreadable."
+    unknown = unknown_text_warnings(report["filter_reports"])
+    return first_lines(report["warnings"]) + missing_text_warnings(report) + unknown
 
 # %% ../../nbs/library/training/05_prepare.ipynb #c1a0d2f5
 def _swept_folder(outputs: Path) -> Path:
@@ -163,7 +164,8 @@ def prepare(
     warnings += report_dropped_lines(filter_reports, sources, p.on_bad_line)
     report = corpus_report(shards, warnings) | {"origins": corpus_origins(sources)}
     _refuse_empty(p.corpus, report)
-    print_warnings(_lost_text(report, p.on_bad_line == "stop") + missing_text_warnings(report))
+    lost = _lost_text(report, p.on_bad_line == "stop")
+    print_warnings(lost + missing_text_warnings(report) + unknown_text_warnings(report["filter_reports"]))
     corpus = Corpus(tokenizer, shards, report | {"warnings": corpus_warnings(report)})
     return replace(corpus, report=corpus.report | {"sequences": sequence_report(p, corpus)})
 
