@@ -77,7 +77,23 @@ LOST = {  # File name -> content, and what the message says
     "swh_Latn.txt.gz": (gzip.compress("\n".join(TEXTS).encode())[:-99], "fetch or write the file again"),
     "hau_Latn.jsonl": (b'{"content": "one"}\n', "no column `text`; there are content"),
     "yor_Latn.csv": (b"sentence,id\none,1\n", "no column `text`; there are sentence, id"),
+    "nso_Latn.txt": (b"", "no line of text; write its text into it, or remove the file"),
+    "tsn_Latn.txt": (b"\n \n\n", "no line of text; write its text into it, or remove the file"),
+    "sot_Latn.csv": (b"text,id\n", "no line of text; write its text into it, or remove the file"),
+    "xho_Latn.jsonl": (
+        b'{"id": 7}\n{"text": ""}\n' * 9 + b'{"text": "one"}\n',
+        "18 row without text; the first is line 1",
+    ),
 }
+LATE = (
+    "wol_Latn.txt",
+    "wol_Cyrl.txt",
+    "swh_Latn.txt.gz",
+    "nso_Latn.txt",
+    "tsn_Latn.txt",
+    "sot_Latn.csv",
+    "xho_Latn.jsonl",
+)
 
 
 @pytest.mark.parametrize("name", LOST)
@@ -107,7 +123,7 @@ def test_every_way_tells_what_is_lost(tmp_path, capfd, monkeypatch, way):
     p = tiny.params_of(tmp_path / "text", **ONE_STEP)
     stopped = way(p, tmp_path)
     printed = "".join(capfd.readouterr()) + stopped
-    early = set(LOST) - {"wol_Latn.txt", "wol_Cyrl.txt", "swh_Latn.txt.gz"}
+    early = set(LOST) - set(LATE)
     assert stopped.startswith("stopped: ") and [name for name in early if printed.count(f"/{name}: ") != 1] == []
     assert not (tmp_path / "own/result.json").exists()
     way(p.replace(on_bad_line="skip"), tmp_path)
@@ -136,6 +152,33 @@ def test_up_to_a_twentieth_of_the_lines_of_a_file_may_be_bad(tmp_path, capsys, b
         else:
             stage(tiny.params_of(tmp_path / "text"), tmp_path)
             assert "validation/eng_Latn.txt: 5 of 100 lines (5.0%) are dropped: 5 not UTF-8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_rows_without_text_are_bad_lines(tmp_path, capsys, ending):
+    "In every format of a table: 315 of 350 stop a run, 5 of 350 are reported; blank lines of a text never stop."
+    (tmp_path / "text").mkdir()
+    texts = tiny.sentences("eng_Latn", 350)
+    name, p = f"text/qaa_Latn.{ending}", tiny.params_of(tmp_path / "text")
+    table(tmp_path / "text/eng_Latn.txt", [line for text in texts for line in (text, "", " ")])
+    table(tmp_path / name, [text if number % 10 == 0 else None for number, text in enumerate(texts)])
+    with pytest.raises(UserError, match=rf"{name}: 315 of 350 lines \(90.0%\) are dropped: 315 row without text"):
+        prepare(p, tmp_path)
+    assert "eng_Latn" in str(prepare(p.replace(on_bad_line="skip"), tmp_path).report["filter_reports"])
+    table(tmp_path / name, [None if number % 70 == 3 else text for number, text in enumerate(texts)])
+    prepare(p, tmp_path)
+    assert "5 of 350 lines (1.4%) are dropped: 5 row without text" in capsys.readouterr().out
+
+
+def test_an_empty_file_of_a_split_stops(tmp_path):
+    "Also beside other text of its language; a file of lines that other files have loses nothing."
+    for split in ("train", "validation"):
+        (tmp_path / "text" / split).mkdir(parents=True)
+        table(tmp_path / "text" / split / "eng_Latn.txt", TEXTS[:120])
+    prepare(tiny.params_of(tmp_path / "text"), tmp_path)
+    table(tmp_path / "text/validation/eng_Latn.txt", [])
+    with pytest.raises(UserError, match="text/validation/eng_Latn.txt: no line of text"):
+        prepare(tiny.params_of(tmp_path / "text"), tmp_path)
 
 
 def test_a_written_corpus_is_refused_too(tmp_path, capsys):
@@ -219,9 +262,9 @@ def test_rows_that_are_no_rows_are_counted_with_their_line(tmp_path):
     report = FilterReport("wol_Latn")
     sources, _ = find_sources(tmp_path)
     assert [text for _, text in clean_lines(sources["wol_Latn"], report)] == ["benn", "\u00f1aar ju", "fan"]
-    assert report.dropped == {"not UTF-8": 1, "row without text": 4, "blank": 1}
+    assert report.dropped == {"not UTF-8": 1, "row without text": 5}
     places = [example.partition("/")[2] for example in report.examples if "row without" in example]
-    assert [place.split(":")[1] for place in places] == ["4", "7", "10", "11"]
+    assert [place.split(":")[1] for place in places] == ["4", "7", "8", "10", "11"]
 
 
 def test_a_format_is_part_of_the_identity_of_a_text(tmp_path):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError, did_you_mean
-from .lines import BAD_LINE_REASONS, Deduplicator, clean_line, open_file, raw_lines
+from .lines import BAD_LINE_REASONS, NO_TEXT, Deduplicator, clean_line, open_file, raw_lines
 from .text_column import column_lines, table_format
 from ..languages.codes import parse_code, suggested_code
 from ..languages.scripts import detect_script
@@ -35,7 +35,7 @@ class FilterReport:
     kept: dict[str, int] = field(default_factory=lambda: {"train": 0, "validation": 0})
     dropped: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
-    bad_files: list[dict[str, Any]] = field(default_factory=list)  # Those with bad lines, in order
+    bad_files: list[dict[str, Any]] = field(default_factory=list)  # Those with bad lines or without text, in order
 
     def drop(self, where: str, reason: str, detail: str = "") -> None:
         "Count a dropped line; keep the first five per reason as examples."
@@ -44,9 +44,10 @@ class FilterReport:
             self.examples.append(f"{where}: {reason}{detail}")
 
     def end_file(self, number: int, lines: int, dropped: Mapping[str, int]) -> None:
-        "Keep the bad lines of a file, given its number and the counts before it."
+        "Keep the bad lines of a file, or that it has no text, given its number and the counts before it."
         own = Counter(self.dropped) - Counter(dropped)
-        if bad := {reason: count for reason, count in own.items() if reason in BAD_LINE_REASONS}:
+        bad = {reason: count for reason, count in own.items() if reason in BAD_LINE_REASONS}
+        if bad or self.lines - lines == own["blank"]:
             self.bad_files.append({"file": number, "lines": self.lines - lines - own["blank"], "bad": bad})
 
 # %% ../../nbs/library/corpora/01_text.ipynb #59c9281d
@@ -121,7 +122,7 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 def _script_in(path: Path) -> str:
     "The script of the first 200 lines of a file; empty if it has no readable text."
     try:
-        lines = [line or b"" for _, line in islice(_raw_lines(path), 200)]
+        lines = [line or b"" for _, line in islice(_raw_lines(path), 200) if line != NO_TEXT]
     except UserError:
         return ""
     return detect_script(b"\n".join(lines).decode(errors="ignore"))
@@ -327,6 +328,7 @@ _FIXES = {
     "another script": "name the file by the script of its text",
     "row without text": "fill the column `text` in every row",
     "unreadable": "fetch or write the file again",
+    "no text": "write its text into it, or remove the file",
 }
 
 # %% ../../nbs/library/corpora/01_text.ipynb #d8c5534e
@@ -337,7 +339,9 @@ def is_copy(source: Source) -> bool:
 
 # %% ../../nbs/library/corpora/01_text.ipynb #b180bf97
 def _describe_bad_file(source: Source, facts: Mapping[str, Any], examples: Sequence[str]) -> str:
-    "How many lines of a file are dropped, why, and where the first one is."
+    "How many lines of a file are dropped, why, and where the first one is; or that it has none."
+    if not facts["lines"]:
+        return f"{source.path}: no line of text"
     bad, lines = sum(facts["bad"].values()), facts["lines"]
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(facts["bad"].items(), key=lambda x: -x[1]))
     first = next(
@@ -351,14 +355,14 @@ def bad_file_warnings(
     filter_report: Mapping[str, Any],  # As read from JSON
     sources: Sequence[Source],  # The files that it is about
 ) -> list[str]:  # `LostFile` where more than `MAX_BAD_SHARE` are lost
-    "A message for each file with bad lines."
+    "A message for each file with bad lines or without text."
     messages = []
     for facts in filter_report.get("bad_files", []):
         source, bad = sources[facts["file"]], facts["bad"]
         message = _describe_bad_file(source, facts, filter_report["examples"])
-        lost = sum(bad.values()) > MAX_BAD_SHARE * facts["lines"] or "unreadable" in bad
+        lost = sum(bad.values()) > MAX_BAD_SHARE * facts["lines"] or "unreadable" in bad or not bad
         if lost and not is_copy(source):
-            fix = _FIXES.get(max(bad, key=lambda reason: bad[reason]), "break long lines")
+            fix = _FIXES.get(max(bad, key=lambda reason: bad[reason], default="no text"), "break long lines")
             message = LostFile(f"{message}; {fix}")
         messages.append(message)
     return messages

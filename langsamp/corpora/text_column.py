@@ -63,15 +63,15 @@ def _json_columns(
 
 # %% ../../nbs/library/corpora/00a_text_column.ipynb #1f57fcfc
 def _json(file: BinaryIO) -> tuple[list[str], Iterator[tuple[int, Any]]]:
-    "Read the columns of the first valid row, and line numbers and texts. Lines over 64 MB are cut, thus invalid."
+    "Read the columns of the first rows, up to one with text; and numbered texts. Lines over 64 MB are cut, so invalid."
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     numbered = enumerate(iter(lambda: text.readline(1 << 26), ""), 1)
     rows = ((number, line) for number, line in numbered if line.strip())
     head: list[tuple[int, str]] = []
     columns: list[str] = []
-    while not columns and len(head) < 20 and (row := next(rows, None)):
+    while "text" not in columns and len(head) < 20 and (row := next(rows, None)):
         head.append(row)
-        columns = _json_columns(row[1])
+        columns += [name for name in _json_columns(row[1]) if name not in columns]
     values = ((number, _json_text(line)) for number, line in chain(head, rows))
     return columns if head else ["text"], values
 
@@ -158,6 +158,7 @@ def column_lines(
     try:
         with open_file(path) as file:
             for number, value in read_column(file, str(path))[1]:
-                yield number, _limited(text_line(value)[0].encode(errors="surrogatepass"))
+                text = text_line(value)[0]
+                yield number, _limited(text.encode(errors="surrogatepass")) if text.strip() else NO_TEXT
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path}:{number + 1}: unreadable from here on ({error})") from None
