@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hub_server
+import pandas as pd
 import pytest
 import tiny
 from huggingface_hub import metadata_load
@@ -23,8 +24,9 @@ from langsamp.core.manifests import find_damage
 from langsamp.corpora.data_card import data_card
 from langsamp.corpora.registry import corpus_origins, find_corpus, write_corpus
 from langsamp.corpora.udhr import udhr_corpus
+from langsamp.evaluation import publish as publish_module
 from langsamp.evaluation.evaluate import evaluate
-from langsamp.evaluation.publish import push_to_hub, update_cards
+from langsamp.evaluation.publish import push_to_hub, stored_scores, update_cards
 from langsamp.evaluation.results import means
 from langsamp.model.adapt_checkpoint import adapt_checkpoint
 from langsamp.params.evaluate import EvaluationParams
@@ -185,10 +187,23 @@ def test_results_enter_a_card_on_request_only(copy):
         metadata = metadata_load(copy / part / "README.md")
         values = {m["name"]: m["value"] for r in metadata["model-index"][0]["results"] for m in r["metrics"]}
         assert values["acc1, centred, layer -1"] == pytest.approx(wanted.value)
-        assert f"| udhr | centred | -1 | eng_Latn | acc1 | {wanted.value:.4f} | {wanted.chance:.4f} | 2 | 1 |" in text
+        numbers = f"{wanted.value:.4f} | {wanted.chance:.4f}"
+        assert f"| udhr | centred | -1 | eng_Latn | acc1 | {numbers} | hin_Deva, rus_Cyrl | 1 |" in text
+        assert "udhr, mean over languages (hin_Deva, rus_Cyrl)" in str(metadata["model-index"])
     again = cards(copy)
     update_cards("done", copy.parent)
     assert cards(copy) == again != before and find_damage(copy / "model") == ""
+
+
+@pytest.mark.parametrize("names, shown", [("bac", "a, b, c"), ("bb", "b"), ("abcdefghij", None), ("abcdefghijk", 11)])
+def test_a_mean_names_its_languages_if_they_are_at_most_ten(names, shown, monkeypatch):
+    "Those of all requests together; a language may have several data sets."
+    row = {"run": "one", "task": "ud", "mode": "frozen", "layer": -1, "source": "eng_Latn", "seed": 0}
+    row |= {"metric": "f1", "value": 1.0}
+    rows = [row | {"target": code, "name": f"{code}-{number}"} for number, code in enumerate(names)]
+    monkeypatch.setattr(publish_module, "stored_results", lambda *_: pd.DataFrame(rows))
+    (score,) = stored_scores("one", "")
+    assert score["languages"] == (shown or ", ".join(names)) and score["value"] == 1
 
 
 # Publishing

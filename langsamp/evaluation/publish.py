@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -27,13 +28,26 @@ from ..training.model_card import LICENCE_FILE, PARTS, model_card, run_facts
 from ..training.pretrain import HOW_TO_REMAKE
 
 # %% ../../nbs/library/evaluation/09_publish.ipynb #9c150008
+def _languages(sets: pd.DataFrame) -> str | int:
+    "Name the languages of a mean if they are at most ten; otherwise count its data sets."
+    codes = sorted(sets["target"].unique())
+    return ", ".join(codes) if len(codes) <= 10 else sets["name"].nunique()
+
+# %% ../../nbs/library/evaluation/09_publish.ipynb #343a4200
 def stored_scores(
     run: str,  # A finished run under outputs/
     outputs: Path | str,  # The `outputs/` folder
 ) -> list[dict[str, Any]]:  # One per task, mode, layer, source and metric, for `model_card`; empty without results
     "Return the mean scores of a run; raise `UserError` for results of two settings."
-    table = means(stored_results(run, outputs)).drop(columns="run")
-    return table.rename(columns={"sets": "languages"}).to_dict(orient="records")
+    results = stored_results(run, outputs)
+    if results.empty:
+        return []
+    table = means(results)
+    keys = [key for key in table.columns if key in results.columns and key != "value"]
+    parts = [sets for _, sets in results.groupby(keys, dropna=False)]
+    named = pd.concat([sets[keys].head(1).assign(languages=_languages(sets)) for sets in parts])
+    table = table.assign(sets=table[keys].merge(named, how="left")["languages"].to_numpy())
+    return table.drop(columns="run").rename(columns={"sets": "languages"}).to_dict(orient="records")
 
 # %% ../../nbs/library/evaluation/09_publish.ipynb #9c15000a
 def _result_of(folder: Path) -> dict[str, Any]:

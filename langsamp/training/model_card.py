@@ -268,7 +268,7 @@ def _eval_results(scores: Sequence[Mapping[str, Any]]) -> list[EvalResult] | Non
             task_type=_TASK_TYPES.get(one["task"], _RETRIEVED),
             task_name=f"{one['task']} ({one['mode']})",
             dataset_type=one["task"],
-            dataset_name=f"{one['task']}, mean over {one['languages']} languages",
+            dataset_name=f"{one['task']}, mean over languages ({one['languages']})",
             metric_type=one["metric"],
             metric_name=f"{one['metric']}, {one['mode']}, layer {one['layer']}",
             metric_value=one["value"],
