@@ -3,6 +3,7 @@
 import gzip
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 import tiny
 
 from langsamp.core.errors import UserError
-from langsamp.core.files import read_json
+from langsamp.core.files import content_hash, read_json, sha256
 from langsamp.corpora.registry import find_corpus, open_corpus, write_corpus
 from langsamp.corpora.text import FilterReport, LostFile, Source, bad_file_warnings, clean_lines, find_sources
 from langsamp.corpora.text_column import column_lines
@@ -26,6 +27,7 @@ TEXTS = tiny.sentences("eng_Latn", 400)
 
 def table(path: Path, texts: list[str]) -> Path:
     "Write texts in the format that the ending of the path names."
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pd.DataFrame({"id": range(len(texts)), "text": texts}).to_parquet(path)
     elif path.suffix == ".jsonl":
@@ -351,6 +353,31 @@ def test_own_text_holds_out_enough_to_measure_a_loss(tmp_path):
         split = {text: which for which, text in clean_lines(files, FilterReport(code))}
         old = [text for which, text in clean_lines(before[code], FilterReport(code)) if which == "validation"]
         assert all(split[text] == "validation" for text in old)
+
+
+@pytest.mark.parametrize("huge", [[550_000, 550_000], [200_000], [16_000]])
+def test_a_huge_line_leaves_the_held_out_text_as_large(tmp_path, huge):
+    "In any order: the others are split as without it. Text without one has the same identity as before."
+    short = tiny.sentences("eng_Latn", 350)
+    long = [" ".join(tiny.sentences("eng_Latn", 1 + size // 20, seed=size + n))[:size] for n, size in enumerate(huge)]
+    found = []
+    for number, lines in enumerate([short, long + short, short + long]):
+        path = table(tmp_path / str(number) / "eng_Latn.txt", lines)
+        found.append(open_corpus(str(path.parent), min_held_out=15_000)[0])
+    (plain, characters), first, last = [held_out(one, "eng_Latn") for one in found]
+    assert first == last == (plain, characters + sum(huge)) and 0.09 * characters < plain <= 0.1 * characters
+    assert [one["eng_Latn"][0].longest > 0 for one in found] == [False, True, True]
+    (own,) = found[0]["eng_Latn"]
+    facts = ["", sha256(own.path), f"{own.held_out!r} held out"]
+    assert source_hash([own]) == content_hash([facts]) != source_hash([replace(own, longest=9)])
+
+
+def test_documents_in_lines_keep_their_split(tmp_path):
+    "Long lines are held out as before if none is more than a tenth of the text."
+    documents = [" ".join(tiny.sentences("eng_Latn", 700, seed=n))[:20_000] for n in range(30)]
+    path = table(tmp_path / "own/eng_Latn.txt", documents)
+    sources, _ = open_corpus(str(path.parent), min_held_out=15_000)
+    assert held_out(sources, "eng_Latn")[0] in (20_000, 19_999) and sources["eng_Latn"][0].longest == 0
 
 
 @pytest.mark.parametrize("corpus", ["udhr", "copy"])

@@ -9,6 +9,7 @@ __all__ = ['held_out_share', 'hold_out']
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from .lines import MAX_LINE_BYTES
 from .text import HELD_OUT, FilterReport, Source, clean_lines, hash_fraction, is_copy
 from .text_column import table_format
 
@@ -34,18 +35,21 @@ def held_out_share(
     sources: Sequence[Source],  # Files of one language-script, without a split
     min_characters: int,  # To hold out
     most: float = 0.1,  # Share of the characters that may be held out
-) -> float:  # For `Source.held_out`
-    "Compute the share of lines to hold out: two per cent, or more in small texts."
-    enough, lines, characters = min_characters / HELD_OUT, [], 0
+) -> tuple[float, int]:  # For `held_out` and `longest` of a `Source`
+    "Compute the share of lines to hold out: two per cent, or more in small texts; and how long they may be."
+    enough, lines, short, total = min_characters / HELD_OUT, [], 0, 0
     plain = [source.path for source in sources if not table_format(source.path.name)]
     if sum(path.stat().st_size for path in plain) > 4 * enough:  # UTF-8 has at most four bytes a character
-        return HELD_OUT
+        return HELD_OUT, 0
     for _, text in clean_lines(sources, FilterReport(sources[0].code)):
         lines.append((hash_fraction(text, "split"), len(text)))
-        characters += len(text)
-        if characters >= enough:
-            return HELD_OUT
-    return _share(sorted(lines), min_characters, most)
+        short, total = short + len(text) * (len(text) <= min_characters), total + len(text)
+        if short >= enough or total >= max(enough, MAX_LINE_BYTES / most):
+            return HELD_OUT, 0
+    longest = int(max(min_characters, most * total))
+    fitting = sorted(line for line in lines if line[1] <= longest)
+    share = HELD_OUT if sum(size for _, size in fitting) >= enough else _share(fitting, min_characters, most)
+    return share, longest * (len(fitting) < len(lines))
 
 # %% ../../nbs/library/corpora/01a_held_out.ipynb #e56e965f
 def hold_out(
@@ -57,8 +61,9 @@ def hold_out(
     for code, files in sources.items():
         own = [file for file in files if not file.split and not is_copy(file)]
         if own and min_characters and not any(file.split == "validation" for file in files):
-            share = held_out_share(own, min_characters)
-            found[code] = [replace(file, held_out=share) if file in own else file for file in files]
+            share, longest = held_out_share(own, min_characters)
+            split = [replace(file, held_out=share, longest=longest) if file in own else file for file in files]
+            found[code] = split
         else:
             found[code] = list(files)
     return found

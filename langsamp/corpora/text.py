@@ -88,6 +88,7 @@ class Source:
     path: Path
     split: str = ""
     held_out: float = HELD_OUT  # Share of its lines, if the folder names no split
+    longest: int = 0  # Characters of a line that may be held out; 0: any number
 
     @property
     def label(self) -> str:
@@ -288,7 +289,8 @@ def _clean_file(
                 raise UserError(f"{source.path}:{number}: {reason}; fix the line, or set on_bad_line to skip")
             filter_report.drop(f"{source.label}:{number}", reason)
             continue
-        split = source.split or choose_split(text, source.held_out)
+        share = 0.0 if 0 < source.longest < len(text) else source.held_out
+        split = source.split or choose_split(text, share)
         filter_report.kept[split] += 1
         yield split, text
 

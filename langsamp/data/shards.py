@@ -33,7 +33,10 @@ from ..tokenization.train import CorpusTokenizer
 def _source_facts(source: Source) -> list[str]:
     "What determines the text of a file: its split or another share than usual, its bytes, and the format of a table."
     kind, share = table_format(source.path.name), f"{source.held_out!r} held out"
-    return [source.split, sha256(source.path)] + [kind] * bool(kind) + [share] * (source.held_out != HELD_OUT)
+    more = (
+        [kind] * bool(kind) + [share] * (source.held_out != HELD_OUT) + [f"to {source.longest}"] * bool(source.longest)
+    )
+    return [source.split, sha256(source.path), *more]
 
 # %% ../../nbs/library/data/00_shards.ipynb #3d817120
 def source_hash(
