@@ -70,8 +70,7 @@ class TrainingRetrieval:
         "Return the share of sentences whose translation is among the first ten, the mean over languages."
         chosen = _chosen(self.bitexts, codes)
         if not chosen:
-            nothing = f"retrieval {self.task} has none of the run's languages with {self.bitexts[0].source}"
-            raise UserError(f"{nothing}; set retrieval to none, or to a text that has one of them")
+            raise UserError(f"retrieval {self.task} has none of the run's languages; set retrieval to none or another")
         stock = load_tokenizer(str(tokenizer))
         vectors = encode_bitexts(chosen, lambda texts: encode(texts, model, stock, paper_layer(model)))
         return {"retrieval": self.task, **_scores(vectors)}
