@@ -7,6 +7,7 @@ __all__ = ['LanguageWeights', 'read_weights']
 
 # %% ../../nbs/library/params/01a_language_weights.ipynb #315b4193
 import csv
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,9 @@ def _rows(
         raise ValueError(f"cannot be read from {path}: {error}") from None
 
 # %% ../../nbs/library/params/01a_language_weights.ipynb #8f736b40
+_CODE = re.compile("[a-z]{3}_[A-Z][a-z]{3}")
+
+
 def read_weights(
     path: Path | str,  # A `.tsv` or `.csv` with the columns code and weight
 ) -> dict[str, float]:
@@ -47,7 +51,7 @@ def read_weights(
     found: dict[str, float] = {}
     lines: dict[str, int] = {}
     for number, cells in _rows(Path(path).expanduser()):
-        if number == 1 and len(cells) == 2 and not _is_number(cells[1]) and "_" not in cells[0]:
+        if number == 1 and len(cells) == 2 and not _is_number(cells[1]) and not _CODE.fullmatch(cells[0]):
             continue  # Headings
         if len(cells) != 2 or not _is_number(cells[1]):
             raise ValueError(f"{path}:{number}: needs a code and a number, such as wol_Latn and 3.0")
