@@ -15,6 +15,15 @@ from ..core.errors import UserError
 from ..languages.codes import parse_code
 from .langsamp import LangSAMPForMaskedLM
 
+# %% ../../nbs/library/model/10_add_language.ipynb #0f69b673
+def model_table(
+    model: LangSAMPForMaskedLM,  # Of any variant
+    kind: str,  # `language` or `script`
+    place: str = "",  # Or `input_`
+) -> nn.Embedding | None:
+    "Return an embedding table of a model, or None if its variant has none."
+    return getattr(model, f"{place}{kind}_embeddings")
+
 # %% ../../nbs/library/model/10_add_language.ipynb #c81e3f64
 def _insert_row(
     model: LangSAMPForMaskedLM,  # Changed, except for its list of codes
@@ -24,13 +33,12 @@ def _insert_row(
 ) -> None:
     "Insert a row into each table of a kind."
     for place in ("", "input_"):
-        name = f"{place}{kind}_embeddings"
-        table = getattr(model, name)
+        table = model_table(model, kind, place)
         if table is not None:
             weight = table.weight
             row_H = weight.mean(0) if vector_H is None or place else vector_H.to(weight)
             rows = torch.cat([weight[:at], row_H[None], weight[at:]])
-            setattr(model, name, nn.Embedding.from_pretrained(rows, freeze=False))
+            setattr(model, f"{place}{kind}_embeddings", nn.Embedding.from_pretrained(rows, freeze=False))
 
 # %% ../../nbs/library/model/10_add_language.ipynb #f360a32c
 def _new_rows(model: LangSAMPForMaskedLM, code: str, vectors: dict[str, Tensor | None]) -> dict[str, str]:
@@ -48,15 +56,6 @@ def _new_rows(model: LangSAMPForMaskedLM, code: str, vectors: dict[str, Tensor |
             wanted = f"[{size}]" if kind in new else "none, as the model adds no such row"
             raise UserError(f"{kind} vector of shape {[*vector_H.shape]} for `{code}`; it must be {wanted}")
     return new
-
-# %% ../../nbs/library/model/10_add_language.ipynb #0f69b673
-def model_table(
-    model: LangSAMPForMaskedLM,  # Of any variant
-    kind: str,  # `language` or `script`
-    place: str = "",  # Or `input_`
-) -> nn.Embedding | None:
-    "Return an embedding table of a model, or None if its variant has none."
-    return getattr(model, f"{place}{kind}_embeddings")
 
 # %% ../../nbs/library/model/10_add_language.ipynb #7e5edd9f
 @torch.no_grad()
