@@ -264,6 +264,15 @@ STAGES["03_pretrain"] = Stage(
             Effect(["baseline", "language", "script"], f"parameters, vectors, start, {LEARNS}"),
             Effect(["input", "input+output", "unigram"], f"vectors, {LEARNS}", perhaps="parameters, start"),
             Effect(["logits", "shuffled"], LEARNS, perhaps="start"),
+            Effect(["adversarial"], f"vectors, parameters, {LEARNS}", perhaps="start"),
+        ],
+        "embedding_scale": [
+            Effect([0.0, 0.5, 2.0], f"start, {LEARNS}"),
+            Effect([2.0], given={"variant": "baseline"}, refused="embedding_scale 2.0 needs variant language"),
+        ],
+        "adversarial_weight": [
+            Effect([0.0, 1.0], LEARNS, given={"variant": "adversarial"}),
+            Effect([0.5], refused="adversarial_weight 0.5 needs variant adversarial, not language"),
         ],
         "max_steps": Effect([5], LASTS),
         "global_batch_size": Effect([8], f"micro-batches, {READS}"),

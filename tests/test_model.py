@@ -1,7 +1,9 @@
 """Properties of the model beyond the examples of nbs/library/model/05_langsamp.ipynb."""
 
 import inspect
+import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,10 @@ from langsamp.model.langsamp import (
     LangSAMPForMaskedLM,
     from_backbone,
     language_script_ids,
+    masked_positions,
     save_backbone,
     set_unigrams,
+    with_stock_model,
 )
 from langsamp.model.variants import VARIANTS
 
@@ -27,8 +31,8 @@ TABLES = {"language_embeddings.weight", "script_embeddings.weight"}
 TINY = {"vocab_size": 256, "max_position_embeddings": 66, "type_vocab_size": 1, **tiny.SHAPE}
 
 
-def build(variant: str = "language+script", **overrides) -> LangSAMPForMaskedLM:
-    model = from_backbone(XLMRobertaConfig(**TINY | overrides), LANGUAGES, SCRIPTS, variant, seed=1)
+def build(variant: str = "language+script", doses: dict[str, float] | None = None, **overrides) -> LangSAMPForMaskedLM:
+    model = from_backbone(XLMRobertaConfig(**TINY | overrides), LANGUAGES, SCRIPTS, variant, seed=1, **doses or {})
     if variant == "unigram":
         p_PV = torch.rand(9, model.config.backbone_config.vocab_size, generator=torch.Generator().manual_seed(2))
         pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3)).unbind(1)
@@ -90,7 +94,7 @@ def test_a_variant_uses_only_its_own_ids(variant, text, ids):
     plain = model(**text).logits
     for name in ("language", "script"):
         same = torch.equal(model(**text, **{f"{name}_ids": ids[f"{name}_ids"]}).logits, plain)
-        assert same == (name not in VARIANTS[variant].ids or variant == "unigram")
+        assert same == (name not in VARIANTS[variant].ids or not VARIANTS[variant].places)
 
 
 def test_dropout_and_gradients_match_the_stock_model(text, labels):
@@ -161,6 +165,94 @@ def test_a_compiled_encoder_takes_nothing_at_its_input(text, ids):
     model.mlm.base_model.compile(backend="eager")
     with pytest.raises(UserError, match="set torch_compile: false"):
         model(**text, **ids)
+
+
+# Dose
+
+
+def gradients(model, text, labels, ids) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    model.train()(**text, **ids, labels=labels).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_dose_zero_is_the_baseline_and_dose_one_is_langsamp(text, labels, ids):
+    "To the bit: the gradients of the encoder and of the head, with dropout."
+    plain = gradients(build("baseline"), text, labels, ids)
+    none = gradients(build(doses={"embedding_scale": 0.0}), text, labels, ids)
+    assert all(torch.equal(none[name], plain[name]) for name in plain)
+    assert not any(none[name].any() for name in TABLES)
+    one, usual = (gradients(build(doses=doses), text, labels, ids) for doses in ({"embedding_scale": 1.0}, {}))
+    assert all(torch.equal(one[name], usual[name]) for name in usual)
+    assert not torch.equal(one["mlm.lm_head.dense.weight"], none["mlm.lm_head.dense.weight"])
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_a_dose_multiplies_rows_and_their_gradient(scale, text, labels, ids, tmp_path):
+    model, scaled = build(), build(doses={"embedding_scale": scale})
+    with torch.no_grad():
+        [p.mul_(scale) for name, p in model.named_parameters() if name in TABLES]
+    assert torch.allclose(scaled(**text, **ids).logits, model(**text, **ids).logits, atol=1e-5)
+    ours, theirs = (gradients(one, text, labels, ids) for one in (scaled, model))
+    assert all(torch.allclose(ours[name], scale * theirs[name], atol=1e-6) for name in TABLES)
+    scaled.eval().save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert again.config.embedding_scale == scale
+    assert torch.equal(again(**text, **ids).logits, scaled(**text, **ids).logits)
+    assert with_stock_model(scaled, scaled.mlm).config.embedding_scale == scale
+
+
+def test_a_configuration_without_doses_is_that_of_dose_one(text, ids, tmp_path):
+    "As earlier versions wrote it."
+    model = build()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config.pop("embedding_scale"), config.pop("adversarial_weight")) == (1.0, 0.1)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(again(**text, **ids).logits, model(**text, **ids).logits)
+
+
+@pytest.mark.parametrize("variant", ["baseline", "adversarial", "unigram", "logits", "input", "input+output"])
+def test_a_dose_needs_embeddings_at_the_output_alone(variant):
+    with pytest.raises(
+        UserError, match=f"embedding_scale 2.0 needs embeddings at the output alone: .*not `{re.escape(variant)}`"
+    ):
+        build(variant, {"embedding_scale": 2.0})
+
+
+# Adversary
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_an_adversary_pulls_the_encoder_the_other_way(fast, text, labels, ids):
+    "The classifier gets the gradient of its cross-entropy, the encoder minus `adversarial_weight` times it."
+    dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = build("adversarial", {"adversarial_weight": 0.5}, **dry)
+    model.fused_loss, model.last_layer_path = model.fused_loss and fast, model.last_layer_path * fast
+    masked, plain = masked_positions(labels), gradients(build("baseline", **dry), text, labels, ids)
+    states_KH = model.mlm.base_model(**text).last_hidden_state.flatten(0, 1)[masked.at_K]
+    languages_K = ids["language_ids"][masked.sequence_K]
+    torch.nn.functional.cross_entropy(model.language_classifier(states_KH), languages_K).backward()
+    rival = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for name, gradient in gradients(model, text, labels, ids).items():
+        expected = rival[name] if name not in plain else plain[name] - 0.5 * rival.get(name, 0.0)
+        assert torch.allclose(gradient, expected, atol=1e-6), name
+    assert sum(name.startswith("mlm.roberta.encoder") for name in rival) == 32
+
+
+def test_an_adversary_is_saved_and_never_exported(text, labels, ids, tmp_path):
+    model = build("adversarial", {"adversarial_weight": 0.7})
+    plain = build("baseline")
+    assert torch.equal(model(**text, labels=labels).loss, plain(**text, labels=labels).loss)  # In evaluation
+    assert model.train()(**text, **ids, labels=labels).loss > plain.train()(**text, labels=labels).loss + 0.1
+    model.eval().save_pretrained(tmp_path / "model")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    assert not differing(model, again) and again.config.adversarial_weight == 0.7
+    save_backbone(model, tmp_path / "backbone")
+    _, report = AutoModel.from_pretrained(tmp_path / "backbone", output_loading_info=True)
+    assert not any(report.values())
 
 
 # Loss

@@ -44,6 +44,7 @@ COLOURS = {
     "logits": "#661100",
     "unigram": "#999933",
     "shuffled": "#888888",
+    "adversarial": "#AA4499",
     "chance": "#000000",
 }
 _SPARE = ("#56B4E9", "#E69F00", "#F0E442")  # For a second run of a variant
@@ -59,6 +60,7 @@ LABELS = {
     "logits": "bias of the logits",
     "unigram": "fixed token frequencies",
     "shuffled": "shuffled labels",
+    "adversarial": "adversarial",
     "untrained": "untrained",
     "initial": "initial",
 }

@@ -44,7 +44,7 @@ def _language_inputs(
     "Return the ids of a language and its script."
     if not language:
         return {}
-    if not VARIANTS[model.config.variant].ids:
+    if not VARIANTS[model.config.variant].places and model.config.variant != "unigram":
         raise UserError(
             f"variant `{model.config.variant}` has no language or script embeddings; leave out `{language}`"
         )

@@ -89,7 +89,7 @@ def masked_states(
 def _total(model: LangSAMPForMaskedLM, states: MaskedStates, shift_H: Tensor, size: int) -> Iterator[Tensor]:
     "Yield the summed cross-entropy of each part of the masked tokens, in nats."
     for h_KH, labels_K in states.split(size):
-        logits_KV = run_head(model.mlm, (h_KH + shift_H)[None])[0]
+        logits_KV = run_head(model.mlm, (h_KH + model.config.embedding_scale * shift_H)[None])[0]
         yield F.cross_entropy(logits_KV.float(), labels_K, reduction="sum")
 
 # %% ../../nbs/library/encoding/04_new_language.ipynb #5779bef9

@@ -34,7 +34,7 @@ from langsamp.model.linear_cross_entropy import (
     is_tied,
     linear_cross_entropy,
 )
-from .variants import VARIANTS, ShiftedEmbedding, UnigramBias, shuffled_ids
+from .variants import VARIANTS, ShiftedEmbedding, UnigramBias, reversed_gradient, shuffled_ids
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #3b6a7e0e
 def _check_names(
@@ -59,6 +59,16 @@ def _check_variant(
     if variant not in VARIANTS:
         raise UserError(f"`{variant}` is not a variant; choose {', '.join(VARIANTS)}{did_you_mean(variant, VARIANTS)}")
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #ca2f6458
+def _check_scale(
+    scale: float,  # `embedding_scale`
+    variant: str,  # A known one
+) -> None:
+    "Refuse a scale for a variant that adds no embeddings to the encoder's output, or adds others too (`UserError`)."
+    if scale != 1 and VARIANTS[variant].places != ("output",):
+        scaled = ", ".join(name for name, (_, places) in VARIANTS.items() if places == ("output",))
+        raise UserError(f"embedding_scale {scale} needs embeddings at the output alone: {scaled}; not `{variant}`")
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #eebf67a8
 class LangSAMPConfig(PreTrainedConfig):
     "A stock encoder's configuration, and the languages and scripts of the two embedding tables."
@@ -71,11 +81,14 @@ class LangSAMPConfig(PreTrainedConfig):
     scripts: list[str]
     variant: str = "language+script"
     language_scripts: int = 0  # Whose frequencies variant `unigram` was given
+    embedding_scale: float = 1.0  # Factor of the embeddings that are added to the encoder's output
+    adversarial_weight: float = 0.1  # Of the reversed gradient of variant `adversarial`
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("attn_implementation", getattr(self.backbone_config, "_attn_implementation", None))
         super().__post_init__(**kwargs)
         _check_variant(self.variant, kwargs)
+        _check_scale(self.embedding_scale, self.variant)
         _check_names("languages", self.languages)
         _check_names("scripts", self.scripts)
 
@@ -138,11 +151,12 @@ def add_embeddings(
     h: Tensor,  # `[..., H]`
     sequence: Tensor,  # The sequence of each position, broadcast over `h`
     tables: Iterable[tuple[nn.Embedding | None, Tensor | None]],  # Each with its ids `[B]`; None adds nothing
+    scale: float = 1.0,  # Factor of what is added
 ) -> Tensor:  # `[..., H]`
     "`o = h + e_language + e_script`, the method of the paper."
     for table, ids in tables:
         if table is not None and ids is not None:
-            h = h + table(ids[sequence])
+            h = torch.add(h, table(ids[sequence]), alpha=scale)
     return h
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #21059bd9
@@ -185,6 +199,12 @@ def _unigrams(config: LangSAMPConfig) -> UnigramBias | None:
     sizes = len(config.languages), len(config.scripts), config.language_scripts, config.backbone_config.vocab_size
     return UnigramBias(*sizes) if config.variant == "unigram" else None
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #57cd0e37
+def _language_classifier(config: LangSAMPConfig) -> nn.Linear | None:
+    "The classifier of variant `adversarial`, which is saved with the model and never with the encoder."
+    sizes = config.backbone_config.hidden_size, len(config.languages)
+    return nn.Linear(*sizes) if config.variant == "adversarial" else None
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #c0417020
 class _StockVocabulary(PreTrainedModel):
     "A model whose vocabulary is that of the stock model at `mlm`."
@@ -213,6 +233,7 @@ class LangSAMPPreTrainedModel(_StockVocabulary):
     config: LangSAMPConfig
     language_embeddings: nn.Embedding | None
     script_embeddings: nn.Embedding | None
+    language_classifier: nn.Linear | None
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
@@ -226,6 +247,7 @@ class LangSAMPPreTrainedModel(_StockVocabulary):
         for kind in ("language", "script"):
             setattr(self, f"{kind}_embeddings", _embeddings(config, kind, "output", "logits"))
             setattr(self, f"input_{kind}_embeddings", _embeddings(config, kind, "input"))
+        self.language_classifier = _language_classifier(config)
         self.unigrams = _unigrams(config)
         self.post_init()
 
@@ -349,6 +371,21 @@ def _head_loss(
     x_KH, decoder = _decoder_input(model, o_KH[None], sequence_1K, ids)[0], cast(Any, model.get_output_embeddings())
     return linear_cross_entropy(x_KH, decoder, masked.labels_K, items, shared, model.pool)
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #04f2112e
+def _adversarial_loss(
+    model: LangSAMPPreTrainedModel,
+    h_KH: Tensor,  # The encoder's output
+    masked: MaskedPositions,
+    items: Tensor | int | None,  # As for `masked_lm_loss`
+    ids: Ids,  # Of each sequence
+) -> Tensor | float:  # 0 for other variants, and in evaluation
+    "The cross-entropy of the language classifier, whose gradient reaches the encoder reversed."
+    classifier, language_B = model.language_classifier, ids["language"]
+    if classifier is None or language_B is None or not model.training:
+        return 0.0
+    logits_KL = classifier(reversed_gradient(h_KH, model.config.adversarial_weight))
+    return masked_lm_loss(logits_KL, language_B[masked.sequence_K], items)
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #abf0bbbe
 class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
     "A masked language model whose head knows the language and the script of each sequence."
@@ -369,10 +406,12 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         encoder = _encoder_of(self, masked, shared, kwargs, _shift(_tables(self, "input", ids)))
         out = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         h, sequence = gather_masked(out.last_hidden_state, masked)
-        o, hidden_states = add_embeddings(h, sequence, _tables(self, "output", ids)), out.get("hidden_states")
+        o = add_embeddings(h, sequence, _tables(self, "output", ids), self.config.embedding_scale)
+        hidden_states = out.get("hidden_states")
         if masked is None:
             return MaskedLMOutput(logits=_logits(self, o, sequence, ids), hidden_states=hidden_states)
         loss = _head_loss(self, o, masked, num_items_in_batch, shared, ids)
+        loss = loss + _adversarial_loss(self, h, masked, num_items_in_batch, ids)
         return MaskedLMOutput(loss, hidden_states=hidden_states)
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #36c55f59
@@ -432,6 +471,7 @@ def from_backbone(
     seed: int = 0,  # Of everything random; the global generator is not changed
     dropout: float | None = None,  # For all of encoder and head; by default the checkpoint's own
     new_head: bool = False,  # Initialise a missing head at random
+    **more: float,  # Further fields of the configuration: `embedding_scale`, `adversarial_weight`
 ) -> LangSAMPForMaskedLM:  # In evaluation mode, like anything from `from_pretrained`
     "A model to train: the weights of a checkpoint, the embeddings that it has, and new ones for other codes."
     with torch.random.fork_rng(devices=[]):
@@ -440,7 +480,8 @@ def from_backbone(
         given = mlm if isinstance(mlm, LangSAMPForMaskedLM) else None
         mlm = mlm if given is None else given.mlm
         mlm.config.name_or_path = ""
-        config = LangSAMPConfig(backbone_config=mlm.config, languages=languages, scripts=scripts, variant=variant)
+        codes: dict[str, Any] = {"languages": languages, "scripts": scripts}
+        config = LangSAMPConfig(backbone_config=mlm.config, **codes, variant=variant, **more)
         model = LangSAMPForMaskedLM(config, mlm).eval()
     _check_head(model)
     if given is not None:
@@ -453,7 +494,8 @@ def with_stock_model(
     mlm: PreTrainedModel,  # A stock model of the same hidden size
 ) -> LangSAMPForMaskedLM:  # In evaluation mode
     "The same embeddings around another stock model."
-    codes = {name: getattr(model.config, name) for name in ("languages", "scripts", "variant")}
+    names = ("languages", "scripts", "variant", "embedding_scale", "adversarial_weight")
+    codes = {name: getattr(model.config, name) for name in names}
     with torch.random.fork_rng(devices=[]):
         new = LangSAMPForMaskedLM(LangSAMPConfig(backbone_config=mlm.config, **codes), mlm).eval()
     take_over_embeddings(model, new)

@@ -52,8 +52,18 @@ class CorpusParams(Params):
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #b120ab14
 Variant = Literal[
-    "baseline", "language", "script", "language+script", "input", "input+output", "logits", "unigram", "shuffled"
+    "baseline",
+    "language",
+    "script",
+    "language+script",
+    "input",
+    "input+output",
+    "logits",
+    "unigram",
+    "shuffled",
+    "adversarial",
 ]
+_SCALED = ("language", "script", "language+script", "shuffled")  # With embeddings at the output alone
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #7b57a379
 ARCHITECTURES = ("xlm-roberta", "modernbert", "a config.json")
@@ -67,6 +77,15 @@ def _size_conflicts(num_layers: int, hidden_size: int) -> list[str]:
     return [
         f"hidden_size must be a multiple of {head}, not {hidden_size}" if hidden_size % head else "",
         f"{size} make {weights / 1e9:,.0f} billion weights; at most 100 billion" if weights > 1e11 else "",
+    ]
+
+# %% ../../nbs/library/params/02_pretrain.ipynb #aa24ebaf
+def _dose_conflicts(variant: str, scale: float, weight: float) -> list[str]:
+    "Return which of `embedding_scale` and `adversarial_weight` was set for a variant that does not use it."
+    scaled, rival = scale == 1 or variant in _SCALED, weight == 0.1 or variant == "adversarial"
+    return [
+        "" if scaled else f"embedding_scale {scale} needs variant {', '.join(_SCALED)}, not {variant}",
+        "" if rival else f"adversarial_weight {weight} needs variant adversarial, not {variant}",
     ]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #54725276
@@ -88,10 +107,19 @@ class ModelParams(Params):
         "language+script",
         description="language+script, language, script, baseline or another of model/04a_variants.ipynb",
     )
+    embedding_scale: float = Field(1.0, ge=0, le=100, description="Factor of the embeddings where they are added")
+    adversarial_weight: float = Field(
+        0.1, ge=0, le=100, description="Of the reversed gradient of variant adversarial's language classifier"
+    )
 
     def conflicts(self) -> list[str]:
         random = not self.backbone and not self.architecture.endswith(".json")
-        return [*super().conflicts(), *(_size_conflicts(self.num_layers, self.hidden_size) if random else [])]
+        size = _size_conflicts(self.num_layers, self.hidden_size) if random else []
+        return [
+            *super().conflicts(),
+            *size,
+            *_dose_conflicts(self.variant, self.embedding_scale, self.adversarial_weight),
+        ]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #f1a2b3c4
 def unused_parameters(

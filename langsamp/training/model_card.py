@@ -169,7 +169,7 @@ def _usage(facts: RunFacts, part: str, place: str) -> str:
     "How to load a folder, with and without langsamp."
     if part == "backbone":
         return _USE_BACKBONE.format(place=place, install=_INSTALL)
-    fill = "" if facts.p.variant == "baseline" else _FILL.format(code=facts.codes[0])
+    fill = "" if facts.p.variant in ("baseline", "adversarial") else _FILL.format(code=facts.codes[0])
     return _USE_MODEL.format(place=place, install=_INSTALL, fill=fill)
 
 # %% ../../nbs/library/training/06a_model_card.ipynb #40de1c14
@@ -340,6 +340,7 @@ _CONTROLS = {
     "logits": "with a bias of the logits for each language and script",
     "unigram": "with fixed token frequencies of each language-script at the output",
     "shuffled": "with embeddings of labels that say nothing",
+    "adversarial": "against a classifier of languages, without language and script embeddings",
 }
 
 # %% ../../nbs/library/training/06a_model_card.ipynb #40de1c1f

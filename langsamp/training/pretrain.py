@@ -152,7 +152,8 @@ def initial_model(
     codes = [parse_code(shard.name.rpartition("-")[0]) for shard in corpus.shards]
     languages, scripts = sorted({c.language for c in codes}), sorted({c.script for c in codes})
     start = find_backbone(p.backbone, outputs) if p.backbone else scratch_config(p, corpus.facts, p.max_seq_length)
-    model = from_backbone(start, languages, scripts, p.variant, p.seed, p.dropout, is_encoder_alone(start))
+    doses = {"embedding_scale": p.embedding_scale, "adversarial_weight": p.adversarial_weight}
+    model = from_backbone(start, languages, scripts, p.variant, p.seed, p.dropout, is_encoder_alone(start), **doses)
     _check_fit(model, p, corpus.facts["vocab_size"])
     if model.unigrams is not None:
         _count_unigrams(model, p, corpus)
