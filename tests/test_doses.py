@@ -41,7 +41,7 @@ def test_the_encoder_of_dose_zero_is_that_of_the_baseline(run):
     assert not all(torch.equal(plain[name], double[name]) for name in plain)
 
 
-@pytest.mark.parametrize("more", [{"embedding_scale": 2.0}, {"variant": "adversarial", "adversarial_weight": 1.0}])
+@pytest.mark.parametrize("more", [{"embedding_scale": 2.0}, {"variant": "adversarial", "adversarial_weight": 2.0}])
 def test_a_continued_run_keeps_its_dose(run, more):
     "Two sessions end like one; the exported model has the dose, and the classifier of an adversary."
     (whole, _), _ = run("whole", **more), run("parts", max_steps=4, **more)
@@ -55,7 +55,7 @@ def test_a_continued_run_keeps_its_dose(run, more):
 
 
 def test_the_validation_loss_of_an_adversary_is_that_of_masked_tokens(run):
-    "At step 0 it is the baseline's, while the first training loss has a second term: the logarithm of three languages."
+    "At step 0 it is the baseline's; the first training loss has two more terms, the logarithm of three languages each."
     (plain, _), (rival, _) = run("plain", variant="baseline"), run("rival", variant="adversarial")
     (first, *_), (second, *_) = [
         [line for line in tiny.metrics_of(folder) if "validation_loss" in line] for folder in (plain, rival)
@@ -64,14 +64,14 @@ def test_the_validation_loss_of_an_adversary_is_that_of_masked_tokens(run):
     (first, *_), (second, *_) = [
         [line for line in tiny.metrics_of(folder) if "loss" in line] for folder in (plain, rival)
     ]
-    assert second["loss"] - first["loss"] == pytest.approx(torch.tensor(3.0).log().item(), abs=0.2)
+    assert second["loss"] - first["loss"] == pytest.approx(2 * torch.tensor(3.0).log().item(), abs=0.2)
 
 
 def test_a_run_that_began_without_doses_continues(run, corpus, tmp_path):
     folder, _ = run("old")
     values = yaml.safe_load((folder / "params.yaml").read_text())
-    assert (values.pop("embedding_scale"), values.pop("adversarial_weight")) == (1.0, 0.1)
+    assert (values.pop("embedding_scale"), values.pop("adversarial_weight")) == (1.0, 1.0)
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
-    check_same_params(folder, values | {"embedding_scale": 1.0, "adversarial_weight": 0.1})
+    check_same_params(folder, values | {"embedding_scale": 1.0, "adversarial_weight": 1.0})
     before = read_json(folder / "result.json")
     assert run("old")[1] == before

@@ -271,7 +271,7 @@ STAGES["03_pretrain"] = Stage(
             Effect([2.0], given={"variant": "baseline"}, refused="embedding_scale 2.0 needs variant language"),
         ],
         "adversarial_weight": [
-            Effect([0.0, 1.0], LEARNS, given={"variant": "adversarial"}),
+            Effect([0.0, 3.0], LEARNS, given={"variant": "adversarial"}),
             Effect([0.5], refused="adversarial_weight 0.5 needs variant adversarial, not language"),
         ],
         "max_steps": Effect([5], LASTS),

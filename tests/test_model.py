@@ -207,7 +207,7 @@ def test_a_configuration_without_doses_is_that_of_dose_one(text, ids, tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config.pop("embedding_scale"), config.pop("adversarial_weight")) == (1.0, 0.1)
+    assert (config.pop("embedding_scale"), config.pop("adversarial_weight")) == (1.0, 1.0)
     (tmp_path / "config.json").write_text(json.dumps(config))
     again = AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert torch.equal(again(**text, **ids).logits, model(**text, **ids).logits)
@@ -225,21 +225,24 @@ def test_a_dose_needs_embeddings_at_the_output_alone(variant):
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_an_adversary_pulls_the_encoder_the_other_way(fast, text, labels, ids):
-    "The classifier gets the gradient of its cross-entropy, the encoder minus `adversarial_weight` times it."
+def test_an_adversary_and_an_encoder_each_have_their_own_gradient(fast, text, labels, ids):
+    "The classifier learns the languages; the encoder learns masked tokens, and to leave the classifier undecided."
     dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = build("adversarial", {"adversarial_weight": 0.5}, **dry)
     model.fused_loss, model.last_layer_path = model.fused_loss and fast, model.last_layer_path * fast
     masked, plain = masked_positions(labels), gradients(build("baseline", **dry), text, labels, ids)
     states_KH = model.mlm.base_model(**text).last_hidden_state.flatten(0, 1)[masked.at_K]
+    logits_KL, classifier = model.language_classifier(states_KH), [*model.language_classifier.parameters()]
     languages_K = ids["language_ids"][masked.sequence_K]
-    torch.nn.functional.cross_entropy(model.language_classifier(states_KH), languages_K).backward()
-    rival = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    own = torch.autograd.grad(torch.nn.functional.cross_entropy(logits_KL, languages_K), classifier, retain_graph=True)
+    torch.nn.functional.cross_entropy(logits_KL, torch.full_like(logits_KL, 1 / 3)).backward()
+    pull = {name: p.grad for name, p in model.mlm.named_parameters(prefix="mlm") if p.grad is not None}
     model.zero_grad()
-    for name, gradient in gradients(model, text, labels, ids).items():
-        expected = rival[name] if name not in plain else plain[name] - 0.5 * rival.get(name, 0.0)
-        assert torch.allclose(gradient, expected, atol=1e-6), name
-    assert sum(name.startswith("mlm.roberta.encoder") for name in rival) == 32
+    found = gradients(model, text, labels, ids)
+    assert all(torch.allclose(found[f"language_classifier.{n}"], g, atol=1e-6) for n, g in zip(("weight", "bias"), own))
+    for name in plain:
+        assert torch.allclose(found[name], plain[name] + 0.5 * pull.get(name, torch.zeros(1)), atol=1e-6), name
+    assert sum(name.startswith("mlm.roberta.encoder") and bool(g.any()) for name, g in pull.items()) >= 30
 
 
 def test_an_adversary_is_saved_and_never_exported(text, labels, ids, tmp_path):

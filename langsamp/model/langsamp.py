@@ -34,7 +34,7 @@ from langsamp.model.linear_cross_entropy import (
     is_tied,
     linear_cross_entropy,
 )
-from .variants import VARIANTS, ShiftedEmbedding, UnigramBias, reversed_gradient, shuffled_ids
+from .variants import VARIANTS, ShiftedEmbedding, UnigramBias, adversarial_loss, shuffled_ids
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #3b6a7e0e
 def _check_names(
@@ -82,7 +82,7 @@ class LangSAMPConfig(PreTrainedConfig):
     variant: str = "language+script"
     language_scripts: int = 0  # Whose frequencies variant `unigram` was given
     embedding_scale: float = 1.0  # Factor of the embeddings that are added to the encoder's output
-    adversarial_weight: float = 0.1  # Of the reversed gradient of variant `adversarial`
+    adversarial_weight: float = 1.0  # Of the encoder's side in variant `adversarial`
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("attn_implementation", getattr(self.backbone_config, "_attn_implementation", None))
@@ -159,6 +159,11 @@ def add_embeddings(
             h = torch.add(h, table(ids[sequence]), alpha=scale)
     return h
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #0b1de9d6
+def _per_item(total: Tensor, count: int, items: Tensor | int | None) -> Tensor:
+    "Divide a sum over `count` tokens by `items`, or by `count` if that is None."
+    return total / torch.as_tensor(count if items is None else items, device=total.device).clamp(min=1)
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #21059bd9
 def masked_lm_loss(
     logits_KV: Tensor,  # Of the masked tokens, in any precision
@@ -166,9 +171,7 @@ def masked_lm_loss(
     items: Tensor | int | None = None,  # Masked tokens of the whole step, over all micro-batches and processes; or `K`
 ) -> Tensor:  # A scalar; 0, with a graph, where nothing was masked
     "Cross-entropy in float32, summed and divided by `items`, so that every masked token of a step has the same weight."
-    total = F.cross_entropy(logits_KV.float(), labels_K, reduction="sum")
-    count = torch.as_tensor(len(labels_K) if items is None else items, device=total.device)
-    return total / count.clamp(min=1)
+    return _per_item(F.cross_entropy(logits_KV.float(), labels_K, reduction="sum"), len(labels_K), items)
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #06bdef68
 def _rename_bias(
@@ -379,12 +382,12 @@ def _adversarial_loss(
     items: Tensor | int | None,  # As for `masked_lm_loss`
     ids: Ids,  # Of each sequence
 ) -> Tensor | float:  # 0 for other variants, and in evaluation
-    "The cross-entropy of the language classifier, whose gradient reaches the encoder reversed."
+    "The two sides of variant `adversarial`."
     classifier, language_B = model.language_classifier, ids["language"]
     if classifier is None or language_B is None or not model.training:
         return 0.0
-    logits_KL = classifier(reversed_gradient(h_KH, model.config.adversarial_weight))
-    return masked_lm_loss(logits_KL, language_B[masked.sequence_K], items)
+    total = adversarial_loss(classifier, h_KH, language_B[masked.sequence_K], model.config.adversarial_weight)
+    return _per_item(total, len(h_KH), items)
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #abf0bbbe
 class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):

@@ -82,7 +82,7 @@ def _size_conflicts(num_layers: int, hidden_size: int) -> list[str]:
 # %% ../../nbs/library/params/02_pretrain.ipynb #aa24ebaf
 def _dose_conflicts(variant: str, scale: float, weight: float) -> list[str]:
     "Return which of `embedding_scale` and `adversarial_weight` was set for a variant that does not use it."
-    scaled, rival = scale == 1 or variant in _SCALED, weight == 0.1 or variant == "adversarial"
+    scaled, rival = scale == 1 or variant in _SCALED, weight == 1 or variant == "adversarial"
     return [
         "" if scaled else f"embedding_scale {scale} needs variant {', '.join(_SCALED)}, not {variant}",
         "" if rival else f"adversarial_weight {weight} needs variant adversarial, not {variant}",
@@ -108,9 +108,7 @@ class ModelParams(Params):
         description="language+script, language, script, baseline or another of model/04a_variants.ipynb",
     )
     embedding_scale: float = Field(1.0, ge=0, le=100, description="Factor of the embeddings where they are added")
-    adversarial_weight: float = Field(
-        0.1, ge=0, le=100, description="Of the reversed gradient of variant adversarial's language classifier"
-    )
+    adversarial_weight: float = Field(1.0, ge=0, le=100, description="Of the encoder's side in variant adversarial")
 
     def conflicts(self) -> list[str]:
         random = not self.backbone and not self.architecture.endswith(".json")

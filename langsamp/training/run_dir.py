@@ -68,7 +68,7 @@ def _kept_params(folder: Path) -> dict[str, Any]:
 def _with_added(values: Mapping[str, Any]) -> dict[str, Any]:
     "Add the parameters that a run of an earlier version did not have, with what it did."
     best = values.get("early_stopping_patience", 0) > 0
-    doses = {"embedding_scale": 1.0, "adversarial_weight": 0.1}
+    doses = {"embedding_scale": 1.0, "adversarial_weight": 1.0}
     return {"language_weights": {}, "min_held_out": 0, "load_best_model_at_end": best} | doses | dict(values)
 
 # %% ../../nbs/library/training/00_run_dir.ipynb #b5001123
