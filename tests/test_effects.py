@@ -256,7 +256,7 @@ STAGES["03_pretrain"] = Stage(
         "max_seq_length": Effect([16], f"parameters, {STARTS}"),
         "packing": Effect(["stream"], STARTS),
         "backbone": Effect(["@stock"], f"tokens, parameters, {STARTS}"),
-        "architecture": Effect(["modernbert", "@config"], f"parameters, start, {LEARNS}"),
+        "architecture": Effect(["bert", "modernbert", "@config"], f"parameters, start, {LEARNS}"),
         "num_layers": Effect([2], f"parameters, start, {LEARNS}"),
         "hidden_size": Effect([64], f"parameters, start, {LEARNS}"),
         "dropout": Effect([0.0, 0.5], LEARNS),

@@ -86,7 +86,7 @@ KINDS = sorted(  # In a fixed order: each test process must collect the same tes
         (
             {"architecture": "modernbart"},
             [
-                "architecture must be one of xlm-roberta, modernbert, a config.json, not `modern",
+                "architecture must be one of xlm-roberta, bert, modernbert, a config.json, not `modern",
                 "did you mean `modernbert`?",
             ],
         ),

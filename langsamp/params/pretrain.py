@@ -66,7 +66,7 @@ Variant = Literal[
 _SCALED = ("language", "script", "language+script", "shuffled")  # With embeddings at the output alone
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #7b57a379
-ARCHITECTURES = ("xlm-roberta", "modernbert", "a config.json")
+ARCHITECTURES = ("xlm-roberta", "bert", "modernbert", "a config.json")
 Architecture = Annotated[str, one_of(ARCHITECTURES, suffix=".json")]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #bed6d039
@@ -96,7 +96,7 @@ class ModelParams(Params):
         "", description="run:NAME, outputs/adapted/NAME, e5-small, a Hub name or a folder; empty: random weights"
     )
     architecture: Architecture = Field(
-        "xlm-roberta", description="Of random weights: xlm-roberta, modernbert, or a config.json with its own shape"
+        "xlm-roberta", description="Of random weights: xlm-roberta, bert, modernbert, or a config.json of any shape"
     )
     num_layers: Count = Field(2, le=1000, description="Of random weights")
     hidden_size: Count = Field(

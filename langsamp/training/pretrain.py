@@ -51,7 +51,7 @@ if __name__ == "__main__" and "__file__" in globals():
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #60bd0bb0
 import torch
-from transformers import AutoConfig, ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
+from transformers import AutoConfig, BertConfig, ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
 
 from ..core.manifests import atomic_folder, find_damage
 from ..data.masking import TokenIds
@@ -86,6 +86,12 @@ from langsamp.training.run_dir import (
 )
 from .trackers import check_tracker, open_tracker
 
+# %% ../../nbs/library/training/07_pretrain.ipynb #e15b0002
+_OF_BERT_SHAPE: dict[str, tuple[Any, int, dict[str, Any]]] = {  # Class, position of the first token, what differs
+    "xlm-roberta": (XLMRobertaConfig, 2, {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "bert": (BertConfig, 0, {}),
+}
+
 # %% ../../nbs/library/training/07_pretrain.ipynb #5d085083
 def scratch_config(
     p: ModelParams,  # Its `architecture`, shape and `dropout`
@@ -97,19 +103,18 @@ def scratch_config(
         return _modernbert_config(p, facts, max_seq_length)
     if p.architecture.endswith(".json"):
         return _config_from_file(Path(p.architecture).expanduser(), facts)
-    layers, width = p.num_layers, p.hidden_size
-    return XLMRobertaConfig(
+    kind, first_position, options = _OF_BERT_SHAPE[p.architecture]
+    return kind(
         vocab_size=facts["vocab_size"],
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // (32 if width <= 384 else 64),
-        intermediate_size=4 * width,
+        hidden_size=p.hidden_size,
+        num_hidden_layers=p.num_layers,
+        num_attention_heads=p.hidden_size // (32 if p.hidden_size <= 384 else 64),
+        intermediate_size=4 * p.hidden_size,
         hidden_dropout_prob=p.dropout,
         attention_probs_dropout_prob=p.dropout,
-        max_position_embeddings=max_seq_length + 2,
-        type_vocab_size=1,
+        max_position_embeddings=max_seq_length + first_position,
         pad_token_id=facts["pad"],
-        layer_norm_eps=1e-5,
+        **options,
     )
 
 # %% ../../nbs/library/training/07_pretrain.ipynb #01109bae
