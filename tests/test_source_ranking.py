@@ -7,19 +7,24 @@ import pandas as pd
 import pytest
 import tiny
 
+from langsamp.analysis import fine_tuned_transfer
 from langsamp.analysis import transfer as transfer_module
 from langsamp.analysis.source_ranking import (
+    _text_relations,
     all_rankers,
     compare_rankers,
     known_relations,
     learned_ranker,
     learned_relations,
     mean_rank,
+    permuted_gains,
     rank_sources,
     ranking_quality,
+    without_size,
 )
 from langsamp.cli.main import main
 from langsamp.core.errors import UserError
+from langsamp.encoding.open_encoder import open_encoder
 from langsamp.evaluation.datasets import LabelledDataset, LabelledTexts
 from langsamp.languages.codes import family_of
 from langsamp.languages.uriel import URIEL_KINDS, uriel_features, uriel_similarity
@@ -50,21 +55,72 @@ def quality(table: pd.DataFrame, ranker: str, name: str, column: str = "value") 
 
 
 def test_the_ranker_that_decides_is_found(transfer, relations):
-    table = compare_rankers(transfer, relations, n_resamples=200)
+    table = compare_rankers(transfer, {name: [matrix] for name, matrix in relations.items()}, n_resamples=200)
     best = table[table.quality == "ndcg@3"].set_index("ranker").value
     assert best.idxmax() in ("genealogy", "geography") and best.max() > best["random"] + 0.3
     assert quality(table, best.idxmax(), "regret") < quality(table, "random", "regret")
 
 
 def test_a_permuted_matrix_gives_no_ranker_anything(transfer, relations):
-    "The control: with sources in random order, gains over the random ranker are noise around zero."
-    gains = []
-    for seed in range(8):
+    "The control: with sources in random order, gains over the random ranker are noise around zero; not so in order."
+    rankers = {"genealogy": [relations["genealogy"]], "English": [relations["English"]]}
+    null = permuted_gains(transfer, rankers, repeats=20)
+    assert null.gain.abs().max() < 0.08 and (null.low < 0).all() and (null.high > 0).all()
+    table = compare_rankers(transfer, rankers, n_resamples=50)
+    assert quality(table, "genealogy", "ndcg@3", "over random") > null.high.genealogy
+
+
+def test_a_permuted_ranker_finds_nothing(transfer, relations):
+    random, gains = np.random.default_rng(0), []
+    for _ in range(20):
+        order = random.permutation(len(CODES))
+        shuffled = pd.DataFrame(relations["genealogy"].to_numpy()[order], CODES, CODES)
+        found = ranking_quality(transfer, shuffled, tie_breaks=5)["ndcg@5"]
+        gains.append((found - ranking_quality(transfer, 0 * transfer, tie_breaks=5)["ndcg@5"]).mean())
+    assert abs(np.mean(gains)) < 2 * np.std(gains) / np.sqrt(len(gains)) + 0.02
+
+
+def test_the_learned_ranker_learns_nothing_from_a_permuted_matrix(transfer, relations):
+    "It is fitted to the permuted scores, and other families do not tell it those of the target."
+    features, gains = {name: relations[name] for name in ("genealogy", "geography")}, []
+    for seed in range(6):
         order = np.random.default_rng(seed).permutation(len(transfer))
         shuffled = pd.DataFrame(transfer.to_numpy()[order], transfer.index, transfer.columns)
-        table = compare_rankers(shuffled, {"syntax": relations["syntax"]}, n_resamples=20)
-        gains.append(quality(table, "syntax", "ndcg@5", "over random"))
-    assert abs(np.mean(gains)) < 2 * np.std(gains) / np.sqrt(len(gains)) + 0.03
+        learned = learned_ranker(features, shuffled, FAMILIES)
+        found = [ranking_quality(shuffled, one, tie_breaks=5).spearman.mean() for one in (learned, 0 * shuffled)]
+        gains.append(found[0] - found[1])
+    true = ranking_quality(transfer, learned_ranker(features, transfer, FAMILIES)).spearman.mean()
+    assert abs(np.mean(gains)) < 0.2 and true > max(gains)
+
+
+def test_the_seeds_of_a_run_are_one_ranker(transfer, relations):
+    "Their mean, with the worst and the best."
+    each = [relations["genealogy"], relations["syntax"]]
+    table = compare_rankers(transfer, {"both": each, "one": each[:1], "two": each[1:]}, n_resamples=50)
+    rows = table[table.quality == "ndcg@3"].set_index("ranker")
+    values = rows.value[["one", "two"]]
+    assert rows.value["both"] == pytest.approx(values.mean()) and rows.seeds["both"] == 2
+    assert (rows["min"]["both"], rows["max"]["both"]) == pytest.approx((values.min(), values.max()))
+    assert set(table.ranker) == {"random", "both", "one", "two"}
+
+
+def test_regret_against_english(transfer, relations):
+    "Of English itself it is 0; of the true order it is what English loses."
+    rankers = {"English": [relations["English"]], "true": [transfer]}
+    table = compare_rankers(transfer, rankers, n_resamples=50)
+    assert quality(table, "English", "regret", "over English") == 0
+    english = quality(table, "English", "regret")
+    assert quality(table, "true", "regret", "over English") == pytest.approx(-english) and english > 0
+
+
+def test_the_effect_of_corpus_size_can_be_regressed_out():
+    "Vectors that say only how much text there was say nothing afterwards; others keep what they say."
+    random = np.random.default_rng(0)
+    tokens, direction, rest = np.exp(random.normal(size=40)), random.normal(size=5), random.normal(size=(40, 5))
+    assert np.abs(without_size(np.log(tokens)[:, None] * direction, tokens)).max() < 1e-9
+    free = without_size(rest + 10 * np.log(tokens)[:, None] * direction, tokens)
+    assert np.abs([np.corrcoef(column, np.log(tokens))[0, 1] for column in free.T]).max() < 1e-9
+    assert np.corrcoef(free.ravel(), rest.ravel())[0, 1] > 0.9
 
 
 def test_the_learned_ranker_sees_nothing_of_the_target_s_family(transfer, relations):
@@ -96,9 +152,9 @@ def test_unknown_pairs_come_last(relations):
 def test_all_rankers_have_the_shape_of_the_matrix(transfer):
     pairs = [(source, target) for source in CODES[:6] for target in CODES]
     texts = pd.DataFrame(pairs, columns=["source", "target"]).assign(**{"mean vector": 0.5, "nearest sentences": 0.5})
-    found = all_rankers(transfer.iloc[:6], texts)
+    found = all_rankers(transfer.iloc[:6], [texts])
     assert {*URIEL_KINDS, "geography", "mean vector", "nearest sentences", "mean of ranks", "learned"} <= found.keys()
-    assert {matrix.shape for matrix in found.values()} == {(6, 20)}
+    assert {matrix.shape for each in found.values() for matrix in each} == {(6, 20)}
 
 
 def test_the_treebank_that_is_used_is_named(monkeypatch, capsys):
@@ -135,6 +191,61 @@ def test_a_run_adds_its_embeddings(six):
     plain, learned = [rank_sources(codes[0], candidates=codes[1:], run=run) for run in (None, six)]
     assert {*learned.columns} - {*plain.columns} >= {"language embedding", "token frequencies", "most text"}
     assert learned["language embedding"].notna().all() and set(learned.index) == set(codes[1:])
+
+
+def test_runs_are_rankers_with_and_without_the_effect_of_size(six):
+    "And by their sub-networks; the mean and the learned ranker use neither a relation twice nor English."
+    codes = ["eng_Latn", "deu_Latn", "swe_Latn", "hin_Deva", "mar_Deva", "rus_Cyrl"]
+    scores = pd.DataFrame(np.random.default_rng(0).random((6, 6)), codes, codes)
+    found = all_rankers(scores, [], [six, six])
+    names = ("language embedding", "language embedding, size removed", "script embedding", "token frequencies", "X-SNS")
+    assert all(len(found[name]) == 2 and not found[name][0].isna().any(axis=None) for name in names)
+    assert not np.allclose(*[found[f"language embedding{more}"][0] for more in ("", ", size removed")])
+    assert np.allclose(np.diag(found["X-SNS"][0]), 1) and len([*six.parent.glob("transfer/x-sns-six-*.csv")]) == 1
+    kept = {name: sum(each) / len(each) for name, each in found.items() if name not in ("mean of ranks", "learned")}
+    kept = {name: matrix for name, matrix in kept.items() if name != "English" and "size" not in name}
+    assert found["mean of ranks"][0].equals(mean_rank(kept))
+
+
+def test_text_relations_read_the_development_text_and_no_label(six):
+    "Of a target, that is; a data set without development text is compared by its test text."
+    encoder, p = open_encoder("six", six.parent), TransferParams(encoder="six", layer=1)
+
+    def dataset(code: str, label: str = "a", test: str = "", **more) -> LabelledDataset:
+        texts = {split: tiny.sentences(code, 6, seed) for seed, split in enumerate(("train", "dev"))}
+        splits = texts | {"test": [test or "x"] * 6} | more
+        labelled = {split: LabelledTexts(found, [label] * 6) for split, found in splits.items() if found}
+        return LabelledDataset("sib200", code, code, labelled)
+
+    codes = ("eng_Latn", "hin_Deva", "rus_Cyrl")
+    first = _text_relations(p, encoder, [dataset(code) for code in codes])
+    again = _text_relations(p, encoder, [dataset(code, "b", "other") for code in codes])
+    other = _text_relations(p, encoder, [dataset(code, dev=[]) for code in codes])
+    assert first.equals(again) and list(first) == ["source", "target", "subword overlap", "NN-Rank"]
+    assert other.empty or not other["subword overlap"].equals(first["subword overlap"])
+    apart = first[first.source != first.target]
+    assert np.allclose(apart.groupby("target")["NN-Rank"].sum(), 1)
+
+
+def test_fine_tuning_asks_for_each_source(monkeypatch):
+    "With the hyperparameters and the targets that were given."
+    asked = []
+
+    def evaluate(p, outputs):
+        asked.append(p)
+        rows = [(p.source_language, code, "f1_macro", len(asked)) for code in p.languages]
+        return pd.DataFrame(rows, columns=["source", "target", "metric", "value"]), []
+
+    monkeypatch.setattr(fine_tuned_transfer, "evaluate", evaluate)
+    p = TransferParams(languages=CODES, fine_tuned=CODES[:4], overrides={"num_train_epochs": 2}, n_resamples=50)
+    tuned = fine_tuned_transfer.fine_tuned_matrix(p, "outputs")
+    assert tuned.shape == (4, len(CODES)) and [one.source_language for one in asked] == CODES[:4]
+    assert {(one.mode, one.overrides["num_train_epochs"], one.seeds) for one in asked} == {("fine-tuned", 2, 1)}
+    agreement = fine_tuned_transfer.compare_fine_tuned(p, -tuned, "outputs")
+    assert agreement.spearman["agreement"] == -1 and abs(agreement.spearman["permuted"]) < 0.6
+    assert fine_tuned_transfer.compare_fine_tuned(TransferParams(), tuned, "outputs").empty
+    with pytest.raises(UserError, match="overrides are for fine_tuned"):
+        TransferParams(overrides={"num_train_epochs": 2})
 
 
 def test_a_run_s_relations_do_not_depend_on_which_languages_are_compared(six):

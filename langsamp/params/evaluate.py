@@ -192,8 +192,14 @@ class TransferParams(Params):
     layer: Layer = Field(-1, description="Layer whose output is used; -1 is the last")
     seeds: Seeds = Field(3, description="Classifiers per source, each trained on another sample: 42, 43, …")
     runs: list[str] = Field([], description="Finished runs under outputs/ whose language embeddings rank sources too")
+    fine_tuned: list[str] = Field([], description="Sources on which the encoder is also fine-tuned, to compare")
+    overrides: dict[str, Any] = Field({}, description="Hyperparameters that replace the paper's, to fine-tune")
     name: Name = Field("source-ranking", description="Prefix of the output files")
     n_resamples: Resamples = Field(10_000, description="Bootstrap resamples for the intervals")
+
+    def conflicts(self) -> list[str]:
+        unused = self.overrides and not self.fine_tuned
+        return ["overrides are for fine_tuned; name sources there, or leave overrides empty"] if unused else []
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #f6f98b97
 class SourceParams(Params):
