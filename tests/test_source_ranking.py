@@ -134,6 +134,14 @@ def test_the_learned_ranker_sees_nothing_of_the_target_s_family(transfer, relati
     assert before[uralic].equals(after[uralic]) and not before[others].equals(after[others])
 
 
+def test_a_ranker_that_knows_no_pair_changes_nothing_that_is_learned(transfer, relations):
+    "Scikit-learn's trees would fail on a feature without values."
+    features = {"genealogy": relations["genealogy"]}
+    unknown = {"nothing": transfer * np.nan}
+    assert learned_ranker(features | unknown, transfer, FAMILIES).equals(learned_ranker(features, transfer, FAMILIES))
+    assert (learned_ranker(unknown, transfer, FAMILIES) == 0).all(axis=None)
+
+
 def test_the_target_s_language_is_no_source_in_any_script():
     codes = ["uzn_Latn", "uzn_Cyrl", "tur_Latn", "eng_Latn"]
     transfer = pd.DataFrame(0.1, codes, codes)
