@@ -82,7 +82,7 @@ def _inputs(run: Path, model: LangSAMPForMaskedLM, code: str, sequences: int) ->
 def shared_sub_networks(
     run: Path,  # Folder of a finished run
     codes: Sequence[str],  # Language-scripts that it was trained on
-    sequences: int = 32,  # Training sequences of each
+    sequences: int = 16,  # Training sequences of each
 ) -> pd.DataFrame:  # A row and a column for each
     "Compare the sub-networks of languages in the encoder layers of a run (X-SNS)."
     model, _ = open_model(run)
