@@ -1150,7 +1150,8 @@ def test_every_params_model_is_tested():
     elsewhere = {
         analysis_params.SourceParams,
         analysis_params.NewLanguageParams,
-    }  # In test_source_ranking, test_new_languages
+        analysis_params.GeometryParams,
+    }  # In test_source_ranking, test_new_languages, test_geometry
     here = {stage.kind for stage in STAGES.values()} | elsewhere
     assert [kind.__name__ for kind in classes() if not any(issubclass(known, kind) for known in here)] == []
 

@@ -29,6 +29,7 @@ RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "0
 RUNNERS |= {"06_benchmark", "07_publish", "tutorials/own_text", "tutorials/encoding"}
 ELSEWHERE = {"main_results": "statistics", "ablation": "statistics", "neutrality": "neutrality"}
 ELSEWHERE |= {"packing": "effects", "plateau": "effects", "source_ranking": "effects", "new_languages": "new_languages"}
+ELSEWHERE |= {"geometry": "geometry"}
 ELSEWHERE |= dict.fromkeys(("embedding_map", "embedding_similarity", "resource_levels"), "embeddings")
 
 

@@ -377,6 +377,7 @@ def committed() -> list[Path]:
         "outputs/benchmarks-base-reference",
         "outputs/benchmarks-packing-reference",
         "outputs/plateau-reference",
+        "outputs/geometry-reference",
         "outputs/bible-24-reproduction",
         "outputs/bible-24-e5-reproduction",
     ]

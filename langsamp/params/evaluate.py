@@ -6,7 +6,7 @@
 __all__ = ['RetrievalTask', 'LabelledTask', 'Task', 'RETRIEVAL', 'LABELLED', 'TASKS', 'Scores', 'NeutralityText',
            'EvaluationParams', 'ComparisonParams', 'TableParams', 'MainResultsParams', 'AblationParams',
            'NeutralityParams', 'ResourceParams', 'EmbeddingMapParams', 'EmbeddingSimilarityParams',
-           'ReproductionParams', 'TransferParams', 'SourceParams', 'NewLanguageParams']
+           'ReproductionParams', 'TransferParams', 'SourceParams', 'NewLanguageParams', 'GeometryParams']
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #9ff861c1
 from typing import Annotated, Any, Literal, get_args
@@ -221,3 +221,14 @@ class NewLanguageParams(Params):
     lines: list[Count] = Field([10, 100], min_length=1, description="Lines of text to fit a vector to")
     name: Name = Field("new-languages", description="Prefix of the output files")
     n_resamples: Resamples = Field(10_000, description="Bootstrap resamples for the intervals")
+
+# %% ../../nbs/library/params/03_evaluate.ipynb #5dea8a6c
+class GeometryParams(Params):
+    "Runs whose embeddings are compared with what is known of their languages."
+
+    runs: Names = Field(["smoke"], description="Folders under outputs/ that differ only in their seed")
+    name: Name = Field("geometry", description="Prefix of the output files")
+    min_languages: Count = Field(30, description="Languages with an observed value, for a feature to be predicted")
+    n_permutations: Count = Field(5, description="Permuted controls of the probes")
+    n_resamples: Resamples = Field(100, description="Permutations and bootstrap resamples per test")
+    seed: Seed = Field(0, description="Seed of all random numbers")
