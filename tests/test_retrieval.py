@@ -385,19 +385,22 @@ def test_broken_embeddings_are_reported():
 
 
 def test_english_is_encoded_once_and_targets_in_turn():
-    calls = []
+    calls, codes = [], []
 
-    def by_length(texts):
+    def by_length(texts, code):
         calls.append(list(texts))
+        codes.append(code)
         return np.eye(9)[[len(text) for text in texts]]
 
     english = [["a", "bb", "a"], ["bb", "cccc"], []]
-    bitexts = [SimpleNamespace(source_texts=e, target_texts=[t.upper() for t in e]) for e in english]
+    sides = {"source": "eng_Latn", "target": "wol_Latn"}
+    bitexts = [SimpleNamespace(**sides, source_texts=e, target_texts=[t.upper() for t in e]) for e in english]
     stream = encode_bitexts(bitexts, by_length)
     assert next(stream)[0] is bitexts[0] and calls == [["a", "bb", "cccc"], ["A", "BB", "A"]]
     for bitext, source, target in stream:
         assert len(source) == len(bitext.source_texts) and np.array_equal(source, target)
     assert calls[2:] == [["BB", "CCCC"], []] and list(encode_bitexts([], by_length)) == []
+    assert codes == ["eng_Latn"] + 3 * ["wol_Latn"]
 
 
 def test_keys_and_lines_give_the_same_ranks(encoder):
@@ -405,8 +408,8 @@ def test_keys_and_lines_give_the_same_ranks(encoder):
     english, russian = [tiny.sentences(code, 30) for code in ("eng_Latn", "rus_Cyrl")]
     parallel = {code: dict(enumerate(texts)) for code, texts in (("eng_Latn", english), ("rus_Cyrl", russian))}
     table = parallel_retrieval(lambda texts: encode(texts, *encoder), parallel).set_index("kind")
-    bitext = SimpleNamespace(source_texts=english, target_texts=russian)
-    ((_, source, target),) = encode_bitexts([bitext], lambda texts: encode(texts, *encoder))
+    bitext = SimpleNamespace(source="eng_Latn", target="rus_Cyrl", source_texts=english, target_texts=russian)
+    ((_, source, target),) = encode_bitexts([bitext], lambda texts, _: encode(texts, *encoder))
     for row in retrieval_rows(source, target):
         if row["metric"] in ("acc1", "mrr", "chance_mrr"):
             name = row["metric"].replace("acc1", "top1")

@@ -110,6 +110,14 @@ def with_untrained_baselines(
             known.add(encoder.identity)
             yield LABELS[encoder.variant], encoder
 
+# %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #c6bf77c3
+def _layers(encoder: Encoder, text: ParallelText) -> np.ndarray:
+    "Return a vector for each sentence after each layer, `[layers + 1, sentences, H]`."
+    if not encoder.shifts:
+        return encode_layers([x for texts in text.texts for x in texts], encoder.model, encoder.tokenizer)
+    told = [(encoder.told(code).model, texts) for code, texts in zip(text.codes, text.texts)]
+    return np.concatenate([encode_layers(texts, model, encoder.tokenizer) for model, texts in told], 1)
+
 # %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #c6069890
 def neutrality_table(
     encoders: Mapping[str, Sequence[str]],  # Label -> encoders that differ in their seed
@@ -118,10 +126,9 @@ def neutrality_table(
     outputs: Path | str,  # The `outputs/` folder
 ) -> pd.DataFrame:  # label, run, variant, layer, measure, value, null_value, and `sums` over families
     "Compute all measures for each encoder and layer, including the untrained baselines."
-    rows, flat = [], [sentence for texts in text.texts for sentence in texts]
-    null = null_values(text.codes, len(text.texts[0]))
+    rows, null = [], null_values(text.codes, len(text.texts[0]))
     for label, encoder in with_untrained_baselines(encoders, outputs):
-        layers = encode_layers(flat, encoder.model, encoder.tokenizer)
+        layers = _layers(encoder, text)
         for layer, vectors in enumerate(layers):
             found = neutrality_measures(vectors.reshape(len(text.codes), -1, vectors.shape[-1]), text.codes)
             for name, values in found.items():

@@ -146,7 +146,7 @@ def run_folders(
     outputs: Path | str,  # The `outputs/` folder
 ) -> list[Path]:  # Each folder once; none for a checkpoint that is not a run
     "Return the folders of the runs behind some encoders."
-    names = [name.removeprefix("init:") for found in encoders.values() for name in found]
+    names = [name.removeprefix("init:").partition("@")[0] for found in encoders.values() for name in found]
     folders = [Path(outputs) / name for name in dict.fromkeys(names)]
     return [folder for folder in folders if (folder / "provenance.json").exists()]
 

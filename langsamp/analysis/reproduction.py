@@ -25,6 +25,7 @@ from .plots import LABELS
 from ..core.errors import UserError
 from ..core.files import explain_disk_errors, repo_root
 from ..corpora.sources import local_data_folder
+from ..model.variants import VARIANTS
 from ..params.evaluate import ReproductionParams, Task
 from ..params.pretrain import PretrainParams
 from ..params.yaml_reader import read_yaml
@@ -53,11 +54,16 @@ def _seeds(p: ReproductionParams) -> list[int]:
     return [first + i for i in range(p.seeds)]
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #d2e2253c
+def _arms(p: ReproductionParams) -> dict[str, dict[str, Any]]:
+    "Return what distinguishes the runs of one seed: a variant, or an arm's own parameters."
+    return {variant: {"variant": variant} for variant in p.variants} | p.arms
+
+# %% ../../nbs/library/analysis/11_reproduction.ipynb #5f94adfb
 def run_names(
-    p: ReproductionParams,  # Its name, variants and seeds
-) -> dict[str, list[str]]:  # Variant -> runs, one per seed
+    p: ReproductionParams,  # Its name, variants, arms and seeds
+) -> dict[str, list[str]]:  # Variant or arm -> runs, one per seed
     "Return the names of the runs."
-    return {v: [f"{p.name}-{v.replace('+', '-')}-{seed}" for seed in _seeds(p)] for v in p.variants}
+    return {arm: [f"{p.name}-{arm.replace('+', '-')}-{seed}" for seed in _seeds(p)] for arm in _arms(p)}
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #6673e9c0
 def adaptation_jobs(p: ReproductionParams) -> Iterator[Job]:
@@ -70,9 +76,9 @@ def adaptation_jobs(p: ReproductionParams) -> Iterator[Job]:
 def pretraining_jobs(p: ReproductionParams) -> Iterator[Job]:
     "Yield the pretraining jobs, seed by seed."
     names = run_names(p)
-    for (i, seed), variant in product(enumerate(_seeds(p)), p.variants):
-        run = names[variant][i]
-        parameters = _preset(p) | {"run_name": run, "variant": variant, "seed": seed}
+    for (i, seed), (arm, own) in product(enumerate(_seeds(p)), _arms(p).items()):
+        run = names[arm][i]
+        parameters = _preset(p) | {"run_name": run, "seed": seed} | own
         yield Job("pretrain", "03_pretrain.ipynb", f"{run}/pretrain.ipynb", parameters)
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #142b7ad1
@@ -85,11 +91,26 @@ def _tasks(p: ReproductionParams) -> list[Task]:
     "Return the tasks whose data is available."
     return [*dict.fromkeys([*p.tasks, *(p.benchmarks if local_data_folder() else [])])]
 
+# %% ../../nbs/library/analysis/11_reproduction.ipynb #7e41090b
+_TOLD = {"": "no id", "@given": "right id", "@identified": "identified id", "@mean": "mean id"}
+
+
+def _evaluated(p: ReproductionParams, *only: str) -> dict[str, list[str]]:
+    "Return the encoders to evaluate by label; those with embeddings at the input in four ways."
+    found = {}
+    for arm, runs in run_names(p).items():
+        places = VARIANTS[_arms(p)[arm].get("variant", _preset(p).get("variant", "language+script"))].places
+        label = LABELS.get(arm, arm)
+        ways = {f"{label}, {told}": how for how, told in _TOLD.items()} if "input" in places else {label: ""}
+        if not only or arm in only:
+            found |= {label: [run + how for run in runs] for label, how in ways.items()}
+    return found
+
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #41732a41
 def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
     "Yield one job per encoder, with all tasks."
     starts = _untrained(p)[: 1 if _preset(p).get("backbone") else None]  # All seeds of a checkpoint start from it
-    for encoder in [*(run for runs in zip(*run_names(p).values()) for run in runs), *starts]:
+    for encoder in [*(name for names in zip(*_evaluated(p).values()) for name in names), *starts]:
         output = f"evaluations/{quote(encoder, safe='')}-layer-{p.layer}.ipynb"
         parameters = {"encoder": encoder, "tasks": _tasks(p), "languages": p.languages, "layer": p.layer}
         yield Job("evaluate", "04_evaluate.ipynb", output, parameters)
@@ -97,21 +118,20 @@ def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #06aa2978
 def _encoders(p: ReproductionParams, *variants: str) -> dict[str, list[str]]:
     "Return labels with their runs, and the encoders from which they start."
-    runs = run_names(p)
     floor = LABELS["initial" if _preset(p).get("backbone") else "untrained"]
-    return {LABELS[variant]: runs[variant] for variant in variants if variant in runs} | {floor: _untrained(p)}
+    return _evaluated(p, *variants) | {floor: _untrained(p)}
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #83170060
 def figure_jobs(p: ReproductionParams) -> Iterator[Job]:
     "Yield one job per page of tables and figures."
-    trained = {LABELS[variant]: runs for variant, runs in run_names(p).items()}
+    trained = {LABELS.get(arm, arm): runs for arm, runs in run_names(p).items()}
     scores = [score for score in p.scores if score.partition(":")[0] in _tasks(p)]
     base, runs = LABELS["baseline"], run_names(p)
     table = {"baseline": base, "scores": scores, "layer": p.layer}
     pages = {
         "main_results": {"encoders": _encoders(p, "language+script", "baseline"), **table},
-        "ablation": {"encoders": _encoders(p, *p.variants), **table},
-        "neutrality": {"encoders": _encoders(p, *p.variants), "baseline": base, "text": p.text},
+        "ablation": {"encoders": _encoders(p), **table},
+        "neutrality": {"encoders": _encoders(p), "baseline": base, "text": p.text},
         "resource_levels": {"encoders": trained, "baseline": base},
         "embedding_map": {"runs": runs["language+script"]},
         "embedding_similarity": {"runs": runs["language+script"]},

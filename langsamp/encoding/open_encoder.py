@@ -8,8 +8,8 @@ __all__ = ['encoder_identity', 'Encoder', 'open_encoder']
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #a84113c1
 import copy
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..model.adapt_checkpoint import find_backbone
 from ..model.backbones import module_path, with_module
 from ..model.files import check_vocab_size, load_encoder, load_model
 from ..model.langsamp import LangSAMPForMaskedLM, language_script_ids
-from ..model.variants import VARIANTS, IdentifiedEmbedding
+from ..model.variants import VARIANTS, IdentifiedEmbedding, ShiftedEmbedding
 from ..tokenization.train import load_tokenizer
 from ..training.prepare import open_run
 from ..training.pretrain import HOW_TO_REMAKE, initial_model, initial_weights_hash, longest_text
@@ -58,6 +58,19 @@ class Encoder:
     model: Any  # As `AutoModel` gives it, in evaluation mode
     tokenizer: Any
     identity: str  # See `encoder_identity`
+    shifts: Mapping[str, torch.Tensor] = field(default_factory=dict)  # What `told` adds, `[H]`, by language-script
+
+    def told(
+        self,
+        code: str,  # Of the texts to encode
+    ) -> "Encoder":  # Itself if it needs no language
+        "Return the encoder with the embeddings of a language-script at its input; of one that it lacks, their mean."
+        if not self.shifts:
+            return self
+        words, known = self.model.get_input_embeddings(), self.shifts.get(code)
+        shift_H = torch.stack([*self.shifts.values()]).mean(0) if known is None else known
+        layer = ShiftedEmbedding(words, shift_H[None].to(words.weight.device))
+        return replace(self, model=with_module(self.model, module_path(self.model, words), layer))
 
     def encode(
         self,
@@ -93,18 +106,21 @@ def _input_embeddings(folder: Path, codes: Sequence[str]) -> torch.Tensor:
 def _with_input_embeddings(
     model: Any,  # The backbone of a run
     folder: Path,  # Of the run
-    how: str,  # `mean` or `identified`
-) -> Any:
+    how: str,  # `mean`, `identified` or `given`
+) -> tuple[Any, dict[str, torch.Tensor]]:  # The encoder, and what `Encoder.told` adds
     "Add the input embeddings of a run to its backbone (`UserError` if it has none)."
-    if how not in ("mean", "identified"):
-        raise UserError(f"`@{how}` is unknown; use @mean, @identified or none of them")
+    if how not in ("mean", "identified", "given"):
+        raise UserError(f"`@{how}` is unknown; use @mean, @identified, @given or none of them")
     p, corpus = open_run(folder)
     codes, p_PV = unigram_probabilities(corpus.sequences("train", p), TokenIds(**corpus.facts))
     shift_PH, words = _input_embeddings(folder, codes), model.get_input_embeddings()
+    if how == "given":
+        return model, dict(zip(codes, shift_PH))
     if how == "mean":
         words.weight += shift_PH.mean(0)
-        return model
-    return with_module(model, module_path(model, words), IdentifiedEmbedding(words, torch.from_numpy(p_PV), shift_PH))
+        return model, {}
+    layer = IdentifiedEmbedding(words, torch.from_numpy(p_PV), shift_PH)
+    return with_module(model, module_path(model, words), layer), {}
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #52f7b07f
 def _initial_encoder(folder: Path) -> tuple[str, Any, Any]:
@@ -136,20 +152,23 @@ def _other_checkpoint(name: str, outputs: Path) -> tuple[str, Any, Any]:
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #42ac2185
 def open_encoder(
-    name: str,  # RUN, `init:RUN`, `RUN@mean`, an adapted checkpoint, `e5-small`, a name on the Hub, or a folder
+    name: str,  # RUN, `init:RUN`, `RUN@given`, an adapted checkpoint, `e5-small`, a name on the Hub, or a folder
     outputs: Path | str,  # The `outputs/` folder
 ) -> Encoder:
     "Open an encoder and check that it is complete; raise `UserError` if there is none of that name."
-    outputs, (run, at, how) = Path(outputs), name.partition("@")
+    outputs, (run, at, how), shifts = Path(outputs), name.partition("@"), {}
     if name.startswith("start:"):
         raise UserError(f"`{name}` is now called `init:{name.removeprefix('start:')}`")
     if name.startswith("init:"):
         variant, model, tokenizer = _initial_encoder(outputs / name.removeprefix("init:"))
     elif (outputs / run / "params.yaml").exists():
         variant, model, tokenizer = _backbone_of(outputs / run)
-        model = _with_input_embeddings(model, outputs / run, how) if at else model
+        model, shifts = _with_input_embeddings(model, outputs / run, how) if at else (model, {})
     else:
         variant, model, tokenizer = _other_checkpoint(name, outputs)
     check_vocab_size(name, model, tokenizer)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return Encoder(name, variant, model.eval().to(device), tokenizer, encoder_identity(model, tokenizer))
+    identity = encoder_identity(model, tokenizer)
+    if shifts:
+        identity = content_hash(identity, [[code, *shift_H.tolist()] for code, shift_H in sorted(shifts.items())])
+    return Encoder(name, variant, model.eval().to(device), tokenizer, identity, shifts)

@@ -141,14 +141,15 @@ def paper_layer(
 
 # %% ../../nbs/library/evaluation/02_retrieval.ipynb #2112e022
 def encode_bitexts(
-    bitexts: Sequence[Any],  # Each with `source_texts` and `target_texts`; line i translates line i
-    encode: Callable[[Sequence[str]], np.ndarray],  # Sentences to vectors
+    bitexts: Sequence[Any],  # From one source; line i of `target_texts` translates line i of `source_texts`
+    encode: Callable[[Sequence[str], str], np.ndarray],  # Sentences of a language-script to vectors
 ) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:  # A bitext, its source and its target vectors
     "Yield the vectors of each bitext; each distinct source sentence is encoded once."
     places = {text: i for i, text in enumerate(dict.fromkeys(t for each in bitexts for t in each.source_texts))}
-    source_NH = encode(list(places))
+    source_NH = encode(list(places), bitexts[0].source) if bitexts else np.zeros((0, 1))
     for each in bitexts:
-        yield each, source_NH[[places[text] for text in each.source_texts]], encode(each.target_texts)
+        source = source_NH[[places[text] for text in each.source_texts]]
+        yield each, source, encode(each.target_texts, each.target)
 
 # %% ../../nbs/library/evaluation/02_retrieval.ipynb #51b94a11
 def parallel_retrieval(

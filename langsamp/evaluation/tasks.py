@@ -104,7 +104,8 @@ def _add_retrieval(
     p: EvaluationParams, encoder: Encoder, missing: Sequence[Bitext], units: Mapping[str, Unit], results: Results
 ) -> None:
     "Score retrieval in some bitexts; store the rows of each before the next."
-    for bitext, source_NH, target_NH in encode_bitexts(missing, lambda texts: encoder.encode(texts, p.layer)):
+    read = lambda texts, code: encoder.told(code).encode(texts, p.layer)  # noqa: E731
+    for bitext, source_NH, target_NH in encode_bitexts(missing, read):
         facts = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
         rows = retrieval_rows(source_NH, target_NH, p.similarity)
         results.add(units[bitext.name], [facts | row for row in rows])
@@ -139,7 +140,9 @@ def _gaps(
     return warnings
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #fc495720
-Predict = Callable[[Sequence[Any]], list[list[Any]]]  # Texts to labels, for each of some seeds
+Predict = Callable[
+    [Sequence[Any], str], list[list[Any]]
+]  # Texts of a language-script to labels, for each of some seeds
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #80533730
 class LabelledTask(Task):
@@ -223,7 +226,7 @@ def _add_labelled(
         test = one.splits["test"]
         facts = {"mode": p.mode, "source": source.code, "target": one.code, "items": len(test.texts)}
         chance = _chance_rows(task, test.labels, source.splits["train"].labels)
-        for unit, labels in zip(units[one.name], predict(test.texts)):
+        for unit, labels in zip(units[one.name], predict(test.texts, one.code)):
             if unit not in results:
                 rows = task.score(test.labels, labels) + chance
                 results.add(unit, [facts | {"seed": unit[1]} | row for row in rows])
@@ -238,22 +241,26 @@ def _train_probes(
 ) -> Predict:
     "Train a linear probe for each seed on hidden states that are computed once."
     train, dev = source.splits["train"], source.splits["dev"]
-    first = train_probe(encoder.model, encoder.tokenizer, train, dev, layer, seeds[0], metric)
+    first = train_probe(encoder.told(source.code).model, encoder.tokenizer, train, dev, layer, seeds[0], metric)
     features = [(first.read(split.texts), split.labels) for split in (train, dev)] if seeds[1:] else []
     probes = [first, *(fit_probe(first.read, *features, seed, metric) for seed in seeds[1:])]
 
-    def predict(texts: Sequence[Any]) -> list[list[Any]]:
-        vectors = first.read(texts)
+    def predict(texts: Sequence[Any], code: str) -> list[list[Any]]:
+        vectors = first.read(texts, model=encoder.told(code).model)
         return [probe.label(vectors) for probe in probes]
 
     return predict
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #ddfaf0fb
 def _fine_tune(encoder: Encoder, source: LabelledDataset, hyperparameters: FineTuning, seed: int) -> Predict:
-    "Fine-tune the whole encoder."
+    "Fine-tune the whole encoder; one that is told the language is a `UserError`."
+    if encoder.shifts:
+        raise UserError(
+            f"`{encoder.name}` is told the language of each text, which fine-tuning does not do; use frozen"
+        )
     splits = source.splits["train"], source.splits["dev"]
     tuned = fine_tune(encoder.model, encoder.tokenizer, *splits, hyperparameters, seed)
-    return lambda texts: [tuned.predict(texts)]
+    return lambda texts, code: [tuned.predict(texts)]
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #86de1e6f
 def _train(

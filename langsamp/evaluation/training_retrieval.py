@@ -72,7 +72,7 @@ class TrainingRetrieval:
         if not chosen:
             raise UserError(f"retrieval {self.task} has none of the run's languages; set retrieval to none or another")
         stock = load_tokenizer(str(tokenizer))
-        vectors = encode_bitexts(chosen, lambda texts: encode(texts, model, stock, paper_layer(model)))
+        vectors = encode_bitexts(chosen, lambda texts, _: encode(texts, model, stock, paper_layer(model)))
         return {"retrieval": self.task, **_scores(vectors)}
 
 # %% ../../nbs/library/evaluation/10_training_retrieval.ipynb #8542d596

@@ -28,7 +28,8 @@ class EvaluationParams(Params):
     "An encoder, its tasks, and how to run them."
 
     encoder: str = Field(
-        "smoke", description="RUN, init:RUN, RUN@mean, an adapted checkpoint, e5-small, a Hugging Face name or a folder"
+        "smoke",
+        description="RUN, init:RUN, RUN@given, an adapted checkpoint, e5-small, a Hugging Face name or a folder",
     )
     tasks: list[Task] = Field(["udhr"], min_length=1, description=", ".join(TASKS))
     languages: list[str] = Field([], description="Language codes, or the names in the data set; [] uses all")
@@ -166,6 +167,7 @@ class ReproductionParams(Params):
     variants: list[Variant] = Field(
         ["language+script", "language", "script", "baseline"], description="Embeddings added to the output"
     )
+    arms: dict[str, dict[str, Any]] = Field({}, description="More runs, by name: the parameters in which they differ")
     seeds: Seeds = Field(1, description="Runs per variant: the seed of the file, the next one, …")
     tasks: list[Task] = Field(["udhr"], description="Tasks for every encoder")
     benchmarks: list[Task] = Field([], description="More tasks, for which LANGSAMP_DATA must have the data")
@@ -184,7 +186,8 @@ class TransferParams(Params):
     "An encoder and a labelled task, whose languages are sources and targets of each other."
 
     encoder: str = Field(
-        "smoke", description="RUN, init:RUN, RUN@mean, an adapted checkpoint, e5-small, a Hugging Face name or a folder"
+        "smoke",
+        description="RUN, init:RUN, RUN@given, an adapted checkpoint, e5-small, a Hugging Face name or a folder",
     )
     task: LabelledTask = Field("sib200", description=", ".join(LABELLED))
     languages: list[str] = Field([], description="Language codes; [] uses all")
