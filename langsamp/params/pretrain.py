@@ -39,7 +39,9 @@ class CorpusParams(Params):
     )
     alpha: float = Field(0.3, ge=0, le=1, description="Exponent of temperature and glot500 sampling")
     language_weights: LanguageWeights = Field({}, description="Weights of languages, else 1; or a table .tsv or .csv")
-    tokenizer: str = Field("", description="Name or folder; empty: the backbone's, or one trained on the corpus")
+    tokenizer: str = Field(
+        "", description="Name, folder or run:NAME; empty: the backbone's, or one trained on the corpus"
+    )
     vocab_size: int = Field(1000, ge=0, le=10**7, description="Vocabulary size of a tokenizer trained on the corpus")
     max_seq_length: int = Field(64, ge=8, le=2**17, description="Tokens per training sequence")
     packing: Literal["sentences", "stream"] = Field(
