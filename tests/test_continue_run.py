@@ -32,6 +32,13 @@ def first(few, outputs) -> Path:
     return outputs / "first"
 
 
+def test_a_run_has_the_tokenizer_of_another(few, first, outputs):
+    "Random weights, and the same tokens, so that losses can be compared."
+    p = few.replace(run_name="same", tokenizer="run:first", languages=["rus_Cyrl"])
+    tokenizers = [folder / "tokenizer.json" for folder in (prepare(p, outputs).tokenizer, first / "backbone")]
+    assert tokenizers[0].read_bytes() == tokenizers[1].read_bytes()
+
+
 @pytest.mark.parametrize("name", ["run:first", "@first/model", "@adapted"])
 def test_a_run_starts_from_the_model_of_another(few, first, outputs, name):
     "With its encoder, its head and the embeddings of known codes; a third language and script are new."
