@@ -701,6 +701,23 @@ STAGES["figures/source_ranking"] = Stage(
     outputs="runs",
 )
 
+STAGES["figures/neutrality_transfer"] = Stage(
+    analysis_params.NeutralityTransferParams,
+    {"encoders": LABELS, "baseline": "B", "data_dir": "@sets", "name": "figure", "n_resamples": 50, "rank": 1},
+    see_figure,
+    figure_effects(
+        encoders=Effect([FEWER], "runs, .csv, languages.csv"),
+        baseline=Effect(["A", ""], ".csv, languages.csv"),
+        data_dir=Effect(["@sets2"], ".csv, languages.csv"),
+        languages=Effect([["deu_Latn", "eng_Latn", "rus_Cyrl"]], ".csv, languages.csv"),
+        layers=Effect([[0.5, 1.0]], ".csv, languages.csv"),
+        rank=Effect([2], ".csv, languages.csv"),
+        seeds=Effect([2], ".csv, languages.csv"),
+        n_resamples=Effect([60], ".csv"),
+    ),
+    outputs="runs",
+)
+
 
 # Reproductions
 

@@ -30,6 +30,7 @@ RUNNERS |= {"06_benchmark", "07_publish", "tutorials/own_text", "tutorials/encod
 ELSEWHERE = {"main_results": "statistics", "ablation": "statistics", "neutrality": "neutrality"}
 ELSEWHERE |= {"packing": "effects", "plateau": "effects", "source_ranking": "effects", "new_languages": "new_languages"}
 ELSEWHERE |= {"geometry": "geometry"}
+ELSEWHERE |= {"neutrality_transfer": "effects"}
 ELSEWHERE |= dict.fromkeys(("embedding_map", "embedding_similarity", "resource_levels"), "embeddings")
 
 

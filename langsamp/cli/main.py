@@ -121,6 +121,7 @@ FIGURES = {
     "resource_levels": Figure(evaluation_params.ResourceParams, "loss by amount of text"),
     "source_ranking": Figure(evaluation_params.TransferParams, "what predicts the best source language"),
     "new_languages": Figure(evaluation_params.NewLanguageParams, "adding languages after training"),
+    "neutrality_transfer": Figure(evaluation_params.NeutralityTransferParams, "does neutrality cause transfer?"),
     "geometry": Figure(evaluation_params.GeometryParams, "what the embeddings know of languages"),
 }
 

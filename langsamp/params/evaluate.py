@@ -6,7 +6,8 @@
 __all__ = ['RetrievalTask', 'LabelledTask', 'Task', 'RETRIEVAL', 'LABELLED', 'TASKS', 'Scores', 'NeutralityText',
            'EvaluationParams', 'ComparisonParams', 'TableParams', 'MainResultsParams', 'AblationParams',
            'NeutralityParams', 'ResourceParams', 'EmbeddingMapParams', 'EmbeddingSimilarityParams',
-           'ReproductionParams', 'TransferParams', 'SourceParams', 'NewLanguageParams', 'GeometryParams']
+           'ReproductionParams', 'TransferParams', 'SourceParams', 'NeutralityTransferParams', 'NewLanguageParams',
+           'GeometryParams']
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #9ff861c1
 from typing import Annotated, Any, Literal, get_args
@@ -213,6 +214,20 @@ class SourceParams(Params):
     candidates: list[str] = Field([], description="Language codes, instead of those of the task")
     run: str = Field("", description="A finished run under outputs/ whose embeddings count too; empty: none")
     data_dir: str = Field("", description="Folder of the task's data; empty: LANGSAMP_DATA")
+
+# %% ../../nbs/library/params/03_evaluate.ipynb #bd95d336
+class NeutralityTransferParams(ComparisonParams):
+    "Encoders whose neutrality is changed, and how transfer is measured."
+
+    name: Name = Field("neutrality-transfer", description="Prefix of the output files")
+    n_resamples: Resamples = Field(10_000, description="Bootstrap resamples for the intervals")
+    languages: list[str] = Field([], description="Language codes of SIB-200; [] uses all")
+    data_dir: str = Field("", description="Folder of evaluation data; empty: LANGSAMP_DATA")
+    layers: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [1.0], min_length=1, description="Layers, as shares of all; 1 is the last"
+    )
+    rank: Count = Field(10, description="Directions to remove")
+    seeds: Seeds = Field(1, description="Classifiers, each trained on another sample: 42, 43, …")
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #e99c3e34
 class NewLanguageParams(Params):
