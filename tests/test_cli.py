@@ -170,7 +170,7 @@ def test_the_module_for_several_processes_takes_parameters(tmp_path):
 
 def test_every_command_has_parameters_of_a_runner():
     assert all(issubclass(command.kind, Params) for command in COMMANDS.values())
-    assert {*COMMANDS} == {"corpus", "start", "plan", "pretrain", "evaluate", "sources", "card", "push"}
+    assert {*COMMANDS} == {"corpus", "start", "plan", "pretrain", "evaluate", "sources", "add-language", "card", "push"}
 
 
 @pytest.mark.slow

@@ -1169,6 +1169,7 @@ def test_every_params_model_is_tested():
         analysis_params.SourceParams,
         analysis_params.NewLanguageParams,
         analysis_params.GeometryParams,
+        analysis_params.AddLanguageParams,
     }  # In test_source_ranking, test_new_languages, test_geometry
     here = {stage.kind for stage in STAGES.values()} | elsewhere
     assert [kind.__name__ for kind in classes() if not any(issubclass(known, kind) for known in here)] == []

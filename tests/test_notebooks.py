@@ -27,6 +27,7 @@ PAGES = ("index", "install", "method", "architecture", "glossary")
 EXAMPLES = [p for p in NOTEBOOKS if "library" in p.parts or p.parent.name == "reports" or p.stem in PAGES]
 RUNNERS = {"01_corpus", "02_start", "02a_plan", "03_pretrain", "04_evaluate", "05_reproduce", "figures/pretraining"}
 RUNNERS |= {"06_benchmark", "07_publish", "tutorials/own_text", "tutorials/encoding"}
+RUNNERS |= {"tutorials/new_language"}
 ELSEWHERE = {"main_results": "statistics", "ablation": "statistics", "neutrality": "neutrality"}
 ELSEWHERE |= {"packing": "effects", "plateau": "effects", "source_ranking": "effects", "new_languages": "new_languages"}
 ELSEWHERE |= {"geometry": "geometry"}
@@ -215,6 +216,25 @@ def test_the_own_text_tutorial(stock, tmp_path):
     check_start(tmp_path / "adapted/own-text")
     check_backbone(tmp_path / "own-text/backbone")
     assert read_json(tmp_path / "own-text/result.json")["step"] == 12
+
+
+def test_the_new_language_tutorial(tmp_path):
+    "Greek and its script are added, saved, and kept by a run that continues."
+    tiny.papermill("nbs/tutorials/new_language.ipynb", tmp_path / "new.ipynb", tmp_path)
+    check_backbone(tmp_path / "five-and-yours/backbone")
+    before, added, after = [
+        read_json(tmp_path / name / "model/config.json")
+        for name in ("five", "five-and-yours", "five-and-yours-trained")
+    ]
+    assert "ell" not in before["languages"] and added["languages"] == after["languages"] == [
+        "bul",
+        "deu",
+        "ell",
+        "eng",
+        "rus",
+        "tur",
+    ]
+    assert added["scripts"] == after["scripts"] == ["Cyrl", "Grek", "Latn"]
 
 
 # The real encoder

@@ -82,6 +82,14 @@ def _evaluate(p: evaluation_params.EvaluationParams, outputs: Path) -> None:
     print("\n".join([*(f"warning: {line}" for line in warnings), means(results).to_string(index=False)]))
     print("chance: random vectors in retrieval, always the commonest training label in labelled tasks")
 
+# %% ../../nbs/library/cli/00_main.ipynb #330719da
+def _add_language(p: evaluation_params.AddLanguageParams, outputs: Path) -> None:
+    from langsamp.analysis.new_language_vectors import save_with_language, split_lines
+
+    lines = split_lines(p.corpus, p.language, outputs)["train"][: p.lines] if p.corpus else []
+    folder = save_with_language(outputs / p.run, p.language, outputs / p.name, lines, p.how)
+    print(f"{folder / 'model'}: {p.language}, by {p.how or ('fit' if lines else 'nearest by genealogy')}")
+
 # %% ../../nbs/library/cli/00_main.ipynb #c11a0010
 def _card(p: CardParams, outputs: Path) -> None:
     from langsamp.corpora.data_card import write_data_card
@@ -167,6 +175,9 @@ COMMANDS = {
     "sources": Command(
         evaluation_params.SourceParams, "rank source languages for a target", _sources, extra="notebooks"
     ),
+    "add-language": Command(
+        evaluation_params.AddLanguageParams, "give a model a language after training", _add_language, extra="notebooks"
+    ),
     "card": Command(CardParams, "write the cards of a run or corpus again, with its results", _card),
     "push": Command(PublishParams, "publish a run or corpus on the Hugging Face Hub", _push),
 }
@@ -180,8 +191,8 @@ def help_for(
     if kind:
         usage = f"usage: langsamp {command} [PARAMS.yaml] [NAME=VALUE ...]"
         return f"{usage}\n\n{kind.__doc__}\n\n{parameter_help(kind)}"
-    lines = [f"  {name:9} {one.purpose}" for name, one in COMMANDS.items()]
-    lines += ["  figure    draw a figure from finished runs; langsamp figure --help lists them"]
+    lines = [f"  {name:12} {one.purpose}" for name, one in COMMANDS.items()]
+    lines += ["  figure       draw a figure from finished runs; langsamp figure --help lists them"]
     usage = "usage: langsamp COMMAND [PARAMS.yaml] [NAME=VALUE ...]"
     return "\n".join([usage, "", *lines, "", "langsamp COMMAND --help lists its parameters."])
 

