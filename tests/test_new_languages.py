@@ -93,7 +93,8 @@ def test_a_guess_is_the_vector_of_the_relative(home):
 
 LATIN = """afr_Latn ces_Latn cym_Latn dan_Latn deu_Latn ekk_Latn eng_Latn fin_Latn fra_Latn hau_Latn hun_Latn ind_Latn
     isl_Latn ita_Latn kab_Latn nld_Latn pol_Latn por_Latn ron_Latn slv_Latn som_Latn spa_Latn swe_Latn swh_Latn"""
-LATIN, NEW = [LATIN.split(), "bre eus fao jav mlt quz sme tur vep vie wol yor".replace(" ", "_Latn ").split()]
+LATIN = LATIN.split()
+NEW = [f"{x}_Latn" for x in "bre eus fao jav mlt quz sme tur vep vie wol yor".split()]
 
 
 def made_up(seed: int) -> PairResults:

@@ -31,7 +31,7 @@ from langsamp.analysis.new_language_vectors import (
     code_loss,
     known_languages,
     language_row,
-    split_lines,
+    read_lines,
     write_vector,
 )
 from .plots import new_figure
@@ -125,7 +125,7 @@ def _measure_language(
     "Return the losses of a new language, those of all donors, and its vectors; the model gets the language."
     add_language(model, code)
     unseen, theirs = [
-        masked_states(text["validation"][:LINES], one, known.tokenizer, passes=1, seed=1).sample(TOKENS)
+        masked_states(text["validation"], one, known.tokenizer, passes=1, seed=1).sample(TOKENS)
         for one in (model, joint)
     ]
     vectors = dict(_vectors(model, known, code, text["train"], counts))
@@ -144,11 +144,14 @@ def measure_pair(
     (trained, tokenizer), (other, _) = open_model(held_out), open_model(joint)
     known, theirs = known_languages(held_out, tokenizer, LINES), read_embeddings(joint)
     shared = [code for code in known.embeddings.facts.index if code in theirs.facts.index]
-    corpus = open_run(joint)[0].corpus
+    corpus, codes = open_run(joint)[0].corpus, new_codes(held_out, joint)
+    sizes = {"train": max(LINES, *counts), "validation": LINES}
+    text = {split: read_lines(corpus, codes, joint.parent, most, split) for split, most in sizes.items()}
     losses, donors, cosines, kept = {}, {}, {}, _only(known.embeddings, shared)
-    for code in new_codes(held_out, joint):
-        model, text = copy.deepcopy(trained), split_lines(corpus, code, joint.parent)
-        losses[code], donors[code], vectors = _measure_language(model, other, known, code, text, counts)
+    for code in codes:
+        own = {split: lines[code] for split, lines in text.items()}
+        model = copy.deepcopy(trained)
+        losses[code], donors[code], vectors = _measure_language(model, other, known, code, own, counts)
         cosines |= {(code, how): neighbour_cosines(kept, code, vector_H) for how, vector_H in vectors.items()}
         own_H = theirs.language_PH[theirs.facts.index.get_loc(code)]
         cosines[code, "joint"] = neighbour_cosines(_only(theirs, shared), code, own_H)

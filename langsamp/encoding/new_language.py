@@ -156,7 +156,7 @@ def fit_language(
     model: LangSAMPForMaskedLM,  # With a row for the language; that row is changed
     code: str,  # Such as `ron_Latn`
     states: MaskedStates,  # Of its text, from `masked_states`
-    max_iter: int = 8,  # Iterations of L-BFGS
+    max_iter: int = 15,  # Iterations of L-BFGS
     batch_size: int = 1024,  # Masked tokens at a time
 ) -> tuple[float, float]:  # Loss before and after, nats per masked token
     "Fit the embedding of one language to text; raise `UserError` if the model has no row for it."
