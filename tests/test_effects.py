@@ -480,6 +480,7 @@ STAGES["04_evaluate"] = Stage(
         "data_dir": Effect(["@sets2"], SCORES),
         "source_language": Effect(["deu_Latn"], "tasks, languages, seeds, warnings, retrieval, topics"),
         "layer": Effect([0], SCORES),
+        "pooling": Effect(["cls", "last"], SCORES),
         "similarity": Effect(["csls", "margin"], "retrieval"),
         "mode": Effect(["fine-tuned"], "learnt, topics", given={"tasks": ["sib200"], "seeds": 2}),
         "seeds": Effect([2, 3], "seeds, topics"),
@@ -1171,6 +1172,8 @@ def test_every_params_model_is_tested():
         analysis_params.GeometryParams,
         analysis_params.AddLanguageParams,
     }  # In test_source_ranking, test_new_languages, test_geometry
+        analysis_params.EncodersParams,
+    }  # In test_source_ranking, test_new_languages, test_geometry, test_other_encoders
     here = {stage.kind for stage in STAGES.values()} | elsewhere
     assert [kind.__name__ for kind in classes() if not any(issubclass(known, kind) for known in here)] == []
 

@@ -32,6 +32,7 @@ ELSEWHERE = {"main_results": "statistics", "ablation": "statistics", "neutrality
 ELSEWHERE |= {"packing": "effects", "plateau": "effects", "source_ranking": "effects", "new_languages": "new_languages"}
 ELSEWHERE |= {"geometry": "geometry"}
 ELSEWHERE |= {"neutrality_transfer": "effects"}
+ELSEWHERE |= {"encoders": "other_encoders"}
 ELSEWHERE |= dict.fromkeys(("embedding_map", "embedding_similarity", "resource_levels"), "embeddings")
 
 

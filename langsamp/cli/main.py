@@ -131,6 +131,7 @@ FIGURES = {
     "new_languages": Figure(evaluation_params.NewLanguageParams, "adding languages after training"),
     "neutrality_transfer": Figure(evaluation_params.NeutralityTransferParams, "does neutrality cause transfer?"),
     "geometry": Figure(evaluation_params.GeometryParams, "what the embeddings know of languages"),
+    "encoders": Figure(evaluation_params.EncodersParams, "encoders from the Hub, by the same tasks"),
 }
 
 # %% ../../nbs/library/cli/00_main.ipynb #c11a0021

@@ -76,7 +76,7 @@ class Encoder:
         self,
         sentences: Sequence[str],  # In any languages
         layer: int = -1,  # Layer whose output is pooled; see `langsamp.encoding.encoder.encode`
-        pooling: str = "mean",  # Or `cls`
+        pooling: str = "mean",  # Or `cls`, or `last`
         batch_size: int = 64,  # Sentences at a time
     ) -> np.ndarray:  # [sentences, H]
         "Return a vector for each sentence."

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from ..core.errors import UserError, did_you_mean
+from ..core.errors import UserError
 from ..core.files import read_json, write_json
 from ..core.manifests import atomic_folder
-from .encoder import POOLINGS, padding_id, truncated_config
+from .encoder import padding_id, pooling_of, truncated_config
 from .open_encoder import Encoder
 from ..model.backbones import max_sequence_length, stock_encoder
 from ..model.files import load_encoder
@@ -64,7 +64,7 @@ def _write_modules(
     folder: Path,  # With the encoder
     width: int,  # Hidden size
     max_seq_length: int,  # Tokens after which a text is truncated
-    pooling: str,  # `mean` or `cls`
+    pooling: str,  # `mean`, `cls` or `last`
     state: int | None,  # Index of the hidden state to pool, if it is not the last
 ) -> None:
     "Write the modules and the pooling of a `SentenceTransformer`."
@@ -76,7 +76,7 @@ def _write_modules(
     write_json(folder / "modules.json", _MODULES)
     write_json(folder / "sentence_bert_config.json", transformer)
     write_json(folder / "config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
-    pooled = {"word_embedding_dimension": width, "pooling_mode": pooling}
+    pooled = {"word_embedding_dimension": width, "pooling_mode": "lasttoken" if pooling == "last" else pooling}
     write_json(folder / "1_Pooling/config.json", pooled)
 
 # %% ../../nbs/library/encoding/02_sentence_transformers.ipynb #3f6a1540
@@ -97,13 +97,12 @@ def _reset_tokenizer(
 # %% ../../nbs/library/encoding/02_sentence_transformers.ipynb #611aa346
 def _check(
     folder: Path,  # Destination
-    pooling: str,  # `mean` or `cls`
+    pooling: str,  # `mean`, `cls` or `last`
     layer: int,  # -1: the last
     depth: int,  # Layers of the encoder
 ) -> None:
     "Raise `UserError` for wrong arguments, before anything is written."
-    if pooling not in POOLINGS:
-        raise UserError(f"no pooling `{pooling}`; choose mean or cls{did_you_mean(pooling, POOLINGS)}")
+    pooling_of(pooling)
     if not -1 <= layer <= depth:
         raise UserError(f"layer {layer}: the encoder has layers 1 to {depth}, and -1 is the last")
     if folder.exists() and not (folder / "modules.json").exists() and (folder.is_file() or any(folder.iterdir())):
@@ -114,7 +113,7 @@ def save_sentence_encoder(
     encoder: Encoder,  # As `open_encoder` returns it
     folder: Path | str,  # Destination; an existing sentence encoder is replaced
     layer: int = -1,  # Layer whose output is pooled: 8 is the eighth, -1 the last
-    pooling: str = "mean",  # `mean` over all tokens, or `cls`, the first token
+    pooling: str = "mean",  # `mean` over all tokens; or one token: `cls`, the first, or `last`
 ) -> Path:  # The folder
     "Save a `SentenceTransformer` whose vectors are those of `encoder.encode(…, layer, pooling)`."
     folder, model, whole = Path(folder), encoder.model, encoder.model.config.num_hidden_layers

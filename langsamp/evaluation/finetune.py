@@ -59,6 +59,8 @@ def task_model(
     config = copy.deepcopy(model.config)
     config.num_labels = classes
     kind = AutoModelForTokenClassification if words else AutoModelForSequenceClassification
+    if type(config) not in kind._model_mapping:
+        raise UserError(f"{type(model).__name__} has no classifier in transformers; use mode frozen")
     task = kind.from_config(config, dtype=torch.float32)
     weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("pooler.")}
     found = task.base_model.load_state_dict(weights, strict=False)

@@ -233,10 +233,11 @@ def fit_probe(
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #de0878e2
 def _reader(
     words: bool,  # Whether a text is a list of words
+    pooling: str,  # Of sentences; see `langsamp.encoding.encoder.encode`
     **settings: Any,  # `model`, `tokenizer` and `layer`
 ) -> Callable[..., Any]:  # Texts to vectors
     "Return a function that encodes sentences or words."
-    return partial(encode_words if words else encode, **settings)
+    return partial(encode_words, **settings) if words else partial(encode, pooling=pooling, **settings)
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #cb793836
 def train_probe(
@@ -247,10 +248,11 @@ def train_probe(
     layer: int,  # Layer whose output is used: 8 in the paper's retrieval, -1 the last
     seed: int = 0,  # Draws the training sentences; 0 takes all
     metric_for_best_model: str = "",  # A name in `SCORES`
+    pooling: str = "mean",  # Of sentences; see `langsamp.encoding.encoder.encode`
 ) -> LinearProbe:
     "Encode both splits once, and fit a classifier."
     words = bool(train.labels) and isinstance(train.labels[0], list)
-    read = _reader(words, model=model, tokenizer=tokenizer, layer=layer)
+    read = _reader(words, pooling, model=model, tokenizer=tokenizer, layer=layer)
     return fit_probe(
         read, (read(train.texts), train.labels), (read(dev.texts), dev.labels), seed, metric_for_best_model
     )

@@ -73,6 +73,14 @@ def _select_languages(
         warnings.append(f"{task}: {source} is the language of the queries, so it has no result of its own")
     return [one for one in found if not languages or {one.name, code(one)} & set(languages)], warnings
 
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #e15b3002
+def _mode(
+    mode: str,  # `raw`, `centred`, `frozen`, …
+    pooling: str,  # See `EvaluationParams`
+) -> str:
+    "Return the mode of results, with the pooling if it is not the mean."
+    return mode if pooling == "mean" else f"{mode}-{pooling}"
+
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #e786aaec
 class RetrievalTask(Task):
     "Find the translation of each sentence."
@@ -87,7 +95,7 @@ class RetrievalTask(Task):
         return "retrieval"
 
     def settings(self, p: EvaluationParams) -> dict[str, Any]:
-        return {"layer": p.layer, "similarity": p.similarity}
+        return {"layer": p.layer, "pooling": p.pooling, "similarity": p.similarity}
 
     def evaluate(self, p: EvaluationParams, encoder: Encoder, results: Results) -> tuple[list[dict], list[str]]:
         found, warnings = self.load(p.data_dir, p.source_language)
@@ -104,11 +112,11 @@ def _add_retrieval(
     p: EvaluationParams, encoder: Encoder, missing: Sequence[Bitext], units: Mapping[str, Unit], results: Results
 ) -> None:
     "Score retrieval in some bitexts; store the rows of each before the next."
-    read = lambda texts, code: encoder.told(code).encode(texts, p.layer)  # noqa: E731
+    read = lambda texts, code: encoder.told(code).encode(texts, p.layer, p.pooling)  # noqa: E731
     for bitext, source_NH, target_NH in encode_bitexts(missing, read):
         facts = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
         rows = retrieval_rows(source_NH, target_NH, p.similarity)
-        results.add(units[bitext.name], [facts | row for row in rows])
+        results.add(units[bitext.name], [facts | row | {"mode": _mode(row["mode"], p.pooling)} for row in rows])
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #5c5bd940
 def source_dataset(
@@ -158,7 +166,8 @@ class LabelledTask(Task):
         return p.mode
 
     def settings(self, p: EvaluationParams) -> dict[str, Any]:
-        return {"layer": p.layer} if p.mode == "frozen" else {"layer": -1, "fine_tuning": _hyperparameters(self, p)}
+        frozen = {"layer": p.layer, "pooling": _pooling(self, p)}
+        return frozen if p.mode == "frozen" else {"layer": -1, "fine_tuning": _hyperparameters(self, p)}
 
     def score(self, gold: Sequence[Any], predicted: Sequence[Any]) -> list[dict[str, Any]]:
         "Return a row for each metric."
@@ -168,6 +177,11 @@ class LabelledTask(Task):
         found, warnings = self.load(p.data_dir)
         rows, absent = _evaluate_labelled(self, p, encoder, found, warnings, results) if found else ([], [])
         return rows, warnings + absent
+
+# %% ../../nbs/library/evaluation/07_tasks.ipynb #e15b3004
+def _pooling(task: LabelledTask, p: EvaluationParams) -> str:
+    "Return the pooling that a task uses; `mean` if it pools nothing."
+    return "mean" if isinstance(task, TaggingTask) or p.mode == "fine-tuned" else p.pooling
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #ed1ee285
 def _commonest_label(
@@ -224,7 +238,12 @@ def _add_labelled(
     "Label and score the test split of some languages; store the rows of each before the next."
     for one in targets:
         test = one.splits["test"]
-        facts = {"mode": p.mode, "source": source.code, "target": one.code, "items": len(test.texts)}
+        facts = {
+            "mode": _mode(p.mode, _pooling(task, p)),
+            "source": source.code,
+            "target": one.code,
+            "items": len(test.texts),
+        }
         chance = _chance_rows(task, test.labels, source.splits["train"].labels)
         for unit, labels in zip(units[one.name], predict(test.texts, one.code)):
             if unit not in results:
@@ -236,12 +255,14 @@ def _train_probes(
     encoder: Encoder,
     source: LabelledDataset,  # With training and development splits
     layer: int,
+    pooling: str,  # Of sentences
     seeds: Sequence[int],
     metric: str,  # Selects the regularization on the development split
 ) -> Predict:
     "Train a linear probe for each seed on hidden states that are computed once."
     train, dev = source.splits["train"], source.splits["dev"]
-    first = train_probe(encoder.told(source.code).model, encoder.tokenizer, train, dev, layer, seeds[0], metric)
+    model = encoder.told(source.code).model
+    first = train_probe(model, encoder.tokenizer, train, dev, layer, seeds[0], metric, pooling)
     features = [(first.read(split.texts), split.labels) for split in (train, dev)] if seeds[1:] else []
     probes = [first, *(fit_probe(first.read, *features, seed, metric) for seed in seeds[1:])]
 
@@ -268,7 +289,7 @@ def _train(
 ) -> Predict:
     "Train a classifier for each seed."
     if p.mode == "frozen":
-        return _train_probes(encoder, source, p.layer, seeds, task.fine_tuning.metric_for_best_model)
+        return _train_probes(encoder, source, p.layer, p.pooling, seeds, task.fine_tuning.metric_for_best_model)
     (seed,) = seeds
     return _fine_tune(encoder, source, FineTuning(**_hyperparameters(task, p)), seed)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from ..core.downloads import explain_cache_errors
@@ -150,7 +150,7 @@ def _extra_layers(
     patterns = tuple({re.sub(r"\.[0-9]+\.", ".#.", name) for name in own})
     dotted = {name: f".{name}" for name in unexpected}
     numbered = [name for name in unexpected if re.sub(r"\.[0-9]+\.", ".#.", dotted[name]).endswith(patterns)]
-    return [name for name in numbered if not dotted[name].endswith(own)]
+    return [name for name in numbered if not dotted[name].endswith(own) and ".decoder." not in dotted[name]]
 
 # %% ../../nbs/library/model/00_files.ipynb #b0a51e01
 @contextmanager
@@ -202,8 +202,8 @@ def _check_runs(
     ids_BL = torch.tensor([[0, 1]], device=model.device)
     try:
         state_BLH = model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).last_hidden_state
-        if model.config.is_encoder_decoder or state_BLH.shape[:2] != ids_BL.shape:
-            raise ValueError("it is an encoder-decoder")
+        if state_BLH.shape[:2] != ids_BL.shape:
+            raise ValueError("its states are not those of the tokens")
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         why = str(error).partition("\n")[0]
         name = type(model).__name__
@@ -211,14 +211,33 @@ def _check_runs(
             f"`{place}` holds a {name}, which is not a text encoder ({why}); give one like XLM-R"
         ) from error
 
+# %% ../../nbs/library/model/00_files.ipynb #e15b1002
+_NAMES_IN_HALF = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."}
+
+
+class _TextEncoder:
+    "`AutoModel`, but of an encoder-decoder the encoder alone."
+
+    @staticmethod
+    def from_pretrained(place: str | os.PathLike, **options: Any) -> tuple[Any, dict[str, Any]]:
+        "Load a model, with a report as `output_loading_info` asks for it."
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        if not config.is_encoder_decoder:
+            return AutoModel.from_pretrained(place, **options)
+        with torch.device("meta"):
+            half = AutoModel.from_config(config, trust_remote_code=False).get_encoder()
+        found: Any = type(half).from_pretrained(place, config=half.config, key_mapping=_NAMES_IN_HALF, **options)
+        found[0]._weight_conversions = None  # Else `save_pretrained` would change the names back, which fails
+        return found
+
 # %% ../../nbs/library/model/00_files.ipynb #d137d3fb
 def load_encoder(
     place: str | os.PathLike,  # A folder, or a name on the hub
     again: str = "",  # As for `check_files`
     **options: Any,  # For `from_pretrained`
-) -> Any:  # Of `AutoModel`, in evaluation mode
-    "Load a stock encoder with all its weights; only the pooler may be missing, which is not used."
-    model, missing = load_model(AutoModel, place, "encoder", again, **options)
+) -> Any:  # As `AutoModel` gives it, in evaluation mode
+    "Load a stock encoder, or that of an encoder-decoder; only the pooler may be missing, which is not used."
+    model, missing = load_model(_TextEncoder, place, "encoder", again, **options)
     refuse_missing(place, {name for name in missing if "pooler" not in name})
     _check_runs(place, model)
     return model

