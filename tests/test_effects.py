@@ -1171,7 +1171,6 @@ def test_every_params_model_is_tested():
         analysis_params.NewLanguageParams,
         analysis_params.GeometryParams,
         analysis_params.AddLanguageParams,
-    }  # In test_source_ranking, test_new_languages, test_geometry
         analysis_params.EncodersParams,
     }  # In test_source_ranking, test_new_languages, test_geometry, test_other_encoders
     here = {stage.kind for stage in STAGES.values()} | elsewhere
