@@ -56,13 +56,13 @@ def test_a_continued_run_keeps_its_dose(run, more):
 
 def test_the_validation_loss_of_an_adversary_is_that_of_masked_tokens(run):
     "At step 0 it is the baseline's; the first training loss has two more terms, the logarithm of three languages each."
-    (plain, _), (rival, _) = run("plain", variant="baseline"), run("rival", variant="adversarial")
+    (plain, _), (adverse, _) = run("plain", variant="baseline"), run("adverse", variant="adversarial")
     (first, *_), (second, *_) = [
-        [line for line in tiny.metrics_of(folder) if "validation_loss" in line] for folder in (plain, rival)
+        [line for line in tiny.metrics_of(folder) if "validation_loss" in line] for folder in (plain, adverse)
     ]
     assert first["validation_loss"] == second["validation_loss"]
     (first, *_), (second, *_) = [
-        [line for line in tiny.metrics_of(folder) if "loss" in line] for folder in (plain, rival)
+        [line for line in tiny.metrics_of(folder) if "loss" in line] for folder in (plain, adverse)
     ]
     assert second["loss"] - first["loss"] == pytest.approx(2 * torch.tensor(3.0).log().item(), abs=0.2)
 

@@ -744,7 +744,7 @@ STAGES["05_reproduce"] = Stage(
         "adapted": Effect(["params/adapted/small.yaml"], "adapt"),
         "overrides": Effect([{"max_steps": 9}], "pretrain"),
         "variants": Effect([["language+script", "baseline"]], "pretrain, evaluate, show"),
-        "arms": Effect([{"slow": {"learning_rate": 1e-4}}], "pretrain, evaluate, show"),
+        "more_runs": Effect([{"slow": {"learning_rate": 1e-4}}], "pretrain, evaluate, show"),
         "seeds": Effect([2, 3], "pretrain, evaluate, show"),
         "tasks": Effect([["udhr", "tatoeba"]], "evaluate"),
         "benchmarks": Effect([["sib200"]], "evaluate"),

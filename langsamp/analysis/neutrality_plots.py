@@ -21,7 +21,7 @@ from .plots import LABELS, new_figure, run_folders, run_styles
 from ..core.errors import UserError
 from ..corpora.udhr import parallel_paragraphs, udhr_corpus
 from ..encoding.encoder import encode_layers
-from ..encoding.open_encoder import Encoder, open_encoder
+from ..encoding.open_encoder import Encoder, in_language, open_encoder
 from ..evaluation.bitext import load_bitexts
 from ..training.prepare import open_run
 
@@ -115,8 +115,9 @@ def _layers(encoder: Encoder, text: ParallelText) -> np.ndarray:
     "Return a vector for each sentence after each layer, `[layers + 1, sentences, H]`."
     if not encoder.shifts:
         return encode_layers([x for texts in text.texts for x in texts], encoder.model, encoder.tokenizer)
-    told = [(encoder.told(code).model, texts) for code, texts in zip(text.codes, text.texts)]
-    return np.concatenate([encode_layers(texts, model, encoder.tokenizer) for model, texts in told], 1)
+    models = [in_language(encoder, code).model for code in text.codes]
+    parts = [encode_layers(texts, model, encoder.tokenizer) for model, texts in zip(models, text.texts)]
+    return np.concatenate(parts, 1)
 
 # %% ../../nbs/library/analysis/06_neutrality_plots.ipynb #c6069890
 def neutrality_table(

@@ -172,10 +172,13 @@ def measure_pairs(
 
 # %% ../../nbs/library/analysis/15_new_languages.ipynb #40c088dd
 def _summary(tables: Sequence[pd.DataFrame], n_resamples: int) -> pd.DataFrame:
-    "Average tables of languages and ways, one per seed; languages with a missing value are left out."
+    "Average tables of languages and ways, one per seed; languages with a missing value are left out; NaN for none."
     rows, tables = {}, [table.loc[tables[0].index] for table in tables]
     for how, mean in (sum(tables) / len(tables)).items():
         kept = mean.dropna()
+        if kept.empty:
+            rows[how] = dict.fromkeys(("mean", "low", "high", "min", "max"), np.nan)
+            continue
         low, high, _ = family_bootstrap(kept.to_numpy(), [family_of(code) for code in kept.index], n_resamples)
         seeds = [table.loc[kept.index, how].mean() for table in tables]
         rows[how] = {"mean": kept.mean(), "low": low, "high": high, "min": min(seeds), "max": max(seeds)}

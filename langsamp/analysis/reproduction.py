@@ -54,16 +54,16 @@ def _seeds(p: ReproductionParams) -> list[int]:
     return [first + i for i in range(p.seeds)]
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #d2e2253c
-def _arms(p: ReproductionParams) -> dict[str, dict[str, Any]]:
-    "Return what distinguishes the runs of one seed: a variant, or an arm's own parameters."
-    return {variant: {"variant": variant} for variant in p.variants} | p.arms
+def _differences(p: ReproductionParams) -> dict[str, dict[str, Any]]:
+    "Return what distinguishes the runs of one seed: a variant, or their own parameters."
+    return {variant: {"variant": variant} for variant in p.variants} | p.more_runs
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #5f94adfb
 def run_names(
-    p: ReproductionParams,  # Its name, variants, arms and seeds
-) -> dict[str, list[str]]:  # Variant or arm -> runs, one per seed
+    p: ReproductionParams,  # Its name, variants, more runs and seeds
+) -> dict[str, list[str]]:  # Variant or name -> runs, one per seed
     "Return the names of the runs."
-    return {arm: [f"{p.name}-{arm.replace('+', '-')}-{seed}" for seed in _seeds(p)] for arm in _arms(p)}
+    return {kind: [f"{p.name}-{kind.replace('+', '-')}-{seed}" for seed in _seeds(p)] for kind in _differences(p)}
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #6673e9c0
 def adaptation_jobs(p: ReproductionParams) -> Iterator[Job]:
@@ -76,8 +76,8 @@ def adaptation_jobs(p: ReproductionParams) -> Iterator[Job]:
 def pretraining_jobs(p: ReproductionParams) -> Iterator[Job]:
     "Yield the pretraining jobs, seed by seed."
     names = run_names(p)
-    for (i, seed), (arm, own) in product(enumerate(_seeds(p)), _arms(p).items()):
-        run = names[arm][i]
+    for (i, seed), (kind, own) in product(enumerate(_seeds(p)), _differences(p).items()):
+        run = names[kind][i]
         parameters = _preset(p) | {"run_name": run, "seed": seed} | own
         yield Job("pretrain", "03_pretrain.ipynb", f"{run}/pretrain.ipynb", parameters)
 
@@ -92,17 +92,17 @@ def _tasks(p: ReproductionParams) -> list[Task]:
     return [*dict.fromkeys([*p.tasks, *(p.benchmarks if local_data_folder() else [])])]
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #7e41090b
-_TOLD = {"": "no id", "@given": "right id", "@identified": "identified id", "@mean": "mean id"}
+_IDS = {"": "no id", "@given": "right id", "@identified": "identified id", "@mean": "mean id"}
 
 
 def _evaluated(p: ReproductionParams, *only: str) -> dict[str, list[str]]:
     "Return the encoders to evaluate by label; those with embeddings at the input in four ways."
     found = {}
-    for arm, runs in run_names(p).items():
-        places = VARIANTS[_arms(p)[arm].get("variant", _preset(p).get("variant", "language+script"))].places
-        label = LABELS.get(arm, arm)
-        ways = {f"{label}, {told}": how for how, told in _TOLD.items()} if "input" in places else {label: ""}
-        if not only or arm in only:
+    for kind, runs in run_names(p).items():
+        places = VARIANTS[_differences(p)[kind].get("variant", _preset(p).get("variant", "language+script"))].places
+        label = LABELS.get(kind, kind)
+        ways = {f"{label}, {ids}": how for how, ids in _IDS.items()} if "input" in places else {label: ""}
+        if not only or kind in only:
             found |= {label: [run + how for run in runs] for label, how in ways.items()}
     return found
 
@@ -124,7 +124,7 @@ def _encoders(p: ReproductionParams, *variants: str) -> dict[str, list[str]]:
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #83170060
 def figure_jobs(p: ReproductionParams) -> Iterator[Job]:
     "Yield one job per page of tables and figures."
-    trained = {LABELS.get(arm, arm): runs for arm, runs in run_names(p).items()}
+    trained = {LABELS.get(kind, kind): runs for kind, runs in run_names(p).items()}
     scores = [score for score in p.scores if score.partition(":")[0] in _tasks(p)]
     base, runs = LABELS["baseline"], run_names(p)
     table = {"baseline": base, "scores": scores, "layer": p.layer}

@@ -166,7 +166,7 @@ class Command:
     read: Callable[[Sequence[str]], Any] | None = None  # By default `read_words`
     extra: str = ""  # Of the package, if it needs one
 
-
+# %% ../../nbs/library/cli/00_main.ipynb #00dad940
 COMMANDS = {
     "corpus": Command(pretrain_params.CorpusBuildParams, "join corpora, remove evaluation text", _corpus),
     "start": Command(pretrain_params.AdaptParams, "fit the vocabulary of an encoder to a corpus", _adapt),

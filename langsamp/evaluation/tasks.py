@@ -18,7 +18,7 @@ from ..core.errors import UserError, did_you_mean, quoted
 from ..core.files import content_hash
 from ..corpora.bible_corpus import bible_facts
 from ..corpora.sources import local_data_folder
-from ..encoding.open_encoder import Encoder
+from ..encoding.open_encoder import Encoder, in_language
 from .bitext import Bitext, load_bitexts
 from .datasets import DATASETS, DatasetInfo, LabelledDataset, load_labelled
 from .finetune import CLASSIFICATION, TAGGING, FineTuning, fine_tune
@@ -112,7 +112,7 @@ def _add_retrieval(
     p: EvaluationParams, encoder: Encoder, missing: Sequence[Bitext], units: Mapping[str, Unit], results: Results
 ) -> None:
     "Score retrieval in some bitexts; store the rows of each before the next."
-    read = lambda texts, code: encoder.told(code).encode(texts, p.layer, p.pooling)  # noqa: E731
+    read = lambda texts, code: in_language(encoder, code).encode(texts, p.layer, p.pooling)  # noqa: E731
     for bitext, source_NH, target_NH in encode_bitexts(missing, read):
         facts = {"source": bitext.source, "target": bitext.target, "seed": 0, "items": len(source_NH)}
         rows = retrieval_rows(source_NH, target_NH, p.similarity)
@@ -261,23 +261,23 @@ def _train_probes(
 ) -> Predict:
     "Train a linear probe for each seed on hidden states that are computed once."
     train, dev = source.splits["train"], source.splits["dev"]
-    model = encoder.told(source.code).model
+    model = in_language(encoder, source.code).model
     first = train_probe(model, encoder.tokenizer, train, dev, layer, seeds[0], metric, pooling)
     features = [(first.read(split.texts), split.labels) for split in (train, dev)] if seeds[1:] else []
     probes = [first, *(fit_probe(first.read, *features, seed, metric) for seed in seeds[1:])]
 
     def predict(texts: Sequence[Any], code: str) -> list[list[Any]]:
-        vectors = first.read(texts, model=encoder.told(code).model)
+        vectors = first.read(texts, model=in_language(encoder, code).model)
         return [probe.label(vectors) for probe in probes]
 
     return predict
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #ddfaf0fb
 def _fine_tune(encoder: Encoder, source: LabelledDataset, hyperparameters: FineTuning, seed: int) -> Predict:
-    "Fine-tune the whole encoder; one that is told the language is a `UserError`."
+    "Fine-tune the whole encoder; one that reads the language is a `UserError`."
     if encoder.shifts:
         raise UserError(
-            f"`{encoder.name}` is told the language of each text, which fine-tuning does not do; use frozen"
+            f"`{encoder.name}` reads the language of each text, which fine-tuning does not give; use frozen"
         )
     splits = source.splits["train"], source.splits["dev"]
     tuned = fine_tune(encoder.model, encoder.tokenizer, *splits, hyperparameters, seed)

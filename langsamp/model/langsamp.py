@@ -48,17 +48,6 @@ def _check_names(
         if before > name:
             raise UserError(f"{kind} are not sorted: `{before}` comes before `{name}`; pass sorted({kind})")
 
-# %% ../../nbs/library/model/05_langsamp.ipynb #57d8fba2
-def _check_variant(
-    variant: str,  # Of the configuration
-    unknown: dict[str, Any],  # Its fields that this version does not know
-) -> None:
-    "Refuse an unknown variant, and the configuration of an earlier version (`UserError`)."
-    if "arm" in unknown:
-        raise UserError("this model was saved by an earlier version of langsamp; train it under another run_name")
-    if variant not in VARIANTS:
-        raise UserError(f"`{variant}` is not a variant; choose {', '.join(VARIANTS)}{did_you_mean(variant, VARIANTS)}")
-
 # %% ../../nbs/library/model/05_langsamp.ipynb #ca2f6458
 def _check_scale(
     scale: float,  # `embedding_scale`
@@ -68,6 +57,19 @@ def _check_scale(
     if scale != 1 and VARIANTS[variant].places != ("output",):
         scaled = ", ".join(name for name, (_, places) in VARIANTS.items() if places == ("output",))
         raise UserError(f"embedding_scale {scale} needs embeddings at the output alone: {scaled}; not `{variant}`")
+
+# %% ../../nbs/library/model/05_langsamp.ipynb #57d8fba2
+def _check_variant(
+    variant: str,  # Of the configuration
+    scale: float,  # `embedding_scale`
+    unknown: dict[str, Any],  # Its fields that this version does not know
+) -> None:
+    "Refuse an unknown variant, and the configuration of an earlier version (`UserError`)."
+    if "arm" in unknown:
+        raise UserError("this model was saved by an earlier version of langsamp; train it under another run_name")
+    if variant not in VARIANTS:
+        raise UserError(f"`{variant}` is not a variant; choose {', '.join(VARIANTS)}{did_you_mean(variant, VARIANTS)}")
+    _check_scale(scale, variant)
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #eebf67a8
 class LangSAMPConfig(PreTrainedConfig):
@@ -87,8 +89,7 @@ class LangSAMPConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("attn_implementation", getattr(self.backbone_config, "_attn_implementation", None))
         super().__post_init__(**kwargs)
-        _check_variant(self.variant, kwargs)
-        _check_scale(self.embedding_scale, self.variant)
+        _check_variant(self.variant, self.embedding_scale, kwargs)
         _check_names("languages", self.languages)
         _check_names("scripts", self.scripts)
 
@@ -374,6 +375,17 @@ def _head_loss(
     x_KH, decoder = _decoder_input(model, o_KH[None], sequence_1K, ids)[0], cast(Any, model.get_output_embeddings())
     return linear_cross_entropy(x_KH, decoder, masked.labels_K, items, shared, model.pool)
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #fa4dac6e
+def _states(
+    model: LangSAMPPreTrainedModel,
+    h_BLH: Tensor,  # Output of the encoder
+    masked: MaskedPositions | None,  # None where all positions are needed
+    ids: Ids,  # Of each sequence
+) -> tuple[Tensor, Tensor, Tensor]:
+    "What the head reads, the output of the encoder there, and the sequence of each position."
+    h, sequence = gather_masked(h_BLH, masked)
+    return add_embeddings(h, sequence, _tables(model, "output", ids), model.config.embedding_scale), h, sequence
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #04f2112e
 def _adversarial_loss(
     model: LangSAMPPreTrainedModel,
@@ -408,14 +420,12 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         masked, shared = None if labels is None else masked_positions(labels), SharedGradient()
         encoder = _encoder_of(self, masked, shared, kwargs, _shift(_tables(self, "input", ids)))
         out = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        h, sequence = gather_masked(out.last_hidden_state, masked)
-        o = add_embeddings(h, sequence, _tables(self, "output", ids), self.config.embedding_scale)
-        hidden_states = out.get("hidden_states")
+        o, h, sequence = _states(self, out.last_hidden_state, masked, ids)
         if masked is None:
-            return MaskedLMOutput(logits=_logits(self, o, sequence, ids), hidden_states=hidden_states)
+            return MaskedLMOutput(logits=_logits(self, o, sequence, ids), hidden_states=out.get("hidden_states"))
         loss = _head_loss(self, o, masked, num_items_in_batch, shared, ids)
-        loss = loss + _adversarial_loss(self, h, masked, num_items_in_batch, ids)
-        return MaskedLMOutput(loss, hidden_states=hidden_states)
+        adverse = _adversarial_loss(self, h, masked, num_items_in_batch, ids)
+        return MaskedLMOutput(loss + adverse, hidden_states=out.get("hidden_states"))
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #36c55f59
 AutoConfig.register(LangSAMPConfig.model_type, LangSAMPConfig, exist_ok=True)
@@ -465,9 +475,7 @@ def _check_head(model: LangSAMPForMaskedLM) -> None:
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #c1992970
 def from_backbone(
-    start: str
-    | os.PathLike
-    | PreTrainedConfig,  # A checkpoint's name or folder, stock or LangSAMP; or a configuration for random weights
+    start: str | os.PathLike | PreTrainedConfig,  # A checkpoint, stock or LangSAMP; or a shape for random weights
     languages: list[str],  # ISO 639-3, sorted
     scripts: list[str],  # ISO 15924, sorted
     variant: str = "language+script",  # One of `VARIANTS`

@@ -172,7 +172,7 @@ class ReproductionParams(Params):
     variants: list[Variant] = Field(
         ["language+script", "language", "script", "baseline"], description="Embeddings added to the output"
     )
-    arms: dict[str, dict[str, Any]] = Field({}, description="More runs, by name: the parameters in which they differ")
+    more_runs: dict[str, dict[str, Any]] = Field({}, description="More runs by name: parameters in which they differ")
     seeds: Seeds = Field(1, description="Runs per variant: the seed of the file, the next one, …")
     tasks: list[Task] = Field(["udhr"], description="Tasks for every encoder")
     benchmarks: list[Task] = Field([], description="More tasks, for which LANGSAMP_DATA must have the data")

@@ -22,6 +22,7 @@ FIVE = ["eng_Latn", "deu_Latn", "rus_Cyrl", "hin_Deva", "tha_Thai"]
 # %% ../../nbs/library/params/02_pretrain.ipynb #fa8ed768
 OnBadLine = Literal["skip_few", "skip", "stop"]
 _ON_BAD_LINE = "skip_few: up to 5 % of the lines of a file; skip: any, and whole files; stop: none"
+_TOKENIZER = "Name, folder or run:NAME; empty: the backbone's, or one trained on the corpus"
 _MIN_HELD_OUT = "Characters to hold out of each language of own text, up to a tenth of it; 0: 2 % of lines"
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #f2304a2a
@@ -39,9 +40,7 @@ class CorpusParams(Params):
     )
     alpha: float = Field(0.3, ge=0, le=1, description="Exponent of temperature and glot500 sampling")
     language_weights: LanguageWeights = Field({}, description="Weights of languages, else 1; or a table .tsv or .csv")
-    tokenizer: str = Field(
-        "", description="Name, folder or run:NAME; empty: the backbone's, or one trained on the corpus"
-    )
+    tokenizer: str = Field("", description=_TOKENIZER)
     vocab_size: int = Field(1000, ge=0, le=10**7, description="Vocabulary size of a tokenizer trained on the corpus")
     max_seq_length: int = Field(64, ge=8, le=2**17, description="Tokens per training sequence")
     packing: Literal["sentences", "stream"] = Field(
@@ -82,12 +81,16 @@ def _size_conflicts(num_layers: int, hidden_size: int) -> list[str]:
     ]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #aa24ebaf
+_HIDDEN_SIZE = "Of random weights: a multiple of 32 up to 384, and of 64 above"
+_VARIANT = "language+script, language, script, baseline or another of model/04a_variants.ipynb"
+
+
 def _dose_conflicts(variant: str, scale: float, weight: float) -> list[str]:
     "Return which of `embedding_scale` and `adversarial_weight` was set for a variant that does not use it."
-    scaled, rival = scale == 1 or variant in _SCALED, weight == 1 or variant == "adversarial"
+    scaled, weighted = scale == 1 or variant in _SCALED, weight == 1 or variant == "adversarial"
     return [
         "" if scaled else f"embedding_scale {scale} needs variant {', '.join(_SCALED)}, not {variant}",
-        "" if rival else f"adversarial_weight {weight} needs variant adversarial, not {variant}",
+        "" if weighted else f"adversarial_weight {weight} needs variant adversarial, not {variant}",
     ]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #54725276
@@ -101,25 +104,17 @@ class ModelParams(Params):
         "xlm-roberta", description="Of random weights: xlm-roberta, bert, modernbert, or a config.json of any shape"
     )
     num_layers: Count = Field(2, le=1000, description="Of random weights")
-    hidden_size: Count = Field(
-        64, le=65_536, description="Of random weights: a multiple of 32 up to 384, and of 64 above"
-    )
+    hidden_size: Count = Field(64, le=65_536, description=_HIDDEN_SIZE)
     dropout: float = Field(0.1, ge=0, lt=1, description="Of hidden states and attention weights")
-    variant: Variant = Field(
-        "language+script",
-        description="language+script, language, script, baseline or another of model/04a_variants.ipynb",
-    )
+    variant: Variant = Field("language+script", description=_VARIANT)
     embedding_scale: float = Field(1.0, ge=0, le=100, description="Factor of the embeddings where they are added")
     adversarial_weight: float = Field(1.0, ge=0, le=100, description="Of the encoder's side in variant adversarial")
 
     def conflicts(self) -> list[str]:
         random = not self.backbone and not self.architecture.endswith(".json")
         size = _size_conflicts(self.num_layers, self.hidden_size) if random else []
-        return [
-            *super().conflicts(),
-            *size,
-            *_dose_conflicts(self.variant, self.embedding_scale, self.adversarial_weight),
-        ]
+        dose = _dose_conflicts(self.variant, self.embedding_scale, self.adversarial_weight)
+        return [*super().conflicts(), *size, *dose]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #f1a2b3c4
 def unused_parameters(
