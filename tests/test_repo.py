@@ -378,6 +378,7 @@ def committed() -> list[Path]:
         "outputs/benchmarks-packing-reference",
         "outputs/plateau-reference",
         "outputs/geometry-reference",
+        "outputs/source-ranking-reference",
         "outputs/bible-24-reproduction",
         "outputs/bible-24-e5-reproduction",
     ]
