@@ -379,6 +379,7 @@ def committed() -> list[Path]:
         "outputs/plateau-reference",
         "outputs/geometry-reference",
         "outputs/source-ranking-reference",
+        "outputs/new-languages-reference",
         "outputs/neutrality-transfer-reference",
         "outputs/bible-24-reproduction",
         "outputs/bible-24-e5-reproduction",
