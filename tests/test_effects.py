@@ -714,7 +714,7 @@ STAGES["figures/neutrality_transfer"] = Stage(
         layers=Effect([[0.5, 1.0]], ".csv, languages.csv"),
         rank=Effect([2], ".csv, languages.csv"),
         seeds=Effect([2], ".csv, languages.csv"),
-        n_resamples=Effect([60], ".csv"),
+        n_resamples=Effect([1], ".csv"),
     ),
     outputs="runs",
 )
