@@ -1,5 +1,7 @@
 "Two ways to change how neutral an encoder is: the dose of the embeddings, and an adversary."
 
+from functools import partial
+
 import pytest
 import tiny
 import torch
@@ -7,7 +9,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
+from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
+from langsamp.model.langsamp import LangSAMPConfig
+from langsamp.model.variants import VARIANTS
+from langsamp.params.pretrain import PretrainParams
 from langsamp.training.pretrain import pretrain
 from langsamp.training.run_dir import check_same_params
 
@@ -75,3 +81,15 @@ def test_a_run_that_began_without_doses_continues(run, corpus, tmp_path):
     check_same_params(folder, values | {"embedding_scale": 1.0, "adversarial_weight": 1.0})
     before = read_json(folder / "result.json")
     assert run("old")[1] == before
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_and_model_refuse_a_scale_for_the_same_variants(variant):
+    "Before anything is read, and when a model is made."
+    refused = []
+    for make in (PretrainParams, partial(LangSAMPConfig, languages=["eng"], scripts=["Latn"])):
+        try:
+            make(variant=variant, embedding_scale=2.0)
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) in (0, 2)

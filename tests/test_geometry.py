@@ -16,9 +16,9 @@ from langsamp.analysis.feature_probes import (
     probe_tests,
 )
 from langsamp.analysis.geometry import (
+    STABILITY,
     Representations,
     known_similarity,
-    linear_cka,
     procrustes_similarity,
     quartet_agreement,
     relation_tests,
@@ -197,7 +197,7 @@ def test_turned_vectors_agree_and_others_do_not(facts):
     one, two, other = [invented(facts, known_PX * x, seed) for x, seed in ((1, 1), (1, 2), (0, 3))]
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(26, 26)))[0]
     assert procrustes_similarity(one.vectors["sum"], 3 * one.vectors["sum"] @ turn + 1) == pytest.approx(1)
-    assert linear_cka(one.vectors["sum"], 3 * one.vectors["sum"] @ turn + 1) == pytest.approx(1)
+    assert STABILITY["cka"](one.vectors["sum"], 3 * one.vectors["sum"] @ turn + 1) == pytest.approx(1)
     table = seed_stability({"one": one, "two": two, "other": other}, 19).set_index(["first", "second", "embeddings"])
     within = table[table.given == "script"].sort_index()
     assert (within.p["one", "two", "sum"] == 0.05).all() and small(within.p["one", "other"]) <= 0.25

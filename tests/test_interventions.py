@@ -97,7 +97,7 @@ def test_texts_are_read_split_by_split_at_the_asked_layers(monkeypatch):
     split = {name: LabelledTexts([str(i + k) for k in range(5)], ["a"] * 5) for i, name in ((10, "train"), (20, "dev"))}
     split["test"] = LabelledTexts([str(30 + k) for k in range(4)], ["b"] * 4)
     model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=12))
-    encoder = SimpleNamespace(model=model, tokenizer=None)
+    encoder = SimpleNamespace(model=model, tokenizer=None, shifts={})
     sets = [LabelledDataset("sib200", code, code, split) for code in ("deu_Latn", "eng_Latn")]
     found = encode_languages(encoder, sets, [0.33, 0.67, 1.0])
     assert [*found] == [4, 8, 12]

@@ -8,11 +8,10 @@ __all__ = ['evaluate_encoders', 'compare', 'comparison_figure']
 # %% ../../nbs/library/analysis/20_encoder_comparison.ipynb #e15c0003
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .plots import new_figure
+from .plots import draw_intervals, new_figure
 from .statistics import family_bootstrap
 from ..core.errors import UserError
 from ..evaluation.evaluate import evaluate
@@ -75,8 +74,7 @@ def comparison_figure(
     figure, axes = new_figure(len(scores), 1.5 + 3 * len(scores), 1 + 0.3 * len(labels), squeeze=False)
     for axis, score in zip(axes[0], scores):
         rows = table[table.score == score]
-        spread = np.abs(rows[["low", "high"]].clip(-100, 200).to_numpy().T - rows["mean"].to_numpy())
-        axis.errorbar(rows["mean"], rows.encoder, xerr=spread, fmt="o", color="#0072b2", ecolor="#999999", capsize=2)
+        draw_intervals(axis, rows["mean"], rows, list(rows.encoder), (-100, 200))
         axis.plot(rows.chance, rows.encoder, "x", color="#000000")
         axis.set(xlabel=f"{score}, per cent", xlim=(0, 100))
         axis.invert_yaxis()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDINGS', 'TYPOLOGY', 'QUESTIONS', 'FEWEST_LANGUAGES', 'RELATION_COLOURS', 'STABILITY', 'Representations',
            'representations', 'known_similarity', 'relation_tests', 'relation_figure', 'shared_nodes',
-           'resolved_quartets', 'quartet_agreement', 'tree_tests', 'tree_figure', 'procrustes_similarity', 'linear_cka',
+           'resolved_quartets', 'quartet_agreement', 'tree_tests', 'tree_figure', 'procrustes_similarity',
            'seed_stability', 'over_seeds']
 
 # %% ../../nbs/library/analysis/18_geometry.ipynb #ab5043b0
@@ -33,6 +33,7 @@ from langsamp.analysis.embeddings import (
     read_embeddings,
     unigram_sqrt_frequencies,
 )
+from .neutrality import cka
 from .plots import new_figure
 from .statistics import holm
 from langsamp.analysis.typology import (
@@ -295,18 +296,8 @@ def procrustes_similarity(
     "Return how well one set of vectors can be turned onto the other."
     return 1 - float(procrustes(one_PX, two_PX)[2])
 
-
-def linear_cka(
-    one_PX: np.ndarray,  # A row per language
-    two_PX: np.ndarray,  # The same languages
-) -> float:  # 1 for equal up to rotation, scale and offset
-    "Return the centred kernel alignment of two sets of vectors."
-    one_PX, two_PX = one_PX - one_PX.mean(0), two_PX - two_PX.mean(0)
-    shared = np.linalg.norm(one_PX.T @ two_PX) ** 2
-    return float(shared / (np.linalg.norm(one_PX.T @ one_PX) * np.linalg.norm(two_PX.T @ two_PX)))
-
 # %% ../../nbs/library/analysis/18_geometry.ipynb #8056aac3
-STABILITY = {"procrustes": procrustes_similarity, "cka": linear_cka}
+STABILITY = {"procrustes": procrustes_similarity, "cka": lambda one, two: float(cka(np.stack([one, two]))[0, 1])}
 
 
 def seed_stability(

@@ -23,7 +23,7 @@ from ..core.errors import UserError
 from ..core.files import content_hash, write_text
 from ..encoding.encoder import encode_layers
 from ..encoding.fill_mask import open_model
-from ..encoding.open_encoder import Encoder, open_encoder
+from ..encoding.open_encoder import Encoder, in_language, open_encoder
 from ..evaluation.datasets import LabelledDataset, load_labelled
 from ..evaluation.linear_probe import fit_probe
 from ..evaluation.metrics import SCORES
@@ -61,22 +61,19 @@ def encode_languages(
     "Encode the texts that interventions are fitted to and measured on."
     count = encoder.model.config.num_hidden_layers
     layers = sorted({max(1, round(depth * count)) for depth in depths})
-    read = lambda texts: encode_layers(texts, encoder.model, encoder.tokenizer)[layers]  # noqa: E731
-    fit = [read(one.splits["train"].texts[:FIT_SENTENCES]) for one in datasets]
-    test = [read(one.splits["test"].texts) for one in datasets]
+    models = {one.code: in_language(encoder, one.code).model for one in datasets}
+    read = lambda texts, code: encode_layers(texts, models[code], encoder.tokenizer)[layers]  # noqa: E731
     codes: list[str] = [one.code for one in datasets]
+    fit = [read(one.splits["train"].texts[:FIT_SENTENCES], one.code) for one in datasets]
+    test = [read(one.splits["test"].texts, one.code) for one in datasets]
     labels: list[Any] = [list(one.splits["test"].labels) for one in datasets]
     english = [datasets[codes.index(SOURCE)].splits[split] for split in ("train", "dev")]
-    source: list[tuple[Any, Any]] = [(read(part.texts), list(part.labels)) for part in english]
-    return {
-        layer: LanguageVectors(
-            codes,
-            *(_rectangle([x[i] for x in part]) for part in (fit, test)),
-            labels,
-            [(x[i], given) for x, given in source],
-        )
-        for i, layer in enumerate(layers)
-    }
+    source: list[tuple[Any, Any]] = [(read(part.texts, SOURCE), list(part.labels)) for part in english]
+    found = {}
+    for i, layer in enumerate(layers):
+        both = (_rectangle([x[i] for x in part]) for part in (fit, test))
+        found[layer] = LanguageVectors(codes, *both, labels, [(x[i], given) for x, given in source])
+    return found
 
 # %% ../../nbs/library/analysis/17_interventions.ipynb #e656d113
 class Intervention(NamedTuple):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GUESSES', 'WAYS', 'FEW_LINES', 'nearest_known', 'read_lines', 'KnownLanguages', 'known_languages', 'language_row',
-           'code_loss', 'write_vector', 'with_language', 'compare_ways', 'save_with_language']
+           'code_loss', 'write_vector', 'chosen_way', 'with_language', 'compare_ways', 'save_with_language']
 
 # %% ../../nbs/library/analysis/14a_new_language_vectors.ipynb #4100773f
 from collections.abc import Sequence
@@ -162,7 +162,10 @@ def write_vector(
         language_row(model, code).copy_(unigram_vector(model, code, states, count_tokens(lines, tokenizer)))
 
 # %% ../../nbs/library/analysis/14a_new_language_vectors.ipynb #94efeede
-def _chosen_way(how: str, lines: Sequence[str]) -> str:
+def chosen_way(
+    how: str,  # As for `with_language`
+    lines: Sequence[str],  # As for `with_language`
+) -> str:  # One of `WAYS`
     "Return the way to find a vector; an unknown one, and one that needs text without text, are a `UserError`."
     how = how or ("fit" if lines else "nearest by genealogy")
     if how not in WAYS:
@@ -179,7 +182,7 @@ def with_language(
     how: str = "",  # One of `WAYS`; empty: `fit` with lines, else `nearest by genealogy`
 ) -> tuple[LangSAMPForMaskedLM, Any]:  # In evaluation mode, and its tokenizer
     "Open the model of a run and give it a language; raise `UserError` if it has it, or text is missing."
-    (model, tokenizer), how = open_model(run), _chosen_way(how, lines)
+    (model, tokenizer), how = open_model(run), chosen_way(how, lines)
     known = known_languages(run, tokenizer, 100 if how == "ridge on frequencies" else 0)
     if "language" not in add_language(model, code):
         raise UserError(f"{run.name} was trained on the language of `{code}`, in another script; train it with text")

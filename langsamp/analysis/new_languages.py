@@ -34,7 +34,7 @@ from langsamp.analysis.new_language_vectors import (
     read_lines,
     write_vector,
 )
-from .plots import new_figure
+from .plots import draw_intervals, new_figure
 from .statistics import family_bootstrap
 from ..core.errors import UserError
 from ..encoding.fill_mask import open_model
@@ -55,7 +55,7 @@ def new_codes(
     if vocabularies[0] != vocabularies[1]:
         raise UserError(
             f"{held_out.name} and {joint.name} have other tokenizers, so their losses are of other tokens; "
-            f"train {held_out.name} with tokenizer {joint / 'backbone'}"
+            f"train {held_out.name} with tokenizer run:{joint.name}"
         )
     languages = {parse_code(code).language for code in read_embeddings(held_out).facts.index}
     found = [code for code in read_embeddings(joint).facts.index if parse_code(code).language not in languages]
@@ -203,9 +203,7 @@ def gap_figure(
     "Draw the share of each way with its interval; dashed lines are no id and joint training."
     shares = shares.drop(index="joint", errors="ignore")
     figure, axes = new_figure(width=7.0, height=1 + 0.25 * len(shares))
-    ends = shares[["low", "high"]].clip(-1e3, 1e3).to_numpy().T
-    spread = np.abs(ends - shares["mean"].to_numpy())
-    axes.errorbar(shares["mean"], shares.index, xerr=spread, fmt="o", color="#0072b2", ecolor="#999999", capsize=2)
+    draw_intervals(axes, shares["mean"], shares, list(shares.index))
     for level in (0, 1):
         axes.axvline(level, color="#000000", linestyle="--", linewidth=1)
     axes.set_xlabel("share of the gap between no id (0) and joint training (1)")

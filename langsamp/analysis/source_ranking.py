@@ -27,14 +27,14 @@ from langsamp.analysis.embeddings import (
     read_embeddings,
     unigram_sqrt_frequencies,
 )
-from .plots import new_figure
+from .plots import draw_intervals, new_figure
 from .statistics import family_bootstrap
 from .sub_networks import shared_sub_networks
 from .typology import language_relations
 from .unlabelled_text import nearest_neighbour_votes, plain_sentences, subword_overlap, token_states
 from ..core.errors import UserError
 from ..core.files import content_hash, sha256, write_text
-from ..encoding.open_encoder import Encoder, open_encoder
+from ..encoding.open_encoder import Encoder, in_language, open_encoder
 from ..evaluation.datasets import LabelledDataset, load_labelled
 from ..evaluation.results import code_version
 from ..languages.codes import family_of, parse_code
@@ -291,12 +291,9 @@ def _text_relations(p: TransferParams, encoder: Encoder, datasets: Sequence[Labe
     sources = {one.code: one.splits["train"].texts for one in datasets if {"train", "dev"} <= one.splits.keys()}
     targets = {one.code: _unlabelled(one) for one in datasets if "test" in one.splits}
     plain = [{code: plain_sentences(texts, 10**6) for code, texts in side.items()} for side in (sources, targets)]
-    model, tokenizer = encoder.model, encoder.tokenizer
-    states = [
-        {code: token_states(texts[:SENTENCES], model, tokenizer, p.layer) for code, texts in side.items()}
-        for side in plain
-    ]
-    overlap, votes = subword_overlap(plain[0], plain[1], tokenizer), nearest_neighbour_votes(states[0], states[1])
+    read = lambda texts, code: token_states(texts, in_language(encoder, code).model, encoder.tokenizer, p.layer)  # noqa: E731
+    states = [{code: read(texts[:SENTENCES], code) for code, texts in side.items()} for side in plain]
+    overlap, votes = subword_overlap(*plain, encoder.tokenizer), nearest_neighbour_votes(states[0], states[1])
     return _long({"subword overlap": overlap, "NN-Rank": votes})
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #530d2f69
@@ -381,8 +378,7 @@ def ranker_figure(
     order = table[table.quality == qualities[0]].sort_values("value").ranker.tolist()
     for axis, quality in zip(np.atleast_1d(axes), qualities):
         rows = table[table.quality == quality].set_index("ranker").loc[order]
-        spread = np.abs(rows[["low", "high"]].clip(-1e3, 1e3).to_numpy().T - rows.value.to_numpy())
-        axis.errorbar(rows.value, order, xerr=spread, fmt="o", color="#0072b2", ecolor="#999999", capsize=2)
+        draw_intervals(axis, rows.value, rows, order)
         axis.plot(rows[["min", "max"]].to_numpy(), order, ".", color="#56b4e9", markersize=3, zorder=3)
         axis.axvline(rows.value["random"], color="#000000", linestyle="--", linewidth=1)
         axis.set_xlabel({"regret": "regret (points, lower is better)"}.get(quality, f"{quality} (higher is better)"))

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.errors import UserError, did_you_mean
 from ..core.files import content_hash, write_text
 from ..encoding.encoder import encode
-from ..encoding.open_encoder import Encoder, open_encoder
+from ..encoding.open_encoder import Encoder, in_language, open_encoder
 from ..evaluation.datasets import LabelledDataset, load_labelled
 from ..evaluation.linear_probe import encode_words, fit_probe
 from ..evaluation.metrics import SCORES
@@ -48,11 +48,11 @@ def encode_dataset(
     layer: int,  # Layer whose output is used
 ) -> EncodedDataset:  # Float16, to keep many languages in memory
     "Encode each split once: a vector for each sentence, or for each word of a tagged sentence."
-    splits = {}
+    splits, model = {}, in_language(encoder, dataset.code).model
     for split, part in dataset.splits.items():
         words = bool(part.labels) and isinstance(part.labels[0], list)
         read: Any = encode_words if words else encode
-        found = read(part.texts, encoder.model, encoder.tokenizer, layer)
+        found = read(part.texts, model, encoder.tokenizer, layer)
         half = [x.astype(np.float16) for x in found] if words else found.astype(np.float16)
         splits[split] = (half, part.labels)
     return EncodedDataset(dataset.code, splits)

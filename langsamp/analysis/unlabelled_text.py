@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from ..encoding.encoder import padding_id, truncated_encoder
+from ..encoding.encoder import truncated_encoder
+from ..evaluation.linear_probe import pad_batch
 from ..languages.codes import parse_code
 from ..model.backbones import max_sequence_length
 from ..tokenization.coverage import tokenize_texts
@@ -52,13 +52,11 @@ def token_states(
     run, found = truncated_encoder(model.eval(), layer), []
     longest = min(tokenizer.model_max_length, max_sequence_length(model))
     ids = tokenize_texts(tokenizer, list(texts), truncation=True, max_length=longest)
-    special = torch.tensor(tokenizer.all_special_ids)
+    special = torch.tensor(tokenizer.all_special_ids, device=model.device)
     for start in range(0, len(ids), batch_size):
-        rows = [torch.tensor(row) for row in ids[start : start + batch_size]]
-        ids_BL = pad_sequence(rows, batch_first=True, padding_value=padding_id(model, tokenizer))
-        attention_BL = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        h_BLH = run(input_ids=ids_BL.to(model.device), attention_mask=attention_BL.to(model.device)).float().cpu()
-        found.append(h_BLH[(attention_BL == 1) & ~torch.isin(ids_BL, special)])
+        batch = pad_batch(ids[start : start + batch_size], model, tokenizer)
+        kept_BL = (batch["attention_mask"] == 1) & ~torch.isin(batch["input_ids"], special)
+        found.append(run(**batch).float()[kept_BL].cpu())
     return torch.nn.functional.normalize(torch.cat(found), dim=-1).numpy()
 
 # %% ../../nbs/library/analysis/13a_unlabelled_text.ipynb #2aab5f2e

@@ -84,11 +84,11 @@ def _evaluate(p: evaluation_params.EvaluationParams, outputs: Path) -> None:
 
 # %% ../../nbs/library/cli/00_main.ipynb #330719da
 def _add_language(p: evaluation_params.AddLanguageParams, outputs: Path) -> None:
-    from langsamp.analysis.new_language_vectors import read_lines, save_with_language
+    from langsamp.analysis.new_language_vectors import chosen_way, read_lines, save_with_language
 
     lines = read_lines(p.corpus, [p.language], outputs, p.lines)[p.language] if p.corpus else []
     folder = save_with_language(outputs / p.run, p.language, outputs / p.name, lines, p.how)
-    print(f"{folder / 'model'}: {p.language}, by {p.how or ('fit' if lines else 'nearest by genealogy')}")
+    print(f"{folder / 'model'}: {p.language}, by {chosen_way(p.how, lines)}")
 
 # %% ../../nbs/library/cli/00_main.ipynb #c11a0010
 def _card(p: CardParams, outputs: Path) -> None:

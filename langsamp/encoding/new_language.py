@@ -196,11 +196,12 @@ def unigram_vector(
 ) -> Tensor:  # `[H]`
     "Solve for the embedding whose effect on the logits is closest to the language's token frequencies."
     table_LH, row, script_H = _rows_of(model, code)
-    mean_H, variance = _prior(table_LH, row)
-    p_V, total = _mean_prediction(model, states, mean_H + script_H).double(), float(counts_V.sum())
+    (mean_H, variance), scale = _prior(table_LH, row), model.config.embedding_scale
+    shift_H = scale * (mean_H + script_H)
+    p_V, total = _mean_prediction(model, states, shift_H).double(), float(counts_V.sum())
     own_V = (torch.from_numpy(counts_V)[: len(p_V)] + p_V) / (total + 1)  # Smoothed by one predicted token
     weight_V, ratio_V = (own_V + p_V) / 2, (own_V / p_V).log()
-    slope_VH = _logit_slopes(model, states.h_KH.mean(0) + mean_H + script_H).double()
+    slope_VH = scale * _logit_slopes(model, states.h_KH.mean(0) + shift_H).double()
     slope_VH, ratio_V = slope_VH - weight_V @ slope_VH, ratio_V - weight_V @ ratio_V
     weighted_HV = total * slope_VH.T * weight_V
     step_H = torch.linalg.solve(weighted_HV @ slope_VH + torch.eye(len(mean_H)) / variance, weighted_HV @ ratio_V)

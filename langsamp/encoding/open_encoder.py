@@ -23,7 +23,7 @@ from ..data.masking import TokenIds
 from ..data.unigrams import unigram_probabilities
 from .encoder import encode
 from ..model.adapt_checkpoint import find_backbone
-from ..model.backbones import module_path, with_module
+from ..model.backbones import module_path, share_hooks, with_module
 from ..model.files import check_vocab_size, load_encoder, load_model
 from ..model.langsamp import LangSAMPForMaskedLM, language_script_ids
 from ..model.variants import VARIANTS, IdentifiedEmbedding, ShiftedEmbedding
@@ -78,6 +78,7 @@ def in_language(
     "Return the encoder with the embeddings of a language-script at its input; of one that it lacks, their mean."
     if not encoder.shifts:
         return encoder
+    share_hooks(encoder.model)
     words, known = encoder.model.get_input_embeddings(), encoder.shifts.get(code)
     shift_H = torch.stack([*encoder.shifts.values()]).mean(0) if known is None else known
     layer = ShiftedEmbedding(words, shift_H[None].to(words.weight.device))

@@ -148,9 +148,7 @@ def _gaps(
     return warnings
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #fc495720
-Predict = Callable[
-    [Sequence[Any], str], list[list[Any]]
-]  # Texts of a language-script to labels, for each of some seeds
+Predict = Callable[[Sequence[Any], str], list[list[Any]]]  # Texts of a language-script to labels, by seed
 
 # %% ../../nbs/library/evaluation/07_tasks.ipynb #80533730
 class LabelledTask(Task):

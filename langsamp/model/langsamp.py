@@ -24,7 +24,15 @@ from transformers.utils.generic import can_return_tuple
 
 from ..core.errors import UserError, did_you_mean
 from ..languages.codes import parse_code
-from .backbones import check_backbone, load_backbone, module_path, run_head, stock_encoder, with_module
+from langsamp.model.backbones import (
+    check_backbone,
+    load_backbone,
+    module_path,
+    run_head,
+    share_hooks,
+    stock_encoder,
+    with_module,
+)
 from .cpu_kernels import last_layer_at_positions, last_layer_path
 from langsamp.model.linear_cross_entropy import (
     BufferPool,
@@ -333,6 +341,8 @@ def _encoder_of(
     if masked is not None and model.fused_loss and is_tied(words, model.get_output_embeddings()):
         layer = SharedEmbedding(words, shared)
     layer = layer if shift_BH is None else ShiftedEmbedding(layer, shift_BH)
+    if kwargs.get("output_hidden_states"):
+        share_hooks(encoder)
     if layer is not words:
         encoder = with_module(encoder, module_path(encoder, words), layer)
     if masked is not None and model.last_layer_path and len(masked.at_K) and not kwargs.keys() - {"position_ids"}:

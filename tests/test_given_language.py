@@ -1,0 +1,91 @@
+"An encoder with embeddings at its input is told the right language, wherever texts of a known language are encoded."
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from langsamp.analysis.interventions import encode_languages
+from langsamp.analysis.neutrality import family_resamples
+from langsamp.analysis.neutrality_plots import ParallelText, neutrality_table
+from langsamp.analysis.source_ranking import unlabelled_relations
+from langsamp.analysis.transfer import transfer_matrix
+from langsamp.core.errors import UserError
+from langsamp.encoding.fill_mask import open_model
+from langsamp.encoding.open_encoder import open_encoder
+from langsamp.evaluation.datasets import load_labelled
+from langsamp.evaluation.evaluate import evaluate
+from langsamp.model.langsamp import language_script_ids
+from langsamp.params.evaluate import EvaluationParams, TransferParams
+from langsamp.training.pretrain import pretrain
+
+CODES = ("eng_Latn", "hin_Deva", "rus_Cyrl")
+TOPICS = ("sports", "travel", "health")
+
+
+@pytest.fixture(scope="module")
+def home(corpus, tmp_path_factory) -> Path:
+    "Outputs with a run whose embeddings are at the input, and small data sets beside it."
+    home = tmp_path_factory.mktemp("given")
+    pretrain(tiny.params_of(corpus, run_name="below", variant="input", max_steps=2, save_steps=2, warmup_steps=1), home)
+    for number, code in enumerate(CODES):
+        for split, count in (("train", 30), ("dev", 9), ("test", 12)):
+            texts = tiny.sentences(code, count, seed=7 * number + count)
+            rows = [f"{i}\t{TOPICS[i % 3]}\t{text}" for i, text in enumerate(texts)]
+            tiny.write(home / f"sets/sib200/{code}/{split}.tsv", "\n".join(["index_id\tcategory\ttext", *rows]) + "\n")
+    return home
+
+
+@pytest.fixture
+def large(monkeypatch) -> None:
+    "Embeddings of two steps are small: those of the run are multiplied where they are read."
+    from langsamp.encoding import open_encoder as module
+
+    small = module._input_embeddings
+    monkeypatch.setattr(module, "_input_embeddings", lambda *given: 300 * small(*given))
+
+
+def values(home: Path, encoder: str, task: str, **more) -> list[float]:
+    p = EvaluationParams(encoder=encoder, tasks=[task], data_dir=str(home / "sets"), seeds=1, **more)
+    rows = evaluate(p, home)[0]
+    return rows[~rows.metric.str.startswith("chance")].sort_values(["target", "metric", "mode"]).value.tolist()
+
+
+@pytest.mark.parametrize("task", ["sib200-parallel", "sib200"])
+def test_an_evaluation_names_the_language_of_its_texts(home, large, task):
+    "A classifier over token frequencies finds the same languages, so both have the same scores; without, others."
+    given, identified, alone = (values(home, f"below{how}", task) for how in ("@given", "@identified", ""))
+    assert np.allclose(given, identified, atol=1e-6) and not np.allclose(given, alone, atol=1e-3)
+
+
+def test_neutrality_and_transfer_name_it_too(home, large, monkeypatch):
+    monkeypatch.setenv("LANGSAMP_DATA", str(home / "sets"))
+    datasets = load_labelled("sib200")[0]
+    text = ParallelText(list(CODES), [one.splits["test"].texts for one in datasets], [])
+    found = {}
+    for how in ("@given", "@identified", ""):
+        p = TransferParams(encoder=f"below{how}", seeds=1)
+        vectors = encode_languages(open_encoder(p.encoder, home), datasets, [1.0])
+        measured = neutrality_table({"one": [p.encoder]}, text, family_resamples(list(CODES), 5, 0), home)
+        scores, similar = transfer_matrix(p, home)
+        tables = [scores.value, similar["mean vector"], unlabelled_relations(p, home)["NN-Rank"].dropna()]
+        tables += [*(x.test_LKH.ravel() for x in vectors.values()), measured[measured.run == p.encoder].value]
+        found[how] = [np.asarray(x, float) for x in tables]
+    for given, identified, alone in zip(*found.values(), strict=True):
+        assert np.allclose(given, identified, atol=1e-4) and not np.allclose(given, alone, atol=1e-3)
+
+
+def test_a_model_returns_each_hidden_state_once(home):
+    "Every call with ids makes a copy of the encoder, which shares the layers and their hooks."
+    model, tokenizer = open_model(home / "below")
+    (language,), (script,) = language_script_ids(["rus_Cyrl"], model.config)
+    ids = {"language_ids": language[None], "script_ids": script[None]}
+    text = tokenizer("Москва", return_tensors="pt")["input_ids"]
+    counts = [len(model(text, **ids, output_hidden_states=True).hidden_states) for _ in range(3)]
+    assert counts == 3 * [model.config.backbone_config.num_hidden_layers + 1]
+
+
+def test_fine_tuning_does_not_name_it(home):
+    with pytest.raises(UserError, match="which fine-tuning does not give; use frozen"):
+        values(home, "below@given", "sib200", mode="fine-tuned")
