@@ -750,6 +750,7 @@ STAGES["05_reproduce"] = Stage(
         "benchmarks": Effect([["sib200"]], "evaluate"),
         "languages": Effect([["rus_Cyrl"]], "evaluate"),
         "layer": Effect([0], "evaluate, show"),
+        "probe_seeds": Effect([2], "evaluate"),
         "scores": Effect([["udhr:raw:acc10"]], "show"),
         "text": Effect(["sib200", "bible"], "show"),
         "num_processes": Effect([2], "at once", why="number of notebooks at a time"),

@@ -125,7 +125,7 @@ def test_nothing_is_evaluated_twice(uninterrupted, fresh, outputs, monkeypatch):
     real = Encoder.encode
     monkeypatch.setattr(Encoder, "encode", lambda self, texts, *more: pytest.fail() if texts else real(self, texts))
     monkeypatch.setattr(
-        "langsamp.evaluation.tasks.train_probe", lambda *arguments: pytest.fail("something was trained")
+        "langsamp.evaluation.tasks.train_probes", lambda *arguments: pytest.fail("something was trained")
     )
     assert rows_of(evaluate(fresh, outputs)[0]) == uninterrupted
 

@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .neutrality import family_resamples, language_share, retrieval
+from ..core.code_version import code_version
 from ..core.errors import UserError
 from ..core.files import content_hash, write_text
 from ..encoding.encoder import encode_layers
@@ -27,7 +28,6 @@ from ..encoding.open_encoder import Encoder, in_language, open_encoder
 from ..evaluation.datasets import LabelledDataset, load_labelled
 from ..evaluation.linear_probe import fit_probe
 from ..evaluation.metrics import SCORES
-from ..evaluation.results import code_version
 from ..languages.codes import parse_code
 from ..model.variants import VARIANTS
 from ..params.evaluate import NeutralityTransferParams

@@ -112,7 +112,8 @@ def evaluation_jobs(p: ReproductionParams) -> Iterator[Job]:
     starts = _untrained(p)[: 1 if _preset(p).get("backbone") else None]  # All seeds of a checkpoint start from it
     for encoder in [*(name for names in zip(*_evaluated(p).values()) for name in names), *starts]:
         output = f"evaluations/{quote(encoder, safe='')}-layer-{p.layer}.ipynb"
-        parameters = {"encoder": encoder, "tasks": _tasks(p), "languages": p.languages, "layer": p.layer}
+        settings = {"languages": p.languages, "layer": p.layer, "seeds": p.probe_seeds}
+        parameters = {"encoder": encoder, "tasks": _tasks(p), **settings}
         yield Job("evaluate", "04_evaluate.ipynb", output, parameters)
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #06aa2978

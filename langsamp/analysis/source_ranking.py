@@ -32,11 +32,11 @@ from .statistics import family_bootstrap
 from .sub_networks import shared_sub_networks
 from .typology import language_relations
 from .unlabelled_text import nearest_neighbour_votes, plain_sentences, subword_overlap, token_states
+from ..core.code_version import code_version
 from ..core.errors import UserError
 from ..core.files import content_hash, sha256, write_text
 from ..encoding.open_encoder import Encoder, in_language, open_encoder
 from ..evaluation.datasets import LabelledDataset, load_labelled
-from ..evaluation.results import code_version
 from ..languages.codes import family_of, parse_code
 from ..languages.uriel import URIEL_KINDS, uriel_similarity
 from ..params.evaluate import TransferParams

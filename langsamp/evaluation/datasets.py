@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DATASETS', 'SIB200_TOPICS', 'TAXI1500_TOPICS', 'NER_TAGS', 'UPOS_TAGS', 'LABELS', 'SPLITS', 'LAYOUTS',
            'LabelledTexts', 'LabelledDataset', 'DatasetInfo', 'repair_ner_tags', 'validate_labels', 'Layout',
-           'dataset_code', 'message_with_path', 'read_task_folder', 'load_labelled']
+           'dataset_code', 'message_with_path', 'bible_files', 'read_task_folder', 'load_labelled']
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #44e085e9
 import re
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError, did_you_mean
+from ..core.parsed_files import from_files
 from ..corpora.bible import bible_editions, bible_verses
 from ..corpora.bible_corpus import BibleFolder, VerseList, find_bibles, read_verse_list, taxi1500_english
 from ..corpora.evaluation_text import detect_code
@@ -278,6 +279,15 @@ def message_with_path(path: Path, error: Exception) -> str:
     "Return an error message that names the file."
     return str(error) if str(path) in str(error) else f"{path}: {error}"
 
+# %% ../../nbs/library/evaluation/00_datasets.ipynb #557ab34a
+def bible_files(
+    folder: Path,  # With the data sets
+) -> list[Path]:
+    "Return the files of `bible/` and `taxi1500/`, and the tables beside them."
+    names = ("bible", "corpus", "metadata", "taxi1500", "../taxi1500")
+    found = [*folder.glob("*.*"), *(path for name in names for path in (folder / name).rglob("*.*"))]
+    return [path for path in found if path.is_file()]
+
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #d14294e0
 def _read_language(
     task: str,  # A key of `LAYOUTS`
@@ -448,8 +458,10 @@ def load_labelled(
     if task not in LABELS:
         raise UserError(f"no labelled data set `{task}`{did_you_mean(task, LABELS)}; choose one of {', '.join(LABELS)}")
     folder = local_data_folder(data)
+    if task == "taxi1500" and folder is None:
+        raise UserError("taxi1500 is not on the Hub; set LANGSAMP_DATA to a folder with taxi1500/ and bible/")
+    if folder is None:
+        return _from_hub(task)
     if task == "taxi1500":
-        if folder is None:
-            raise UserError("taxi1500 is not on the Hub; set LANGSAMP_DATA to a folder with taxi1500/ and bible/")
-        return _taxi1500(folder / task)
-    return read_task_folder(task, folder / task) if folder else _from_hub(task)
+        return from_files(_taxi1500, bible_files(folder), folder / task)
+    return from_files(read_task_folder, (folder / task).rglob("*.*"), task, folder / task)

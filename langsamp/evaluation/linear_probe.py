@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['C_VALUES', 'Window', 'word_windows', 'pad_batch', 'batches_by_length', 'encode_words', 'LinearProbe', 'fit_probe',
-           'train_probe']
+           'train_probes', 'train_probe']
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #53ecc62c
 import warnings
@@ -145,13 +145,15 @@ def encode_words(
 def _head(
     vectors_NH: np.ndarray,  # Sentences or words
     labels: Sequence[str],  # One each
+    counts_N: np.ndarray,  # How often each was drawn
     strength: float,  # `C` of scikit-learn: the larger, the weaker the penalty
 ) -> Pipeline:
     "Fit a multinomial logistic regression on standardized features."
     head = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=100))
+    drawn = {f"{step}__sample_weight": counts_N for step in ("standardscaler", "logisticregression")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return head.fit(vectors_NH, np.array(labels))
+        return head.fit(vectors_NH, np.array(labels), **drawn)
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #a6bd61f0
 C_VALUES = (0.001, 0.01, 0.1, 1.0)
@@ -191,17 +193,18 @@ class LinearProbe:
         return self.label(self.read(texts))
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #dd6b354d
-def _sample(
+def _times_drawn(
     count: int,  # Of training sentences
-    seed: int,  # 0: all of them
-) -> np.ndarray:  # Their numbers
-    "Return the training sentences of a seed."
-    return np.arange(count) if seed == 0 else np.random.default_rng(seed).integers(count, size=count)
+    seed: int,  # 0: all of them once
+) -> np.ndarray:  # One number a sentence
+    "Return how often a seed draws each training sentence."
+    drawn = np.random.default_rng(seed).integers(count, size=count) if seed else np.arange(count)
+    return np.bincount(drawn, minlength=count)
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #9a2edb2c
 def _best(
     read: Any,  # Texts to vectors
-    xy: tuple[np.ndarray, list[str]],  # Training vectors and their labels
+    xy: tuple[np.ndarray, list[str], np.ndarray],  # Training vectors, their labels, how often each counts
     dev: tuple[Sequence[np.ndarray], Any],  # Vectors and labels as a split has them
     words: bool,  # Whether a label is a word's
     score: Callable[..., float],  # Of the right and the predicted labels
@@ -223,12 +226,14 @@ def fit_probe(
     "Fit a linear classifier on hidden states that were computed before, so that several seeds share them."
     vectors, labels = train
     words = bool(labels) and isinstance(labels[0], list)
-    rows = _sample(len(labels), seed)
+    counts = _times_drawn(len(labels), seed)
+    rows = np.flatnonzero(counts)
     x, y = [_flat([items[i] for i in rows], words) for items in train]
+    repeated = np.repeat(counts[rows], [len(labels[i]) if words else 1 for i in rows])
     if len(set(y)) < 2:
         raise UserError(f"the training labels are {sorted(set(y))}; give at least two different ones")
     score = score_of(metric_for_best_model or ("token_accuracy" if words else "f1_macro"))
-    return _best(read, (np.stack(x), y), dev, words, score)
+    return _best(read, (np.stack(x), y, repeated), dev, words, score)
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #de0878e2
 def _reader(
@@ -240,19 +245,26 @@ def _reader(
     return partial(encode_words, **settings) if words else partial(encode, pooling=pooling, **settings)
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #cb793836
-def train_probe(
+def train_probes(
     model: Any,  # A stock encoder; not changed
     tokenizer: Any,  # Its tokenizer
     train: LabelledTexts,  # Of the source language
     dev: LabelledTexts,  # The same for the development set, to choose the penalty
     layer: int,  # Layer whose output is used: 8 in the paper's retrieval, -1 the last
-    seed: int = 0,  # Draws the training sentences; 0 takes all
+    seeds: Sequence[int],  # One probe each; a seed draws the training sentences, and 0 takes all
     metric_for_best_model: str = "",  # A name in `SCORES`
     pooling: str = "mean",  # Of sentences; see `langsamp.encoding.encoder.encode`
-) -> LinearProbe:
-    "Encode both splits once, and fit a classifier."
+) -> list[LinearProbe]:
+    "Encode both splits once, and fit a classifier for each seed."
     words = bool(train.labels) and isinstance(train.labels[0], list)
     read = _reader(words, pooling, model=model, tokenizer=tokenizer, layer=layer)
-    return fit_probe(
-        read, (read(train.texts), train.labels), (read(dev.texts), dev.labels), seed, metric_for_best_model
-    )
+    features = [(read(split.texts), split.labels) for split in (train, dev)]
+    return [fit_probe(read, *features, seed, metric_for_best_model) for seed in seeds]
+
+
+def train_probe(
+    model: Any, tokenizer: Any, train: LabelledTexts, dev: LabelledTexts, layer: int,  # As for `train_probes`
+    seed: int = 0, **settings: Any,  # As for `train_probes`
+) -> LinearProbe:  # fmt: skip
+    "Fit the classifier of one seed."
+    return train_probes(model, tokenizer, train, dev, layer, [seed], **settings)[0]

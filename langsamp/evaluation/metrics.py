@@ -8,6 +8,7 @@ __all__ = ['SCORES', 'chunks', 'f1_seqeval', 'f1_seqeval_bare', 'token_accuracy'
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #569c95a3
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from seqeval.metrics.sequence_labeling import get_entities
@@ -49,13 +50,19 @@ def _same_shape(
             )
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #86592964
+@lru_cache(4)
+def _gold_chunks(gold: tuple[tuple[str, ...], ...]) -> set[tuple[str, int, int]]:
+    "Return the chunks of gold tags, which are compared with the predictions of many probes."
+    return chunks(gold)
+
+
 def f1_seqeval(
     gold: Sequence[Sequence[str]],  # Gold tags: IOB1, IOB2 or IOBES
     predicted: Sequence[Sequence[str]],  # Predicted tags, one per word
 ) -> float:  # 0 to 1; 0 if neither has a chunk
     "Return the micro-averaged F1 of chunks, whose type and both ends must be right."
     _same_shape(gold, predicted)
-    right, guess = chunks(gold), chunks(predicted)
+    right, guess = _gold_chunks(tuple(map(tuple, gold))), chunks(predicted)
     return 2 * len(right & guess) / max(len(right) + len(guess), 1)
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #5dba811c

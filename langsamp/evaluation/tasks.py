@@ -22,7 +22,7 @@ from ..encoding.open_encoder import Encoder, in_language
 from .bitext import Bitext, load_bitexts
 from .datasets import DATASETS, DatasetInfo, LabelledDataset, load_labelled
 from .finetune import CLASSIFICATION, TAGGING, FineTuning, fine_tune
-from .linear_probe import fit_probe, train_probe
+from .linear_probe import train_probes
 from .metrics import SCORES
 from .results import Results, Unit, record_request
 from .retrieval import encode_bitexts, retrieval_rows
@@ -260,12 +260,10 @@ def _train_probes(
     "Train a linear probe for each seed on hidden states that are computed once."
     train, dev = source.splits["train"], source.splits["dev"]
     model = in_language(encoder, source.code).model
-    first = train_probe(model, encoder.tokenizer, train, dev, layer, seeds[0], metric, pooling)
-    features = [(first.read(split.texts), split.labels) for split in (train, dev)] if seeds[1:] else []
-    probes = [first, *(fit_probe(first.read, *features, seed, metric) for seed in seeds[1:])]
+    probes = train_probes(model, encoder.tokenizer, train, dev, layer, seeds, metric, pooling)
 
     def predict(texts: Sequence[Any], code: str) -> list[list[Any]]:
-        vectors = first.read(texts, model=in_language(encoder, code).model)
+        vectors = probes[0].read(texts, model=in_language(encoder, code).model)
         return [probe.label(vectors) for probe in probes]
 
     return predict

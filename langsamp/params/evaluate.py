@@ -178,6 +178,7 @@ class ReproductionParams(Params):
     benchmarks: list[Task] = Field([], description="More tasks, for which LANGSAMP_DATA must have the data")
     languages: list[str] = Field([], description="Language codes of the tasks; [] uses all")
     layer: Layer = Field(-1, description="Layer to pool; -1 is the last")
+    probe_seeds: Seeds = Field(5, description="Seeds of labelled tasks for each encoder: 42, 43, …")
     scores: Scores = Field(["udhr:raw:acc1"], description="Scores to show, each as task:mode:metric")
     text: NeutralityText = Field("udhr", description="Parallel text for neutrality: udhr, sib200 or bible")
     num_processes: Count = Field(1, description="Notebooks to run at a time")
