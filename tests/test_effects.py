@@ -648,8 +648,8 @@ STAGES["figures/resource_levels"] = Stage(
     {"encoders": LABELS, "baseline": "B", "name": "figure", "n_resamples": 50},
     see_figure,
     figure_effects(
-        encoders=Effect([FEWER], "runs, .csv, differences.csv"),
-        baseline=Effect(["A", ""], "differences.csv"),
+        encoders=Effect([FEWER], "runs, .csv, differences.csv, languages.csv, costs.csv"),
+        baseline=Effect(["A", ""], "differences.csv, costs.csv"),
         num_levels=Effect([2], ".csv, differences.csv"),
         n_resamples=Effect([60], "differences.csv"),
     ),

@@ -1,5 +1,7 @@
 "Array tasks write the same shards as one pass, even if they are killed."
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -110,6 +112,41 @@ def test_tasks_killed_at_random(array, tmp_path, turn):
                 waiting.remove(number)
         random.shuffle(waiting)
     assert sums(tmp_path) == whole, kills
+
+
+ENGINE = """
+import sys
+from pathlib import Path
+from datatrove.executor import LocalPipelineExecutor
+from langsamp.params.pretrain import PretrainParams
+from langsamp.params.yaml_reader import read_yaml
+from langsamp.training.shard_tasks import datatrove_step
+if __name__ == "__main__":
+    p, outputs = PretrainParams.model_validate(read_yaml(sys.argv[1])), Path(sys.argv[2])
+    steps = [datatrove_step(p, outputs)]
+    LocalPipelineExecutor(steps, tasks=4, workers=2, logging_dir=str(outputs / "logs")).run()
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_with_two_workers_that_is_killed(array, tmp_path):
+    "A datatrove pipeline, killed with its workers when the first shard is there, and started again: every byte of one pass."
+    pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -e .[dev]")
+    _, params, whole = array
+    (tmp_path / "engine.py").write_text(ENGINE)
+    command = [sys.executable, str(tmp_path / "engine.py"), str(params), str(tmp_path / "outputs")]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    home = tmp_path / "outputs/data/shards"
+    tiny.wait_for(lambda: any(home.glob("*_*")), lambda: first.poll() is None)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert len([*home.glob("*_*")]) < len(CODES)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert sums(tmp_path / "outputs") == whole
+    assert len([*(tmp_path / "outputs/logs/completions").iterdir()]) == 4
+    third = subprocess.run(command, capture_output=True, text=True)
+    assert third.returncode == 0 and "all 4 tasks have already been completed" in third.stderr
 
 
 def test_an_invalid_task_number_is_refused(array, tmp_path, capsys):
