@@ -164,7 +164,9 @@ def told_in(nth: int) -> Callable:
 
 def test_resumed_twice_at_every_step(tmp_path):
     "Two stops each after the first step, at both ends of epochs and one step before the end: the same bytes."
-    p = TrainingParams(max_steps=9, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=4)
+    p = TrainingParams(
+        precision="fp32", max_steps=9, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=4
+    )
     whole = small_run(tmp_path / "whole", p)
     for step in range(1, 9):
         run = tmp_path / f"stopped-{step}"
@@ -179,7 +181,9 @@ def test_resumed_twice_at_every_step(tmp_path):
 @pytest.mark.parametrize("when", ["in its first validation", "after its last checkpoint"])
 def test_stopping_twice_before_the_first_and_after_the_last_step(tmp_path, monkeypatch, when):
     "The same bytes, and no additional step."
-    p = TrainingParams(max_steps=6, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=3)
+    p = TrainingParams(
+        precision="fp32", max_steps=6, global_batch_size=8, micro_batch_size=4, warmup_steps=2, save_steps=3
+    )
     whole, run = small_run(tmp_path / "whole", p), tmp_path / "broken"
 
     def killed(*_) -> None:

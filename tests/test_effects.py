@@ -229,7 +229,7 @@ TINY |= {
     "micro_batch_size": 2,
     "warmup_steps": 1,
 }
-TINY |= {"save_steps": 3, "seed": 7}
+TINY |= {"save_steps": 3, "seed": 7, "precision": "fp32"}
 LEARNS = "losses, weights, last"
 READS = f"batches, {LEARNS}"
 STARTS = f"start, {READS}"

@@ -28,7 +28,7 @@ def tiny_model(dropout: float) -> LangSAMPForMaskedLM:
 def losses_of(model: LangSAMPForMaskedLM, steps: int, folder: Path, packing: str) -> list[float]:
     "Train on fixed tokens: two micro-batches, warm-up, decay and clipping."
     schedule = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, "save_steps": steps}
-    p = TrainingParams(max_steps=steps, global_batch_size=8, micro_batch_size=4, **schedule)
+    p = TrainingParams(precision="fp32", max_steps=steps, global_batch_size=8, micro_batch_size=4, **schedule)
     Trainer(model, tiny.synthetic_data(folder, packing=packing), p).train(folder / "run")
     return [line["loss"] for line in tiny.metrics_of(folder / "run") if "loss" in line]
 

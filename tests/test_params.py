@@ -63,7 +63,7 @@ KINDS = sorted(  # In a fixed order: each test process must collect the same tes
             ["variant must be one of baseline, language, script, language+script", "did you mean `script`?"],
         ),
         ({"variant": 3}, ["`variant` must be a string, not 3"]),
-        ({"precision": "fp16"}, ["precision must be one of fp32, bf16, not `fp16`"]),
+        ({"precision": "fp16"}, ["precision must be one of auto, fp32, bf16, not `fp16`"]),
         (
             {"global_batch_size": 10, "micro_batch_size": 4},
             ["global_batch_size 10 must be a multiple of micro_batch_size 4"],

@@ -249,7 +249,7 @@ def test_training_draws_by_the_quotas(tmp_path):
     "Quotas equal to the numbers of sequences change no loss, others do."
     data, size = tiny.synthetic_data(tmp_path), {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = XLMRobertaConfig(vocab_size=256, max_position_embeddings=18, intermediate_size=32, **size)
-    p, found = TrainingParams(max_steps=12, global_batch_size=8, micro_batch_size=8), {}
+    p, found = TrainingParams(precision="fp32", max_steps=12, global_batch_size=8, micro_batch_size=8), {}
     counts = np.diff(data.train.shard_ends, prepend=0)
     for name, wanted in {"baseline": None, "all": counts, "English": counts * [1, 0]}.items():
         model = from_backbone(config, ["eng", "rus"], ["Cyrl", "Latn"], seed=3)

@@ -65,6 +65,7 @@ def params_of(corpus: Path, **overrides) -> PretrainParams:
         "warmup_steps": 4,
         "save_steps": 6,
         "seed": 7,
+        "precision": "fp32",  # On machines with native bf16 too
     }
     return PretrainParams.model_validate(text | model | training | overrides)
 

@@ -30,7 +30,7 @@ from ..params.evaluate import ReproductionParams, Task
 from ..params.pretrain import PretrainParams
 from ..params.yaml_reader import read_yaml
 from ..training.pretrain import pretrain
-from ..training.run_dir import check_same_params
+from ..training.run_dir import check_same_params, kept_precision
 
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #507d5899
 @dataclass(frozen=True)
@@ -160,6 +160,13 @@ def _check_runs(p: ReproductionParams, outputs: Path) -> None:
         wanted = PretrainParams.model_validate(job.parameters)
         check_same_params(outputs / wanted.run_name, wanted.model_dump())
 
+# %% ../../nbs/library/analysis/11_reproduction.ipynb #e7f0d7a3
+def _with_one_precision(p: ReproductionParams, outputs: Path) -> ReproductionParams:
+    "Return the parameters with the precision of the first run that has begun, if there is one."
+    free = [job.parameters for job in pretraining_jobs(p) if job.parameters.get("precision", "auto") == "auto"]
+    kept = [*filter(None, (kept_precision(outputs / parameters["run_name"]) for parameters in free))]
+    return p.replace(overrides=p.overrides | {"precision": kept[0]}) if kept else p
+
 # %% ../../nbs/library/analysis/11_reproduction.ipynb #1315d6b8
 def _finished(job: Job, outputs: Path) -> bool:
     "Return whether a run and its notebook exist; other jobs are run again and resume."
@@ -195,6 +202,7 @@ def reproduce(
 ) -> pd.DataFrame:  # One row per job, with its seconds
     "Run all jobs, stage by stage, resuming after an interruption."
     outputs, threads = Path(outputs).resolve(), max(1, (os.cpu_count() or 1) // p.num_processes)
+    p = _with_one_precision(p, outputs)
     _check_runs(p, outputs)
     done = []
     for stage in (adaptation_jobs, pretraining_jobs, evaluation_jobs, figure_jobs):

@@ -32,6 +32,7 @@ from langsamp.params.benchmark import (
     TrainingSpeedParams,
 )
 from ..tokenization.train import pretrained_tokenizer
+from ..training.precision import resolve_precision
 from ..training.run_dir import add_provenance, check_same_data, check_same_params, lock_run, write_params
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #b28c6ef1
@@ -80,6 +81,13 @@ def _jobs(p: BenchmarkParams, outputs: Path, folder: Path) -> Iterator[tuple[str
         for encoder in EncodingSpeedParams.model_validate(p.encoding).encoders:
             yield "encoding", encoder, partial(encoding_suite, p, encoder, *here)
 
+# %% ../../nbs/library/benchmark/05_run.ipynb #0a5ae095
+def _print_precisions() -> str:
+    "Return the precision of a run here by default; print it, and that of the programs."
+    default = resolve_precision("auto")
+    print(f"…_bf16 are in bf16, all others in fp32; the default of a run is {default} here", flush=True)
+    return default
+
 # %% ../../nbs/library/benchmark/05_run.ipynb #ee5121d3
 def run_benchmark(
     p: BenchmarkParams,
@@ -93,7 +101,7 @@ def run_benchmark(
         check_same_params(folder, p.model_dump())
         check_same_data(folder, text)
         write_params(folder, p.model_dump())
-        add_provenance(folder, text, seed=42)
+        add_provenance(folder, text, seed=42, default_precision=_print_precisions())
         scratch = outputs / "data" / "benchmarks" / f"{p.name}-{content_hash(p.model_dump(), text)}"
         scratch.mkdir(parents=True, exist_ok=True)
         for number, (stage, part, job) in enumerate(_jobs(p, outputs, scratch)):

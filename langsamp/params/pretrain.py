@@ -155,6 +155,9 @@ class OptimizerParams(Params):
         ]
 
 # %% ../../nbs/library/params/02_pretrain.ipynb #48d8ba63
+_PRECISION = "auto: bf16 where the processor or GPU has it natively, else fp32; bf16; fp32"
+
+
 class BatchParams(OptimizerParams):
     "Batches, masks and precision."
 
@@ -164,7 +167,7 @@ class BatchParams(OptimizerParams):
     )
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="Share of tokens to predict; 0.15 in validation")
     seed: Seed = Field(42, description="Seed of weights, data order, masks and dropout")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 or bf16")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description=_PRECISION)
     gradient_checkpointing: bool = Field(False, description="Recompute states instead of keeping them: less memory")
     torch_compile: bool = Field(False, description="Compile the encoder with torch.compile")
 

@@ -67,8 +67,7 @@ def make_accelerator(
     "Make the accelerator of a run: its processes, and the precision of matrix products."
     init_distributed()
     AcceleratorState._reset_state()  # Else a second run in one process could not have another precision
-    kind = "bf16" if precision == "bf16" else "no"
-    found = Accelerator(cpu=_use_cpu(), mixed_precision=kind)
+    found = Accelerator(cpu=_use_cpu(), mixed_precision={"bf16": "bf16", "fp32": "no"}[precision])
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and found.distributed_type == DistributedType.MULTI_CPU:
         found.state.distributed_type = DistributedType.FSDP
         found.state.fsdp_plugin = FullyShardedDataParallelPlugin()

@@ -42,6 +42,7 @@ from ..params.pretrain import TrainingParams
 from .checkpoints import load_checkpoint, newest_valid, save_checkpoint
 from .distributed import apply_fsdp, make_accelerator
 from .logging import RunLogger
+from .precision import resolve_precision
 from .trackers import open_tracker
 
 # %% ../../nbs/library/training/04_loop.ipynb #4ff67140
@@ -146,7 +147,7 @@ class _Placement:
     "Model, optimiser and data on the devices of this process, and the state that a checkpoint keeps."
 
     def __init__(self, model: LangSAMPForMaskedLM, data: Data, p: TrainingParams) -> None:
-        self.accelerator = make_accelerator(p.precision)
+        self.accelerator = make_accelerator(resolve_precision(p.precision))
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if p.global_batch_size % (p.micro_batch_size * self.world):
             raise UserError(

@@ -26,6 +26,7 @@ from ..model.langsamp import LangSAMPForMaskedLM
 from ..params.pretrain import PlanParams, PretrainParams
 from ..params.yaml_reader import read_yaml
 from .loop import Data, Trainer
+from .precision import describe_precision, resolve_precision
 from .prepare import Corpus, prepare, training_data
 from .pretrain import initial_model
 
@@ -172,6 +173,13 @@ def _data(
         print(f"planned with sampling `temperature`: {error}", flush=True)
         return training_data(run.replace(sampling="temperature"), corpus)
 
+# %% ../../nbs/library/training/08_plan.ipynb #c59f6272
+def _resolved(run: PretrainParams, outputs: Path) -> PretrainParams:
+    "Parameters with the precision that the run has or would have here, which is printed."
+    precision = resolve_precision(run.precision, outputs / run.run_name)
+    print(describe_precision(precision), flush=True)
+    return run.replace(precision=precision)
+
 # %% ../../nbs/library/training/08_plan.ipynb #0d467dc8
 def plan(
     p: PlanParams,  # A params file (empty: the defaults), overrides, and how many steps to measure
@@ -179,7 +187,7 @@ def plan(
 ) -> dict[str, float]:  # The numbers of `computed_costs` and `measured_costs`, and `seconds: run`
     "Plan a run: its text is prepared as by the run, and a few steps are measured."
     values = read_yaml(_upward(Path(p.params))) if p.params else {}
-    run = PretrainParams.model_validate(values | p.overrides)
+    run = _resolved(PretrainParams.model_validate(values | p.overrides), Path(outputs))
     corpus = prepare(run, Path(outputs))
     model, data = initial_model(run, corpus, outputs), _data(run, corpus, "corpus" in p.overrides)
     cost = computed_costs(run, model, data, corpus) | measured_costs(run, model, data, p.measured_steps)

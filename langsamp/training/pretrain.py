@@ -75,6 +75,7 @@ from .extend import extend_run
 from .logging import describe_validation, masked_tokens
 from .loop import Trainer
 from .model_card import write_missing_cards
+from .precision import describe_precision, resolve_precision
 from .prepare import Corpus, open_run, prepare, training_data, write_corpus_report
 from langsamp.training.run_dir import (
     add_provenance,
@@ -252,6 +253,7 @@ def pretrain(
 ) -> dict[str, Any]:  # The result, as kept in result.json
     "Run pretraining from text to exported encoder. A second call continues the run, or returns its result."
     folder, machine = Path(outputs) / p.run_name, init_distributed()
+    p = p.replace(precision=resolve_precision(p.precision, folder))
     _check_measures(p, folder, evaluate is not None)
     with lock_run(folder) if machine.is_main_process else nullcontext():
         check_same_params(folder, p.model_dump())
@@ -359,10 +361,11 @@ def _write_result(folder: Path, result: dict[str, Any]) -> None:
 def _begin(p: PretrainParams, corpus: Corpus, folder: Path, model: LangSAMPForMaskedLM) -> None:
     "Write what a session starts from, and say what it takes over from its backbone."
     write_params(folder, p.model_dump())
-    session = {"max_steps": p.max_steps} | ({"language_weights": p.language_weights} if p.language_weights else {})
+    session: dict[str, Any] = {"max_steps": p.max_steps, "precision": p.precision}
+    session |= {"language_weights": p.language_weights} if p.language_weights else {}
     add_provenance(folder, corpus.identity, p.seed, initial_weights_hash(p, folder.parent), **session)
     write_corpus_report(corpus, folder)
-    for line in [*describe_taken_over(model), *filter(None, [unused_parameters(p)])]:
+    for line in [*describe_taken_over(model), *filter(None, [unused_parameters(p)]), describe_precision(p.precision)]:
         print(line, flush=True)
     if p.backbone and is_encoder_alone(find_backbone(p.backbone, folder.parent)):
         print(f"backbone `{p.backbone}` is an encoder alone: the head that predicts masked tokens is new", flush=True)
