@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'shard_lines', 'training_sequences', 'baseline_dataset', 'embedding_ids', 'ReferenceLangSAMP',
-           'baseline_model', 'baseline_arguments', 'baseline_trainer']
+           'ReferenceModernBertForMaskedLM', 'baseline_model', 'baseline_arguments', 'baseline_trainer']
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #dd16d9a6
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,12 +19,15 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForMaskedLM,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
+    ModernBertForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
 from transformers.modeling_outputs import MaskedLMOutput
@@ -132,11 +135,16 @@ def embedding_ids(
         found[name] = [known.index(getattr(code, name)) for code in codes], len(known)
     return found
 
-# %% ../../nbs/library/benchmark/02_baselines.ipynb #949625c6
-class ReferenceLangSAMP(XLMRobertaForMaskedLM):
-    "The stock model with the paper's change, in its simplest form."
+# %% ../../nbs/library/benchmark/02_baselines.ipynb #11be12cc
+def _predict(model: Any, h_KH: Tensor) -> Tensor:
+    "Return the logits of a stock head."
+    return model.decoder(model.head(h_KH)) if model.config.model_type == "modernbert" else model.lm_head(h_KH)
 
-    def __init__(self, config: XLMRobertaConfig, languages: int, scripts: int) -> None:
+# %% ../../nbs/library/benchmark/02_baselines.ipynb #949625c6
+class _PaperHead(PreTrainedModel):
+    "Before a stock model in the order of classes: the paper's change, in its simplest form."
+
+    def __init__(self, config: PreTrainedConfig, languages: int, scripts: int) -> None:
         super().__init__(config)
         self.language_embeddings = nn.Embedding(languages, config.hidden_size)
         self.script_embeddings = nn.Embedding(scripts, config.hidden_size)
@@ -152,25 +160,34 @@ class ReferenceLangSAMP(XLMRobertaForMaskedLM):
         num_items_in_batch: Tensor | int | None = None,  # Masked tokens of the whole step
         **kwargs: Any,
     ) -> MaskedLMOutput:
-        masked_BL, h_BLH = labels != -100, self.roberta(input_ids, attention_mask=attention_mask)[0]
+        masked_BL, h_BLH = labels != -100, self.base_model(input_ids, attention_mask=attention_mask)[0]
         added_B1H = (self.language_embeddings(language_ids) + self.script_embeddings(script_ids))[:, None]
-        logits_KV = self.lm_head((h_BLH + added_B1H)[masked_BL]).float()
+        logits_KV = _predict(self, (h_BLH + added_B1H)[masked_BL]).float()
         total = F.cross_entropy(logits_KV, labels[masked_BL], reduction="sum")
         return MaskedLMOutput(loss=total / (masked_BL.sum() if num_items_in_batch is None else num_items_in_batch))
+
+# %% ../../nbs/library/benchmark/02_baselines.ipynb #a0e372ca
+class ReferenceLangSAMP(_PaperHead, XLMRobertaForMaskedLM):
+    "The stock XLM-R with the paper's change."
+
+
+class ReferenceModernBertForMaskedLM(_PaperHead, ModernBertForMaskedLM):
+    "The same for a ModernBERT, which the paper's code does not have."
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #9782d9ac
 def baseline_model(
     recipe: Recipe,  # Its head
-    config: XLMRobertaConfig,  # Of an XLM-R
+    config: PreTrainedConfig,  # Of an XLM-R or a ModernBERT
     corpus: Corpus,  # Its languages and scripts
     seed: int,  # Of the weights
-) -> XLMRobertaForMaskedLM:
+) -> PreTrainedModel:
     "Return a model with random weights."
     torch.manual_seed(seed)
     if recipe.head == "all":
-        return XLMRobertaForMaskedLM(config)
+        return AutoModelForMaskedLM.from_config(config)
     rows = embedding_ids(corpus)
-    return ReferenceLangSAMP(config, rows["language"][1], rows["script"][1])
+    kind = ReferenceModernBertForMaskedLM if config.model_type == "modernbert" else ReferenceLangSAMP
+    return kind(config, rows["language"][1], rows["script"][1])
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #24ab88d6
 class _Counting(Trainer):
@@ -222,7 +239,7 @@ def baseline_arguments(
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #8a2283fa
 def baseline_trainer(
-    model: XLMRobertaForMaskedLM,  # From `baseline_model`
+    model: PreTrainedModel,  # From `baseline_model`
     dataset: Dataset,  # From `baseline_dataset`
     corpus: Corpus,  # Its tokenizer
     p: PretrainParams,  # See `baseline_arguments`

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEAK_FLOPS', 'COLOURS', 'ratio_table', 'fastest_langsamp_variants', 'mfu_peak', 'utilization', 'overhead_table',
-           'loss_table', 'ratio_figure', 'utilization_figure', 'overhead_figure', 'loss_figure', 'save_figures']
+           'loss_table', 'ratio_figure', 'utilization_figure', 'overhead_figure', 'loss_figure', 'finished_rows',
+           'save_figures']
 
 # %% ../../nbs/library/benchmark/06_report.ipynb #b7d89092
 import re
@@ -19,7 +20,7 @@ from matplotlib.ticker import NullLocator
 
 from ..analysis.plots import new_figure, save_figure
 from ..analysis.statistics import across_seeds
-from .interleaved import ratio_interval
+from .interleaved import UNFINISHED, ratio_interval
 from ..params.benchmark import BASELINES, OURS
 
 # %% ../../nbs/library/benchmark/06_report.ipynb #fbedf6f3
@@ -102,6 +103,8 @@ def overhead_table(
     "Compare the same variant with and without embeddings, in per cent."
     found: list[dict[str, Any]] = []
     for size, part in rows[rows.stage == "overhead"].groupby("size", sort=False):
+        if not _select(part, "overhead").groupby("round").variant.nunique().eq(2).any():
+            continue  # Cut before a round was complete
         speed, cpu, memory = [_select(part, "overhead", name) for name in ("speed", "CPU speed", "memory")]
         time, used, peak = (
             ratio_interval(speed, "baseline", "language+script"),
@@ -150,11 +153,12 @@ def _display_name(variant: str) -> str:
 # %% ../../nbs/library/benchmark/06_report.ipynb #e83f5c1d
 def _size_title(size: str) -> str:
     "Write out a size `layers x width / vocabulary`; other names stay as they are."
-    found = re.fullmatch(r"(\d+)x(\d+)(?:/(\d+))?", size)
+    found = re.fullmatch(r"(modernbert )?(\d+)x(\d+)(?:x\d+)?(?:/(\d+))?", size)
     if not found:
         return size
-    layers, width, tokens = found.groups()
-    return f"{layers} × {width}" + (f",\n{int(tokens):,} tokens" if tokens else "")
+    kind, layers, width, tokens = found.groups()
+    name = "ModernBERT " if kind else ""
+    return f"{name}{layers} × {width}" + (f",\n{int(tokens):,} tokens" if tokens else "")
 
 # %% ../../nbs/library/benchmark/06_report.ipynb #b3e66bf1
 def _points(axes: Any, table: pd.DataFrame, baselines: Sequence[str]) -> None:
@@ -252,12 +256,20 @@ def loss_figure(
     axes.margins(y=0.5)
     return figure
 
+# %% ../../nbs/library/benchmark/06_report.ipynb #95b774cf
+def finished_rows(
+    rows: pd.DataFrame,  # Of a benchmark
+) -> pd.DataFrame:
+    "Leave out the rows that say what failed or was cut."
+    return rows[~rows.measure.str.startswith(UNFINISHED)]
+
 # %% ../../nbs/library/benchmark/06_report.ipynb #7911ac79
 def save_figures(
     rows: pd.DataFrame,  # Of a benchmark
     folder: Path,  # Its folder, with provenance.json
 ) -> dict[str, pd.DataFrame]:  # The tables by name
     "Save a figure and a table of each stage that was run."
+    rows = finished_rows(rows)
     training, overhead = ratio_table(rows), overhead_table(rows)
     tables = {"ratios": training, "overhead": overhead, "encoding": ratio_table(rows, "encoding")}
     tables |= {"utilization": utilization(rows)} if (rows.stage == "training").any() else {}

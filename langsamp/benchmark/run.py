@@ -6,9 +6,10 @@
 __all__ = ['sample_files', 'run_benchmark']
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #f7685894
+import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from typing import Any
 import pandas as pd
 
 from . import corpus as corpus_suite
-from .suites import COLUMNS, encoding_suite, equal_loss_suite, overhead_suite, training_suite
+from .interleaved import UNFINISHED
+from langsamp.benchmark.suites import (
+    COLUMNS,
+    encoding_suite,
+    equal_loss_suite,
+    overhead_suite,
+    share_of_time,
+    training_suite,
+    unfinished_row,
+)
 from ..core.files import content_hash
 from ..corpora.mediawiki import mediawiki_corpus
 from ..corpora.registry import open_corpus
@@ -64,8 +74,8 @@ def _corpus_jobs(q: CorpusPassParams, outputs: Path, scratch: Path) -> Iterator[
     yield "start", partial(corpus_suite.startup_time, tokenizer, work, q.gigabytes)
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #1654babd
-def _jobs(p: BenchmarkParams, outputs: Path, folder: Path) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    "Yield each stage, its part, and the function that measures it."
+def _jobs(p: BenchmarkParams, outputs: Path, folder: Path) -> Iterator[tuple[str, str, Callable[[float], Any]]]:
+    "Yield each stage, its part, and the function that measures it until a time."
     here = outputs, folder
     for size, given in p.sizes.items():
         yield "training", size, partial(training_suite, p, size, TrainingSpeedParams.model_validate(given), *here)
@@ -76,7 +86,8 @@ def _jobs(p: BenchmarkParams, outputs: Path, folder: Path) -> Iterator[tuple[str
         for seed in range(42, 42 + EqualLossParams.model_validate(p.equal_loss).seeds):
             yield "equal loss", f"seed {seed}", partial(equal_loss_suite, p, seed, *here)
     if p.corpus_pass:
-        yield from (("corpus", *job) for job in _corpus_jobs(CorpusPassParams.model_validate(p.corpus_pass), *here))
+        for part, job in _corpus_jobs(CorpusPassParams.model_validate(p.corpus_pass), *here):
+            yield "corpus", part, lambda until, job=job: job()
     if p.encoding:
         for encoder in EncodingSpeedParams.model_validate(p.encoding).encoders:
             yield "encoding", encoder, partial(encoding_suite, p, encoder, *here)
@@ -94,28 +105,52 @@ def run_benchmark(
     outputs: Path,  # The `outputs/` folder; results go to `benchmarks/NAME` in it
 ) -> pd.DataFrame:  # All rows, as in rows.csv
     "Run all stages; a second call continues with those that are missing."
-    folder = outputs / "benchmarks" / p.name
+    until, folder = time.monotonic() + (p.time_limit or math.inf), outputs / "benchmarks" / p.name
     sources, _ = open_corpus(p.corpus, p.languages, outputs)
     text = content_hash({code: source_hash(files) for code, files in sources.items()})
+    params = p.model_dump(exclude={"time_limit"})  # Another call may have more time
     with lock_run(folder):
-        check_same_params(folder, p.model_dump())
+        check_same_params(folder, params)
         check_same_data(folder, text)
-        write_params(folder, p.model_dump())
+        write_params(folder, params)
         add_provenance(folder, text, seed=42, default_precision=_print_precisions())
-        scratch = outputs / "data" / "benchmarks" / f"{p.name}-{content_hash(p.model_dump(), text)}"
+        scratch = outputs / "data" / "benchmarks" / f"{p.name}-{content_hash(params, text)}"
         scratch.mkdir(parents=True, exist_ok=True)
-        for number, (stage, part, job) in enumerate(_jobs(p, outputs, scratch)):
-            _measure(scratch / f"{number:02d}.csv", f"{stage}, {part}", job)
-        rows = pd.concat([pd.read_csv(path, keep_default_na=False) for path in sorted(scratch.glob("*.csv"))])
-        rows.to_csv(folder / "rows.csv", index=False, float_format="%.8g")
-    return rows.reset_index(drop=True)
+        jobs = {scratch / f"{number:02d}.csv": job for number, job in enumerate(_jobs(p, outputs, scratch))}
+        for number, (path, job) in enumerate(jobs.items()):
+            missing = sum(not other.exists() for other in [*jobs][number:])
+            _measure(path, *job, share_of_time(until, max(1, missing)))
+            rows = _collect([*jobs])
+            rows.to_csv(folder / "rows.csv", index=False, float_format="%.8g")
+    return rows
+
+# %% ../../nbs/library/benchmark/05_run.ipynb #1be651ed
+def _rows_or_failure(stage: str, part: str, job: Callable[[float], Any], until: float) -> Any:
+    "Return the rows of a measurement; with a limit of time, a failure is a row."
+    if until == math.inf:
+        return job(until)
+    if until <= time.monotonic():
+        return [unfinished_row(stage, "all", part, "not started: no time was left")]
+    try:
+        return job(until)
+    except Exception as error:  # Whatever it is, the next part can be measured
+        return [unfinished_row(stage, "all", part, f"failed: {type(error).__name__}: {error}")]
+
+# %% ../../nbs/library/benchmark/05_run.ipynb #b71e2d44
+def _collect(paths: Sequence[Path]) -> pd.DataFrame:
+    "Return the rows of all parts, finished or not."
+    found = [next((p for p in (path, path.with_suffix(".unfinished")) if p.exists()), None) for path in paths]
+    frames = [pd.read_csv(path, keep_default_na=False) for path in found if path]
+    return pd.concat(frames or [pd.DataFrame(columns=COLUMNS)], ignore_index=True)
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #a972416b
-def _measure(path: Path, label: str, job: Callable[[], Any]) -> None:
-    "Run a measurement unless its result exists, and print how long it took."
+def _measure(path: Path, stage: str, part: str, job: Callable[[float], Any], until: float) -> None:
+    "Run a measurement unless its result exists, and print how long it took; unfinished ones are not kept as results."
     if path.exists():
-        return print(f"{label}: kept", flush=True)
-    started, part = time.monotonic(), path.with_suffix(".part-")
-    pd.DataFrame(job(), columns=COLUMNS).to_csv(part, index=False, float_format="%.8g")
-    part.replace(path)
-    print(f"{label}: {time.monotonic() - started:.0f} s", flush=True)
+        return print(f"{stage}, {part}: kept", flush=True)
+    started, temporary = time.monotonic(), path.with_suffix(".part-")
+    rows = pd.DataFrame(_rows_or_failure(stage, part, job, until), columns=COLUMNS)
+    rows.to_csv(temporary, index=False, float_format="%.8g")
+    complete = not rows.measure.str.startswith(UNFINISHED).any()
+    temporary.replace(path if complete else path.with_suffix(".unfinished"))
+    print(f"{stage}, {part}: {time.monotonic() - started:.0f} s{'' if complete else ', not complete'}", flush=True)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OURS', 'BASELINES', 'StepParams', 'TrainingSpeedParams', 'OverheadParams', 'EqualLossParams', 'EncodingSpeedParams',
-           'CorpusPassParams', 'BenchmarkParams', 'shape_of']
+           'CorpusPassParams', 'BenchmarkParams', 'Shape', 'shape_of']
 
 # %% ../../nbs/library/params/04_benchmark.ipynb #1509c182
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -28,9 +28,12 @@ _USUAL = ["run_mlm_lines", "run_mlm_concatenated", "reference", "reference_bf16"
 TrainingVariant = Annotated[str, one_of([*BASELINES, *OURS])]
 
 # %% ../../nbs/library/params/04_benchmark.ipynb #7ef93896
+_PATTERN = r"(modernbert )?([1-9][0-9]*)x([1-9][0-9]*)(?:x([1-9][0-9]*))?/([1-9][0-9]*)( .+)?"
+
+
 def _size(size: str) -> str:
     "Return the name of a model size; raise `ValueError` for a malformed one."
-    if not re.fullmatch(r"([1-9][0-9]*x[1-9][0-9]*)/([1-9][0-9]*)( .+)?", size):
+    if not re.fullmatch(_PATTERN, size):
         raise ValueError(f"must be LAYERSxWIDTH/VOCABULARY, as in 4x256/16384, not {quoted(size)}")
     return size
 
@@ -106,14 +109,16 @@ class CorpusPassParams(Params):
     languages: Count = Field(550, description="Languages of the synthetic shards")
     gigabytes: Positive = Field(1.0, description="Size of the synthetic shards to sample from")
 
-# %% ../../nbs/library/params/04_benchmark.ipynb #1b08f651
+# %% ../../nbs/library/params/04_benchmark.ipynb #fb00c89b
+_TINY = {"2x64/1000": {"tokens_per_step": 512, "tokens_per_micro_batch": 256}}
+
+# %% ../../nbs/library/params/04_benchmark.ipynb #7fb27b941602401d91542211134fc71a
 class BenchmarkParams(Params):
     "The stages to run, and what they have in common."
 
     name: Name = Field("quick", description="Folder under outputs/benchmarks/")
     sizes: dict[Size, dict[str, Any]] = Field(
-        {"2x64/1000": {"tokens_per_step": 512, "tokens_per_micro_batch": 256}},
-        description="Models as LAYERSxWIDTH/VOCABULARY, each with what differs from the defaults",
+        _TINY, description="Models as LAYERSxWIDTH/VOCABULARY, each with what differs from the defaults"
     )
     overhead: dict[str, Any] = Field({}, description="Cost of the embeddings by number of languages; {} skips it")
     equal_loss: dict[str, Any] = Field({}, description="Loss after the same number of tokens; {} skips it")
@@ -125,6 +130,7 @@ class BenchmarkParams(Params):
     learning_rate: Positive = Field(5e-4, description="Learning rate of all variants")
     threads: int = Field(0, ge=0, description="CPU threads per variant; 0: the default of PyTorch")
     torch_compile: bool = Field(False, description="Compile our encoder with torch.compile: useful on GPUs")
+    time_limit: float = Field(0, ge=0, description="Seconds for all stages, 0: no limit; with one, failures are rows")
 
     def conflicts(self) -> list[str]:
         sizes = [(size, TrainingSpeedParams, values) for size, values in self.sizes.items()]
@@ -152,9 +158,21 @@ def _stage_conflict(name: str, kind: type[Params], values: dict[str, Any], max_s
     return ""
 
 # %% ../../nbs/library/params/04_benchmark.ipynb #587e5be5
+class Shape(NamedTuple):
+    "The parts of a size."
+
+    architecture: str  # `xlm-roberta` or `modernbert`
+    num_layers: int
+    hidden_size: int
+    feed_forward: int  # Width of a feed-forward layer; 0: the usual one
+    vocab_size: int
+
+
 def shape_of(
     size: str,  # As in 4x256/16384
-) -> tuple[str, int]:  # `4x256`, 16384
-    "Split the name of a size into the model's shape and its vocabulary size."
-    shape, _, rest = size.partition("/")
-    return shape, int(rest.partition(" ")[0])
+) -> Shape:
+    "Return the parts of the name of a size."
+    found = re.fullmatch(_PATTERN, size)
+    assert found, size  # Checked with the parameters
+    kind, *numbers, _ = found.groups()
+    return Shape((kind or "xlm-roberta").strip(), *(int(number or 0) for number in numbers))
