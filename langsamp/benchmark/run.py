@@ -134,7 +134,9 @@ def _rows_or_failure(stage: str, part: str, job: Callable[[float], Any], until: 
     try:
         return job(until)
     except Exception as error:  # Whatever it is, the next part can be measured
-        return [unfinished_row(stage, "all", part, f"failed: {type(error).__name__}: {error}")]
+        failed = f"failed: {type(error).__name__}: {error}".partition(". Its whole output")[0]
+        over = time.monotonic() >= until  # Then its processes were killed
+        return [unfinished_row(stage, "all", part, "cut: its time was over" if over else failed)]
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #b71e2d44
 def _collect(paths: Sequence[Path]) -> pd.DataFrame:
