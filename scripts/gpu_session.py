@@ -173,7 +173,7 @@ def validations(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted((folder / "runs").glob("*.yaml")):
         p, run = read(path), folder / "outputs" / read(path)["run_name"]
-        key = {name: p[name] for name in ("run_name", "variant", "seed", "max_steps")}
+        key = {name: p.get(name, "") for name in ("run_name", "variant", "seed", "max_steps")}
         key |= {"finished": (run / "result.json").exists()}
         found = [line for line in read(run / "metrics.jsonl", lines=True) if "validation_loss" in line]
         rows += [key | {name: line[name] for name in ("step", "validation_loss")} for line in found] or [key]
