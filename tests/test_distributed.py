@@ -85,6 +85,25 @@ def test_a_signal_to_the_launcher_stops_the_run(new_run, alone):
     assert_close(run, alone)
 
 
+def workers_of(launcher: int) -> list[int]:
+    "The processes that a launcher started."
+    return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(new_run, alone):
+    "torchrun with --max-restarts: one of two workers is killed without warning, both start again, and nothing is lost."
+    params, run = new_run("replaced", dropout=0.0, max_steps=36)
+    process = tiny.start(params, run.parent, *TORCHRUN, "--max-restarts", "1")
+    tiny.wait_for(lambda: tiny.steps_of(run) >= 14, lambda: process.poll() is None)
+    first = workers_of(process.pid)
+    os.kill(first[-1], signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert len(first) == 2 and process.returncode == 0, err
+    assert len(json.loads((run / "provenance.json").read_text())["sessions"]) == 2
+    assert_close(run, alone)
+
+
 # Two processes without a launcher, which takes seconds to start
 
 
