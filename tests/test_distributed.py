@@ -87,7 +87,7 @@ def test_a_signal_to_the_launcher_stops_the_run(new_run, alone):
 
 def workers_of(launcher: int) -> list[int]:
     "The processes that a launcher started."
-    return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+    return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text("utf-8").split()]
 
 
 @pytest.mark.slow

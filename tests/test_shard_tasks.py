@@ -130,7 +130,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_an_engine_with_two_workers_that_is_killed(array, tmp_path):
-    "A datatrove pipeline, killed with its workers when the first shard is there, and started again: every byte of one pass."
+    "A datatrove pipeline, killed when the first shard is there and started again: every byte of one pass."
     pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -e .[dev]")
     _, params, whole = array
     (tmp_path / "engine.py").write_text(ENGINE)

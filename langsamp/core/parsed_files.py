@@ -8,6 +8,7 @@ __all__ = ['from_files']
 # %% ../../nbs/library/core/09_parsed_files.ipynb #e5103a24
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from joblib import Memory
@@ -26,7 +27,7 @@ def _call(
 
 # %% ../../nbs/library/core/09_parsed_files.ipynb #4b48478d
 def from_files(
-    function: Callable[..., Any],  # Of a module of this library; another has no version and is called each time
+    function: FunctionType,  # Of a module of this library; another has no version and is called each time
     files: Iterable[Path],  # All that it reads; a missing file counts as such
     *arguments: Any,  # Values that JSON can represent, or paths
 ) -> Any:
