@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
+from ..data.bundles import read_array
 from ..languages.codes import parse_code
 from ..params.benchmark import BASELINES, OURS
 from ..params.pretrain import PretrainParams
@@ -74,7 +75,7 @@ def shard_lines(
     split: str = "train",
 ) -> list[np.ndarray]:
     "Return the tokens of each line, with `<s>` and `</s>`."
-    tokens, ends = np.fromfile(shard / f"{split}.tokens", "<u4"), np.fromfile(shard / f"{split}.ends", "<u8")
+    tokens, ends = (read_array(shard, f"{split}.{kind}") for kind in ("tokens", "ends"))
     return np.split(tokens, ends[:-1].astype(np.int64)) if len(ends) else []
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #349b5a2c

@@ -9,7 +9,8 @@ __all__ = ['SENTENCES_PER_CHUNK', 'packing_patterns', 'packing_path', 'find_pack
 # %% ../../nbs/library/data/02_packing.ipynb #537f2c95
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache, partial
+from contextlib import ExitStack
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from ..core.errors import UserError
 from ..core.manifests import atomic_folder, find_damage, read_manifest
 from ..core.workers import worker_pool
+from .bundles import ArrayFiles, find_spans, is_bundle, shard_folder, shard_folders, shards_in
 from .shards import MAX_MAPPINGS, TokenDataset, map_file
 
 # %% ../../nbs/library/data/02_packing.ipynb #2747462b
@@ -81,45 +83,41 @@ def _fill_sequences(
 SENTENCES_PER_CHUNK = 2**20  # Sentences packed together, so that memory does not grow with the text
 
 # %% ../../nbs/library/data/02_packing.ipynb #fbf57569
-def _write_split(shard: Path, split: str, size: int, folder: Path) -> dict[str, int]:
-    "Write the packed sequences of one split, some sentences at a time; return counts."
-    ends_N, begin, done = map_file(shard / f"{split}.ends", "<u8"), 0, 0
+def _append_split(ends_N: np.ndarray, split: str, size: int, files: ArrayFiles) -> dict[str, int]:
+    "Append the packed sequences of one split of a shard, some sentences at a time; return counts."
+    begin, done = 0, 0
     facts = {"sentences": len(ends_N), "cut": 0, "tokens": 0, "squares": 0}
-    with (
-        open(folder / f"{split}.starts", "wb") as starts,
-        open(folder / f"{split}.lengths", "wb") as lengths,
-        open(folder / f"{split}.sequences", "wb") as sequences,
-    ):
-        for at in range(0, len(ends_N), SENTENCES_PER_CHUNK):
-            some_N = np.array(ends_N[at : at + SENTENCES_PER_CHUNK])
-            starts_G, lengths_G = _segments(some_N, begin, size)
-            order_G, counts_S = _fill_sequences(lengths_G, size)
-            starts.write(starts_G[order_G].astype("<u8").data)
-            lengths.write(lengths_G[order_G].astype("<u4").data)
-            sequences.write((np.cumsum(counts_S) + done).astype("<u8").data)
-            facts["cut"] += int((np.diff(some_N, prepend=np.uint64(begin)) > size).sum())
-            facts["tokens"] += int(lengths_G.sum())
-            facts["squares"] += int((lengths_G**2).sum())
-            begin, done = int(some_N[-1]), done + len(order_G)
+    for at in range(0, len(ends_N), SENTENCES_PER_CHUNK):
+        some_N = np.array(ends_N[at : at + SENTENCES_PER_CHUNK])
+        starts_G, lengths_G = _segments(some_N, begin, size)
+        order_G, counts_S = _fill_sequences(lengths_G, size)
+        files.append(f"{split}.starts", starts_G[order_G])
+        files.append(f"{split}.lengths", lengths_G[order_G])
+        files.append(f"{split}.sequences", np.cumsum(counts_S) + done)
+        facts["cut"] += int((np.diff(some_N, prepend=np.uint64(begin)) > size).sum())
+        facts["tokens"] += int(lengths_G.sum())
+        facts["squares"] += int((lengths_G**2).sum())
+        begin, done = int(some_N[-1]), done + len(order_G)
     return facts
 
 # %% ../../nbs/library/data/02_packing.ipynb #03aef8f1
 def packing_path(
-    shard: Path,  # From `write_shard`
+    shard: Path,  # From `write_shards`, or its folder
     size: int,  # Tokens per sequence
 ) -> Path:
-    "Return the folder of a shard's packing: in `packed/` beside the folder of the shards."
-    return shard.parents[1] / "packed" / f"{shard.name}-{size}"
+    "Return the folder of the packing of a shard or of its bundle: in `packed/` beside the folder of the shards."
+    folder = shard_folder(shard)
+    return folder.parents[1] / "packed" / f"{folder.name}-{size}"
 
 # %% ../../nbs/library/data/02_packing.ipynb #b89c007e
-def _version_of(shard: Path) -> dict[str, Any]:
-    "The sentence ends that a packing depends on, as recorded in the shard's manifest."
-    files = (read_manifest(shard) or {"files": {}})["files"]
+def _version_of(folder: Path) -> dict[str, Any]:
+    "The sentence ends that a packing depends on, as recorded in the manifest of a shard or bundle."
+    files = (read_manifest(folder) or {"files": {}})["files"]
     return {split: files.get(f"{split}.ends") for split in ("train", "validation")}
 
 # %% ../../nbs/library/data/02_packing.ipynb #2412824e
 def find_packing_damage(
-    shard: Path,  # From `write_shard`
+    shard: Path,  # From `write_shards`, or its folder
     size: int,  # Tokens per sequence
     checksums: bool = True,  # Whether to compare checksums; otherwise only sizes
 ) -> str:
@@ -129,49 +127,70 @@ def find_packing_damage(
         return wrong
     return (
         ""
-        if (read_manifest(folder) or {}).get("text") == _version_of(shard)
+        if (read_manifest(folder) or {}).get("text") == _version_of(shard_folder(shard))
         else f"{folder} belongs to another version of the text"
     )
 
-# %% ../../nbs/library/data/02_packing.ipynb #4dfe367c
+# %% ../../nbs/library/data/02_packing.ipynb #08c4424f
 def pack_shard(
-    shard: Path,  # From `write_shard`
+    shard: Path,  # From `write_shards`, or its folder
     size: int,  # Tokens per sequence
 ) -> Path:  # The folder of the packing
-    "Pack one shard, unless that is done already."
-    folder = packing_path(shard, size)
-    if find_packing_damage(shard, size, checksums=False):
-        splits: dict[str, Any] = {}
-        with atomic_folder(
-            folder, text=_version_of(shard), splits=splits
-        ) as part:  # Filled before the manifest is written
-            for split in ("train", "validation"):
-                splits[split] = _write_split(shard, split, size, part)
-    return folder
+    "Pack one shard, or all shards of its bundle, unless that is done already."
+    folder, packing = shard_folder(shard), packing_path(shard, size)
+    if find_packing_damage(folder, size, checksums=False):
+        facts: dict[str, Any] = {"text": _version_of(folder), "splits": {}}  # Filled before the manifest is written
+        facts |= {"shards": {}} if is_bundle(folder) else {}
+        with atomic_folder(packing, **facts) as part:
+            splits, index = _write_packing(folder, size, part)
+            facts["splits"].update(splits if is_bundle(folder) else splits[folder.name])
+            facts.get("shards", {}).update(index)
+    return packing
+
+# %% ../../nbs/library/data/02_packing.ipynb #a2555e6f
+def _write_packing(
+    folder: Path,  # With shards
+    size: int,  # Tokens per sequence
+    part: Path,  # Where to write
+) -> tuple[dict[str, Any], dict[str, Any]]:  # By shard: counts of each split, and how much of each file it has
+    "Write the packings of the shards of a folder, one after another."
+    shards, splits, map_once = shards_in(folder), {}, cache(map_file)
+    names = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("starts", "lengths", "sequences")]
+    spans = {split: find_spans(shards, f"{split}.ends") for split in ("train", "validation")}
+    with ExitStack() as stack:
+        files = ArrayFiles(part, names, stack)
+        for number, shard in enumerate(shards):
+            splits[shard.name] = {}
+            for split, (file, start, count) in [(split, spans[split][number]) for split in spans]:
+                ends_N = map_once(file, "<u8")[start : start + count]
+                splits[shard.name][split] = _append_split(ends_N, split, size, files)
+            files.end_shard(shard.name)
+    return splits, files.index
 
 # %% ../../nbs/library/data/02_packing.ipynb #a7fc120b
 def pack_shards(
     shards: Sequence[Path],  # From `write_shards`
     size: int,  # Tokens per sequence
     processes: int = 1,  # Number of worker processes
-) -> list[Path]:  # The packing of each shard
+) -> list[Path]:  # The folders of the packings
     "Pack the shards that are not packed yet."
-    missing = [shard for shard in shards if find_packing_damage(shard, size, checksums=False)]
+    folders = shard_folders(shards)
+    missing = [folder for folder in folders if find_packing_damage(folder, size, checksums=False)]
     if processes == 1 or len(missing) < 2:
-        for shard in missing:
-            pack_shard(shard, size)
+        for folder in missing:
+            pack_shard(folder, size)
     else:
         _pack_in_parallel(missing, size, processes)
-    return [packing_path(shard, size) for shard in shards]
+    return [packing_path(folder, size) for folder in folders]
 
 # %% ../../nbs/library/data/02_packing.ipynb #b4e0c821
-def _pack_in_parallel(shards: Sequence[Path], size: int, processes: int) -> None:
-    "Pack shards in several processes."
+def _pack_in_parallel(folders: Sequence[Path], size: int, processes: int) -> None:
+    "Pack the shards of folders in several processes."
     try:
         with worker_pool(processes) as pool:
-            list(pool.map(partial(pack_shard, size=size), shards, chunksize=16))
+            list(pool.map(partial(pack_shard, size=size), folders, chunksize=-(-len(folders) // (4 * processes))))
     except BrokenProcessPool:
-        reason = f"a process that packed shards in {shards[0].parents[1]} was killed, perhaps for lack of memory"
+        reason = f"a process that packed shards in {folders[0].parents[1]} was killed, perhaps for lack of memory"
         raise UserError(f"{reason}; run the same command again, which keeps the finished packings") from None
 
 # %% ../../nbs/library/data/02_packing.ipynb #bed28619
@@ -187,11 +206,14 @@ class _Packing(NamedTuple):
         part = slice(int(self.sequences[number - 1]) if number else 0, int(self.sequences[number]))
         return self.starts[part].tolist(), self.lengths[part].tolist()
 
-# %% ../../nbs/library/data/02_packing.ipynb #92b55df4
-def _open(folder: Path, split: str) -> _Packing:
-    "Map the three arrays of a packing."
-    kinds = {"starts": "<u8", "lengths": "<u4", "sequences": "<u8"}
-    return _Packing(*(map_file(folder / f"{split}.{name}", kind) for name, kind in kinds.items()))
+# %% ../../nbs/library/data/02_packing.ipynb #1a522a06
+def _packing_facts(shards: Sequence[Path], split: str, size: int) -> list[dict[str, int]]:
+    "The counts of one split of each packed shard; the manifest of a bundle is read once."
+    read, found = cache(lambda packing: (read_manifest(packing) or {})["splits"]), []
+    for shard in shards:
+        splits = read(packing_path(shard, size))
+        found.append((splits[shard.name] if is_bundle(shard_folder(shard)) else splits)[split])
+    return found
 
 # %% ../../nbs/library/data/02_packing.ipynb #d3058b0c
 class _PackedIndex(TokenDataset):
@@ -199,10 +221,11 @@ class _PackedIndex(TokenDataset):
 
     def __init__(self, shards: Sequence[Path], split: str, size: int, pad: int) -> None:
         super().__init__(shards, split, size, pad)
-        packings = [packing_path(shard, size) for shard in shards]
-        self.facts = [(read_manifest(folder) or {})["splits"][split] for folder in packings]
-        self.shard_ends = np.cumsum([(folder / f"{split}.sequences").stat().st_size // 8 for folder in packings])
-        self.opened = lru_cache(MAX_MAPPINGS)(lambda shard: _open(packings[shard], split))
+        self.facts, folder_of = _packing_facts(shards, split, size), partial(packing_path, size=size)
+        kinds = ("starts", "lengths", "sequences")
+        self.packings = [*zip(*(find_spans(shards, f"{split}.{kind}", folder_of) for kind in kinds))]
+        self.shard_ends = np.cumsum([sequences.count for _, _, sequences in self.packings])
+        self.opened = lru_cache(MAX_MAPPINGS)(lambda shard: _Packing(*map(self.map_span, self.packings[shard])))
 
     @property
     def context(self) -> float:
@@ -224,7 +247,7 @@ class PackedSequences(_PackedIndex):
         sequences_B = np.asarray(sequences_B)
         tokens_BL = np.full((len(sequences_B), self.max_seq_length), self.pad, np.int64)
         for tokens_L, (shard, starts, lengths) in zip(tokens_BL, self._segments_of(sequences_B)):
-            tokens, at = self.mapped(self.files[shard]), 0
+            tokens, at = self.map_span(self.spans[shard]), 0
             for start, length in zip(starts, lengths):
                 tokens_L[at : at + length] = tokens[start : start + length]
                 at += length

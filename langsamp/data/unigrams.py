@@ -21,7 +21,7 @@ def token_counts(
 ) -> np.ndarray:  # Occurrences of each token [V]; 0 for special tokens
     "Count the ordinary tokens of a language-script, in constant memory."
     size, counts_V = len(token_ids.special), np.zeros(len(token_ids.special))
-    tokens = dataset.mapped(dataset.files[shard]) if dataset.tokens[shard] else np.zeros(0, np.uint32)
+    tokens = dataset.map_span(dataset.spans[shard])
     for start in range(0, len(tokens), 1 << 20):
         counts_V += np.bincount(tokens[start : start + (1 << 20)], minlength=size)
     return np.where(token_ids.special, 0, counts_V)
@@ -61,7 +61,7 @@ def unigram_losses(
     train: TokenDataset,  # For the frequencies
     validation: TokenDataset,  # For the losses, on the masked tokens of every run
     token_ids: TokenIds,  # Of the tokenizer
-) -> pd.DataFrame:  # By language-script: masked tokens, and nats per token with the `global` and the `own` list
+) -> pd.DataFrame:  # By language-script with masked tokens: their number, and nats of each with the two lists
     "Compute the validation cross-entropy of two context-free models."
     total_V = np.zeros(len(token_ids.special))
     for shard in range(len(train.codes)):
@@ -74,7 +74,8 @@ def unigram_losses(
             own_V = witten_bell(token_counts(train, shard, token_ids), global_V)
         row = rows.setdefault(validation.codes[shard], np.zeros(3))
         row += len(masked_K), -np.log(global_V[masked_K]).sum(), -np.log(own_V[masked_K]).sum()
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["masked", "global", "own"])
+    masked = {code: row for code, row in rows.items() if row[0]}  # Held-out text of a few tokens may have none
+    table = pd.DataFrame.from_dict(masked, orient="index", columns=["masked", "global", "own"])
     table[["global", "own"]] = table[["global", "own"]].div(table.masked, axis=0)
     return table
 

@@ -257,7 +257,7 @@ def _not_finite(data: Data, step: int, loss: float, micro_batches: list[Batch], 
     bad = [part for part, value in zip(micro_batches, losses) if not math.isfinite(value)] or micro_batches
     train = data.train
     sequences = [
-        f"{train.codes[s]} sequence {n} ({train.files[s].parent.name})"
+        f"{train.codes[s]} sequence {n} ({train.spans[s].file.parent.name})"
         for part in bad
         for s, n in zip(part.shards_B, part.sequences_B)
     ]

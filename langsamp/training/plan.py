@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from ..core.errors import UserError
+from ..data.bundles import shard_folders
 from ..data.masking import validation_batch
 from ..data.packing import packing_path
 from ..model.langsamp import LangSAMPForMaskedLM
@@ -74,8 +75,9 @@ def tokens_per_sequence(
 # %% ../../nbs/library/training/08_plan.ipynb #231dd3c6
 def _folders(p: PretrainParams, corpus: Corpus) -> list[Path]:
     "The folders of the prepared text: its shards, and their packings if sentences are packed."
-    packings = [packing_path(shard, p.max_seq_length) for shard in corpus.shards] if p.packing == "sentences" else []
-    return [*corpus.shards, *packings]
+    folders = shard_folders(corpus.shards)
+    packings = [packing_path(folder, p.max_seq_length) for folder in folders] if p.packing == "sentences" else []
+    return [*folders, *packings]
 
 # %% ../../nbs/library/training/08_plan.ipynb #8fb3f2e1
 def computed_costs(

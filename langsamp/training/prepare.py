@@ -25,10 +25,11 @@ from ..core.locks import file_lock
 from ..core.manifests import find_damage, read_manifest, verify
 from ..corpora.registry import corpus_origins, first_lines, open_corpus, print_warnings, report_dropped_lines
 from ..corpora.text import Source
+from ..data.bundles import shard_folders
 from ..data.masking import TokenIds
 from ..data.packing import PackedSequences, pack_shards
 from ..data.sampling import quotas, sampling_table, weights_of
-from ..data.shards import TokenDataset, corpus_report, source_hash, write_shards
+from ..data.shards import TokenDataset, corpus_report, read_filter_reports, source_hash, text_sizes, write_shards
 from ..model.adapt_checkpoint import find_backbone
 from ..params.pretrain import CorpusParams, PretrainParams
 from ..tokenization.coverage import lost_text_warnings, unknown_text_warnings
@@ -65,10 +66,10 @@ class Corpus:
 # %% ../../nbs/library/training/05_prepare.ipynb #dd93d7ec
 def _prepared(
     tokenizer: Path,  # Its folder
-    shards: Sequence[Path],  # Their folders
+    shards: Sequence[Path],  # Their paths
 ) -> dict[str, Any]:  # The manifest of the tokenizer
     "Check that the prepared text is complete; missing text is a `UserError` that says how to prepare it again."
-    for folder in (tokenizer, *shards):
+    for folder in (tokenizer, *shard_folders(shards)):
         verify(folder, "the run's own command (nbs/03_pretrain.ipynb) prepares its text again", checksums=False)
     return read_manifest(tokenizer) or {}
 
@@ -144,7 +145,7 @@ def _tokenizer_and_shards(
         processes = _num_processes(sources)
         write = partial(write_shards, sources, tokenizer, home / "shards", processes, p.on_bad_line == "stop")
         shards = write()
-        if _delete_damaged(shards):
+        if _delete_damaged(shard_folders(shards)):
             write()
         pack = partial(pack_shards, shards, p.max_seq_length, processes)
         if p.packing == "sentences" and _delete_damaged(pack()):
@@ -160,7 +161,7 @@ def prepare(
     sources, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line, p.min_held_out)
     weights_of([*sources], p.language_weights)  # An unknown language is an error before the text is read
     tokenizer, shards = _tokenizer_and_shards(p, sources, outputs)
-    filter_reports = [read_json(shard / "filter_report.json") for shard in shards]
+    filter_reports = read_filter_reports(shards)
     warnings += report_dropped_lines(filter_reports, sources, p.on_bad_line)
     report = corpus_report(shards, warnings) | {"origins": corpus_origins(sources)}
     _refuse_empty(p.corpus, report)
@@ -201,7 +202,7 @@ def find_tokenizer(
 def _num_processes(sources: Mapping[str, Sequence[Source]], bytes_a_process: int = 2**21) -> int:
     "The number of processes: one per core, each with at least 2 MB of text."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    size = sum(source.path.stat().st_size for files in sources.values() for source in files)
+    size = sum(text_sizes(sources).values())
     return max(1, min(cores, size // bytes_a_process))
 
 # %% ../../nbs/library/training/05_prepare.ipynb #0a5d64b1

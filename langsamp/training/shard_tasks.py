@@ -15,12 +15,13 @@ from typing import Any
 
 from ..core.environment import escape_unencodable_output
 from ..core.errors import UserError
-from ..core.files import outputs_folder, read_json
+from ..core.files import outputs_folder
 from ..core.locks import file_lock
 from ..corpora.registry import open_corpus, report_dropped_lines
 from ..corpora.text import Source
+from ..data.bundles import group_languages
 from ..data.packing import pack_shards
-from ..data.shards import write_shards
+from ..data.shards import read_filter_reports, text_sizes, write_shards
 from ..params.base import positional_arguments
 from ..params.pretrain import PretrainParams
 from ..params.yaml_reader import read_yaml
@@ -32,13 +33,12 @@ def assign_languages(
     of: int,  # How many tasks
 ) -> list[list[str]]:  # The language-scripts of each task
     "Assign the language-scripts to tasks by the bytes of their files; a function of the corpus alone."
-    sizes = {code: sum(source.path.stat().st_size for source in files) for code, files in sources.items()}
-    shares: list[list[str]] = [[] for _ in range(of)]
+    sizes, shares = text_sizes(sources), [[] for _ in range(of)]
     loads = [0] * of
-    for code in sorted(sizes, key=lambda code: (-sizes[code], code)):
+    for size, group in sorted((-sum(sizes[code] for code in group), group) for group in group_languages(sizes)):
         lightest = loads.index(min(loads))
-        shares[lightest].append(code)
-        loads[lightest] += sizes[code]
+        shares[lightest] += group
+        loads[lightest] -= size
     return shares
 
 # %% ../../nbs/library/training/06_shard_tasks.ipynb #eb79a7fb
@@ -58,9 +58,9 @@ def run_shard_task(
     with file_lock(home / ".lock"):
         tokenizer = find_tokenizer(p, sources, outputs)
     mine = {code: sources[code] for code in sorted(assign_languages(sources, of)[task])}
-    shards = write_shards(mine, tokenizer, home / "shards", processes, p.on_bad_line == "stop")
-    filter_reports = [read_json(shard / "filter_report.json") for shard in shards]
-    report_dropped_lines(filter_reports, sources, p.on_bad_line)
+    groups = [group for group in group_languages(text_sizes(sources)) if group[0] in mine]
+    shards = write_shards(mine, tokenizer, home / "shards", processes, p.on_bad_line == "stop", groups)
+    report_dropped_lines(read_filter_reports(shards), sources, p.on_bad_line)
     if p.packing == "sentences":
         pack_shards(shards, p.max_seq_length, processes)
     return shards
