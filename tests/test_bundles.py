@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import runpy
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,14 @@ def test_files_and_mappings_do_not_grow_with_languages(tmp_path):
         counts.append((len(files), maps_of(outputs)))
         assert handles - before < 3
     assert counts[0] == counts[1] and max(counts[0]) < 25 and min(counts[0]) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are listed in Linux's /proc")
+def test_the_script_of_the_scaling_page_measures(tmp_path):
+    "One row of its table, for 40 languages."
+    script = runpy.run_path(str(tiny.ROOT / "scripts/many_languages.py"))
+    row = script["measure"](40, tmp_path)
+    assert 15 < row["files"] < 25 and 0 < row["mappings"] < 10 and row["CPU seconds"] > row["CPU seconds again"] > 0
 
 
 @pytest.mark.parametrize("languages", [600, 7_000, 50_000])
