@@ -1,6 +1,6 @@
 """Files, mappings and seconds of preparing text in many made-up languages of twelve lines: a row of a table.
 
-python scripts/many_languages.py 7000 --table outputs/languages-reference/languages.csv
+python scripts/many_languages.py 7000 --table outputs/languages.csv
 With PYTHONPATH set to another checkout, that checkout is measured; --label names it in the table.
 """
 

@@ -94,7 +94,7 @@ def test_files_and_mappings_do_not_grow_with_languages(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are listed in Linux's /proc")
-def test_the_script_of_the_scaling_page_measures(tmp_path):
+def test_the_script_measures(tmp_path):
     "One row of its table, for 40 languages."
     script = runpy.run_path(str(tiny.ROOT / "scripts/many_languages.py"))
     row = script["measure"](40, tmp_path)

@@ -376,7 +376,6 @@ def committed() -> list[Path]:
     folders += [
         "outputs/benchmarks-base-reference",
         "outputs/benchmarks-packing-reference",
-        "outputs/languages-reference",
         "outputs/plateau-reference",
         "outputs/geometry-reference",
         "outputs/source-ranking-reference",
