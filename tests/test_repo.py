@@ -384,6 +384,7 @@ def committed() -> list[Path]:
         "outputs/bible-24-reproduction",
         "outputs/bible-24-e5-reproduction",
         "outputs/where-reproduction",
+        "outputs/languages-reference",
     ]
     inside = [p for folder in folders for p in (ROOT / folder).rglob("*")]
     paths = [p for p in [*ROOT.iterdir(), *inside] if p.is_file() and not re.search("__pycache__|checkpoints/", str(p))]
