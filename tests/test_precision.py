@@ -152,7 +152,7 @@ def test_a_plan_is_made_in_the_precision_of_the_run(machine, pretrained, tmp_pat
 @pytest.mark.parametrize("native, own", [(True, "bf16"), (False, "fp32")])
 def test_a_benchmark_says_which_of_its_programs_are_a_run(native, own, machine, corpus, tmp_path, capsys, monkeypatch):
     machine(native)
-    monkeypatch.setattr(benchmark_run, "_jobs", lambda *_: [("training", "nothing", list)])
+    monkeypatch.setattr(benchmark_run, "_jobs", lambda *_: [("training", "nothing", lambda *_: [])])
     benchmark_run.run_benchmark(BenchmarkParams(name="b", corpus=str(corpus), languages=[]), tmp_path)
     assert f"…_bf16 are in bf16, all others in fp32; the default of a run is {own} here" in capsys.readouterr().out
     assert read_json(tmp_path / "benchmarks/b/provenance.json")["sessions"][0]["default_precision"] == own

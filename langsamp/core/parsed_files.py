@@ -6,24 +6,29 @@
 __all__ = ['from_files']
 
 # %% ../../nbs/library/core/09_parsed_files.ipynb #e5103a24
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
-from joblib import Memory
+from pydantic import TypeAdapter
 
 from .code_version import code_version
-from .files import cache_folder, content_hash, sha256
+from .files import cache_folder, content_hash, sha256, write_text
 
-# %% ../../nbs/library/core/09_parsed_files.ipynb #d92043d1
-def _call(
-    name: str,  # Of the function
-    state: str,  # Of its arguments, its code and the files
-    call: Callable[[], Any],  # The function with its arguments
-) -> Any:
-    "Call a function; joblib keeps the result under name and state."
-    return call()
+# %% ../../nbs/library/core/09_parsed_files.ipynb #7f5cb3a2
+def _kept(path: Path, state: str, function: FunctionType, arguments: tuple[Any, ...]) -> Any:
+    "Return what a file of the cache holds for a state of code and files, or call the function and write it."
+    returned = get_type_hints(function)["return"]
+    stored = TypeAdapter(tuple[str, returned])  # ty: ignore[invalid-type-form]
+    if path.exists():
+        before, value = stored.validate_json(path.read_bytes())
+        if before == state:
+            return value
+    value = function(*arguments)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, stored.dump_json((state, value)).decode())
+    return value
 
 # %% ../../nbs/library/core/09_parsed_files.ipynb #4b48478d
 def from_files(
@@ -39,6 +44,6 @@ def from_files(
         return function(*arguments)
     if package != "langsamp":
         return function(*arguments)
-    state = content_hash(known, [str(argument) for argument in arguments], code_version(module))
-    keep = Memory(cache_folder() / "parsed", verbose=0).cache(_call, ignore=["call"])
-    return keep(f"{module}.{function.__name__}", state, lambda: function(*arguments))
+    given = content_hash(module, function.__name__, [str(argument) for argument in arguments])
+    path = cache_folder() / "parsed" / f"{given}.json"
+    return _kept(path, content_hash(known, code_version(module)), function, arguments)

@@ -280,13 +280,18 @@ def message_with_path(path: Path, error: Exception) -> str:
     return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #557ab34a
+def _files_in(folder: Path) -> list[Path]:
+    "Return the files in a folder and its subfolders."
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def bible_files(
     folder: Path,  # With the data sets
 ) -> list[Path]:
     "Return the files of `bible/` and `taxi1500/`, and the tables beside them."
     names = ("bible", "corpus", "metadata", "taxi1500", "../taxi1500")
-    found = [*folder.glob("*.*"), *(path for name in names for path in (folder / name).rglob("*.*"))]
-    return [path for path in found if path.is_file()]
+    beside = [path for path in folder.glob("*") if path.is_file()]
+    return beside + [path for name in names for path in _files_in(folder / name)]
 
 # %% ../../nbs/library/evaluation/00_datasets.ipynb #d14294e0
 def _read_language(
@@ -464,4 +469,4 @@ def load_labelled(
         return _from_hub(task)
     if task == "taxi1500":
         return from_files(_taxi1500, bible_files(folder), folder / task)
-    return from_files(read_task_folder, (folder / task).rglob("*.*"), task, folder / task)
+    return from_files(read_task_folder, _files_in(folder / task), task, folder / task)
