@@ -278,7 +278,9 @@ class Session:
     def missing(self) -> list[str]:
         "The rows of the benchmark about what failed, was cut or not started."
         with suppress(OSError), open(self.a.results / "rows.csv", encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["measure"].startswith(("failed: ", "cut: ", "not st"))]
+            rows = [
+                row for row in csv.DictReader(file) if row["measure"].startswith(("failed: ", "cut: ", "not started: "))
+            ]
             return [" | ".join(r[name] for name in ("stage", "size", "variant", "measure")) for r in rows]
         return []
 

@@ -222,11 +222,7 @@ def test_a_damaged_bundle_is_found_and_written_again(text, whole, tmp_path, smal
         for f in damaged.parents[1].rglob("*")
         if f.is_file() and damaged.parent not in f.parents
     }
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.unlink()
-    if how != "deleted":
-        damaged.write_bytes(content if how == "flipped" else content[: len(content) // 2])
+    tiny.damage(damaged, how)
     capsys.readouterr()
     prepare(p, tmp_path / "outputs")
     assert files_in(tmp_path / "outputs") == before

@@ -198,6 +198,15 @@ def wait_for(happened: Callable[[], bool], alive: Callable[[], bool] = lambda: T
         time.sleep(0.001)
 
 
+def damage(path: Path, how: str) -> None:
+    "Delete a file, flip a bit in its middle (`flipped`), or cut it to half."
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if how != "deleted":
+        path.write_bytes(content if how == "flipped" else content[: len(content) // 2])
+
+
 def broken_off(unbroken: Path, run: Path) -> Path:
     "A copy of the unbroken run that was killed after step 47, before its last save."
     shutil.copytree(unbroken, run)

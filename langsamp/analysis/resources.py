@@ -6,7 +6,6 @@
 __all__ = ['exported_losses', 'resource_levels', 'level_means', 'level_differences', 'level_figure', 'step_costs']
 
 # %% ../../nbs/library/analysis/10_resources.ipynb #8c8e6199
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ..core.errors import UserError
 from ..core.files import read_json
 from ..languages.codes import family_of
 from ..training.prepare import open_run
+from ..training.run_dir import read_metrics
 
 # %% ../../nbs/library/analysis/10_resources.ipynb #43195e4c
 def exported_losses(
@@ -179,8 +179,7 @@ def level_figure(
 # %% ../../nbs/library/analysis/10_resources.ipynb #d2cfaa67
 def _step_seconds(run: Path) -> float:
     "Return the median seconds of a training step."
-    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return float(np.median([row["seconds"] for row in rows if "loss" in row]))
+    return float(np.median([row["seconds"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]))
 
 # %% ../../nbs/library/analysis/10_resources.ipynb #b5093ccb
 def step_costs(

@@ -7,6 +7,7 @@ __all__ = ['from_files']
 
 # %% ../../nbs/library/core/09_parsed_files.ipynb #e5103a24
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
 from typing import Any, get_type_hints
@@ -21,7 +22,7 @@ def _kept(path: Path, state: str, function: FunctionType, arguments: tuple[Any, 
     "Return what a file of the cache holds for a state of code and files, or call the function and write it."
     returned = get_type_hints(function)["return"]
     stored = TypeAdapter(tuple[str, returned])  # ty: ignore[invalid-type-form]
-    if path.exists():
+    with suppress(OSError, ValueError):  # Not there, or of another shape
         before, value = stored.validate_json(path.read_bytes())
         if before == state:
             return value
@@ -38,11 +39,11 @@ def from_files(
 ) -> Any:
     "Return `function(*arguments)`, from the cache if the function's code and the content of the files are known."
     package, _, module = function.__module__.partition(".")
+    if package != "langsamp":
+        return function(*arguments)
     try:
         known = {str(path): sha256(path) if path.exists() else "" for path in sorted(files)}
     except OSError:  # The function says which file cannot be read
-        return function(*arguments)
-    if package != "langsamp":
         return function(*arguments)
     given = content_hash(module, function.__name__, [str(argument) for argument in arguments])
     path = cache_folder() / "parsed" / f"{given}.json"
