@@ -412,7 +412,7 @@ def test_damaged_text_is_prepared_again(corpus, unbroken, tmp_path, capsys, part
     before, p = sums(tmp_path / "data"), tiny.params_of(corpus)
     prepared = prepare(p, tmp_path)
     damaged = (prepared.shards[0] if part == "train.tokens" else prepared.tokenizer) / part
-    tiny.damage(damaged, how)
+    tiny.spoil(damaged, how)
     capsys.readouterr()
     assert prepare(p, tmp_path).identity == prepared.identity
     counts_as_absent = part == "manifest.json" or (part == "train.tokens" and how != "flipped")

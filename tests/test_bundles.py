@@ -222,7 +222,7 @@ def test_a_damaged_bundle_is_found_and_written_again(text, whole, tmp_path, smal
         for f in damaged.parents[1].rglob("*")
         if f.is_file() and damaged.parent not in f.parents
     }
-    tiny.damage(damaged, how)
+    tiny.spoil(damaged, how)
     capsys.readouterr()
     prepare(p, tmp_path / "outputs")
     assert files_in(tmp_path / "outputs") == before

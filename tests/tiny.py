@@ -198,7 +198,7 @@ def wait_for(happened: Callable[[], bool], alive: Callable[[], bool] = lambda: T
         time.sleep(0.001)
 
 
-def damage(path: Path, how: str) -> None:
+def spoil(path: Path, how: str) -> None:
     "Delete a file, flip a bit in its middle (`flipped`), or cut it to half."
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
