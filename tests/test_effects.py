@@ -694,6 +694,7 @@ STAGES["figures/source_ranking"] = Stage(
         languages=Effect([["deu_Latn", "eng_Latn", "rus_Cyrl"]], ".csv, matrix.csv", perhaps="permuted.csv"),
         layer=Effect([0], ".csv, matrix.csv", perhaps="permuted.csv"),
         seeds=Effect([2], ".csv, matrix.csv", perhaps="permuted.csv"),
+        train_sentences=Effect([12], ".csv, matrix.csv", perhaps="permuted.csv"),
         runs=Effect([["langsamp-7"]], "runs, .csv, permuted.csv", perhaps="matrix.csv"),
         fine_tuned=Effect([["deu_Latn"]], refused="needs three"),
         overrides=Effect([{"num_train_epochs": 1}], refused="overrides are for fine_tuned"),

@@ -170,8 +170,29 @@ def test_the_treebank_that_is_used_is_named(monkeypatch, capsys):
     text = LabelledTexts([["a"]], [["NOUN"]])
     found = [LabelledDataset("ud", f"UD_{x}", "fin_Latn", dict.fromkeys(("train", "dev", "test"), text)) for x in "AB"]
     monkeypatch.setattr(transfer_module, "load_labelled", lambda *_: (found, []))
-    assert transfer_module._chosen(TransferParams(task="ud")) == found[:1]
+    assert transfer_module.chosen_datasets(TransferParams(task="ud")) == found[:1]
     assert capsys.readouterr().out == "ud: fin_Latn is UD_A, not UD_B\n"
+
+
+def test_a_language_is_trained_and_tested_on_two_data_sets(monkeypatch, capsys):
+    "English of Universal Dependencies has training text in one treebank and test text in another."
+    text = LabelledTexts([[x] for x in "abcd"], [["NOUN"]] * 4)
+    trained = LabelledDataset("ud", "EWT", "eng_Latn", {"train": text, "dev": text})
+    tested = LabelledDataset("ud", "PUD", "eng_Latn", {"test": text})
+    monkeypatch.setattr(transfer_module, "load_labelled", lambda *_: ([tested, trained], []))
+    (english,) = transfer_module.chosen_datasets(TransferParams(task="ud", train_sentences=2))
+    assert {split: len(part.texts) for split, part in english.splits.items()} == {"train": 2, "dev": 2, "test": 4}
+    assert capsys.readouterr().out == "ud: eng_Latn is EWT with the test split of PUD\n"
+
+
+def test_a_target_with_one_source_is_not_ranked(relations):
+    "One source is right by any ranker, which would flatter all of them."
+    two = relations["genealogy"].loc[["eng_Latn", "tur_Latn"], ["eng_Latn", "deu_Latn", "kaz_Cyrl"]]
+    table = compare_rankers(two, {"genealogy": [two]}, n_resamples=20)
+    assert list(ranking_quality(two, two).index) == ["deu_Latn", "kaz_Cyrl"]
+    assert quality(table, "genealogy", "top-1") == 1 and 0 < quality(table, "random", "top-1") < 1
+    with pytest.raises(UserError, match="no target has two in other languages"):
+        ranking_quality(two.loc[["eng_Latn"]], two)
 
 
 def test_typology_is_that_of_the_database():

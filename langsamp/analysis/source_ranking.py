@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEWEST_TRAINED', 'QUALITIES', 'Rankers', 'SENTENCES', 'LEFT_OUT', 'known_relations', 'learned_relations',
-           'without_size', 'size_free_relations', 'mean_rank', 'learned_ranker', 'ndcg', 'ranking_quality',
-           'compare_rankers', 'permuted_gains', 'headroom', 'unlabelled_relations', 'sub_network_relations',
-           'all_rankers', 'covered_by', 'ranker_figure', 'rank_sources']
+           'without_size', 'size_free_relations', 'mean_rank', 'learned_ranker', 'ndcg', 'foreign_sources',
+           'ranking_quality', 'compare_rankers', 'permuted_gains', 'headroom', 'unlabelled_relations',
+           'sub_network_relations', 'all_rankers', 'covered_by', 'ranker_figure', 'rank_sources']
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #3e00ee5b
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,7 @@ from langsamp.analysis.embeddings import (
 from .plots import draw_intervals, new_figure
 from .statistics import family_bootstrap
 from .sub_networks import shared_sub_networks
+from .transfer import chosen_datasets
 from .typology import language_relations
 from .unlabelled_text import nearest_neighbour_votes, plain_sentences, subword_overlap, token_states
 from ..core.code_version import code_version
@@ -162,6 +163,19 @@ def ndcg(
     best_RD = -np.sort(-gains_RD, axis=-1)
     return (gains_RD[..., :k] @ weights) / (best_RD[..., :k] @ weights)
 
+# %% ../../nbs/library/analysis/14_source_ranking.ipynb #5a6f8e8e
+def foreign_sources(
+    transfer: pd.DataFrame,  # A row per source, a column per target
+) -> dict[str, list[str]]:  # By target: sources in other languages; a target with fewer than two is left out
+    "Find what can be ranked; raise `UserError` if nothing can."
+    language = {code: parse_code(code).language for axis in transfer.axes for code in axis}
+    found = {x: [one for one in transfer.index if language[one] != language[x]] for x in transfer.columns}
+    if not (ranked := {target: sources for target, sources in found.items() if len(sources) > 1}):
+        raise UserError(
+            f"{len(transfer)} sources: no target has two in other languages; add languages with training data"
+        )
+    return ranked
+
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #24f500d0
 def _target_quality(
     true_D: np.ndarray, guess_D: np.ndarray, random: np.random.Generator, tie_breaks: int
@@ -185,10 +199,9 @@ def ranking_quality(
     seed: int = 0,  # Breaks ties
     tie_breaks: int = 20,  # How often
 ) -> pd.DataFrame:  # A row per target, a column per quality
-    "Measure how well a ranker finds the best sources of each target, which are in other languages."
+    "Measure how well a ranker finds the best sources of each target, of those in other languages."
     random, rows = np.random.default_rng(seed), {}
-    for target in transfer.columns:
-        others = [x for x in transfer.index if parse_code(x).language != parse_code(target).language]
+    for target, others in foreign_sources(transfer).items():
         guess_D = ranker.reindex(index=others, columns=[target])[target].fillna(-np.inf).to_numpy()
         rows[target] = _target_quality(transfer.loc[others, target].to_numpy(), guess_D, random, tie_breaks)
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(QUALITIES))
@@ -210,7 +223,7 @@ def compare_rankers(
     seed: int = 0,  # Of all random numbers
 ) -> pd.DataFrame:  # ranker, quality, value with interval, and the lowest and highest seed; gains with interval
     "Measure every ranker and a random one: the mean over seeds and targets, intervals over the targets' families."
-    families = [family_of(code) for code in transfer.columns]
+    families = [family_of(code) for code in foreign_sources(transfer)]
     found = {name: [ranking_quality(transfer, one, seed) for one in each] for name, each in rankers.items()}
     found = {"random": [ranking_quality(transfer, 0 * transfer, seed)], **found}
     means = {name: sum(each[1:], each[0]) / len(each) for name, each in found.items()}
@@ -252,9 +265,8 @@ def headroom(
 ) -> pd.Series:  # Means over targets: `best`, `English` (NaN without it) and `mean` source
     "Average the scores of the best source, of English, and of all sources, in other languages than the target."
     rows = []
-    for target in transfer.columns:
-        own = parse_code(target).language
-        others = transfer.loc[[x for x in transfer.index if parse_code(x).language != own], target]
+    for target, sources in foreign_sources(transfer).items():
+        others = transfer.loc[sources, target]
         rows.append({"best": others.max(), "English": others.get("eng_Latn", np.nan), "mean": others.mean()})
     return pd.DataFrame(rows).mean()
 
@@ -302,9 +314,7 @@ def unlabelled_relations(
     outputs: Path | str,  # The `outputs/` folder; the table is kept in `transfer/` in it
 ) -> pd.DataFrame:  # source, target, `subword overlap`, `NN-Rank`
     "Compare the sources' training text with the targets' development text, or their test text where there is no other."
-    encoder, (found, _) = open_encoder(p.encoder, outputs), load_labelled(p.task, p.data_dir)
-    by_code = {one.code: one for one in reversed(found)}
-    datasets = [by_code[code] for code in sorted(p.languages or by_code)]
+    encoder, datasets = open_encoder(p.encoder, outputs), chosen_datasets(p)
     code = code_version("analysis.unlabelled_text")
     identity = content_hash(encoder.identity, p.layer, [asdict(one) for one in datasets], code)
     path = Path(outputs) / "transfer" / f"{p.task}-text-{identity}.csv"

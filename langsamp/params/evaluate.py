@@ -200,6 +200,9 @@ class TransferParams(Params):
     data_dir: str = Field("", description="Folder of evaluation data; empty: LANGSAMP_DATA")
     layer: Layer = Field(-1, description="Layer whose output is used; -1 is the last")
     seeds: Seeds = Field(3, description="Classifiers per source, each trained on another sample: 42, 43, …")
+    train_sentences: int = Field(
+        0, ge=0, description="Training sentences of a source at most, as many to choose; 0: all"
+    )
     runs: list[str] = Field([], description="Finished runs under outputs/ whose language embeddings rank sources too")
     fine_tuned: list[str] = Field([], description="Sources on which the encoder is also fine-tuned, to compare")
     overrides: dict[str, Any] = Field({}, description="Hyperparameters that replace the paper's, to fine-tune")
