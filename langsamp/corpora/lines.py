@@ -107,7 +107,7 @@ class Deduplicator:
 
     def __init__(
         self,
-        in_memory: int = 2**13,  # Hashes kept in memory
+        in_memory: int = 2**15,  # Hashes kept in memory
     ) -> None:
         self.first, self.in_memory = set[bytes](), in_memory
         self.table = sqlite3.connect("", isolation_level=None, check_same_thread=False)

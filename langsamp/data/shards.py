@@ -8,9 +8,9 @@ __all__ = ['MAX_MAPPINGS', 'source_hash', 'shard_path', 'write_shard', 'text_siz
            'drop_table']
 
 # %% ../../nbs/library/data/00_shards.ipynb #e74cf61f
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -84,6 +84,17 @@ def _batches(
             yield from ((which, texts) for which, texts in batch.items() if texts)
             batch, free = {"train": [], "validation": []}, 1.0
     yield from ((which, texts) for which, texts in batch.items() if texts)
+
+# %% ../../nbs/library/data/00_shards.ipynb #9d9b325f
+def _run_behind(thread: Executor, jobs: Iterable[Callable[[], Any]], most: int = 2) -> None:
+    "Run jobs in order in another thread while the next ones are made; at most `most` wait."
+    waiting: deque[Future[Any]] = deque()
+    for job in jobs:
+        waiting.append(thread.submit(job))
+        if len(waiting) > most:
+            waiting.popleft().result()
+    for future in waiting:
+        future.result()
 
 # %% ../../nbs/library/data/00_shards.ipynb #71fa6dd4
 @lru_cache(1)
@@ -168,10 +179,10 @@ def _write_files(folder: Path, sources: Mapping[str, Sequence[Source]], tokenize
     names, reports = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("tokens", "ends")], {}
     with atomic_folder(folder, **({"shards": index} if is_bundle(folder) else {})) as part:
         encoder = _load_tokenizer(tokenizer, _tokenizer_hash(tokenizer))
-        with ExitStack() as stack:
+        with ThreadPoolExecutor(1) as thread, ExitStack() as stack:
             files = ArrayFiles(part, names, stack)
             for name, some in sources.items():
-                reports[name] = _append_shard(name.rpartition("-")[0], some, files, encoder, stop)
+                reports[name] = _append_shard(name.rpartition("-")[0], some, files, encoder, stop, thread)
                 files.end_shard(name)
         index |= files.index
         if is_bundle(folder):
@@ -181,13 +192,13 @@ def _write_files(folder: Path, sources: Mapping[str, Sequence[Source]], tokenize
 
 # %% ../../nbs/library/data/00_shards.ipynb #ba016e30
 def _append_shard(
-    code: str, sources: Sequence[Source], files: ArrayFiles, encoder: CorpusTokenizer, stop: bool
+    code: str, sources: Sequence[Source], files: ArrayFiles, encoder: CorpusTokenizer, stop: bool, thread: Executor
 ) -> dict[str, Any]:
     "Append the lines of one language-script to the files; return its filter report."
     filter_report = FilterReport(code)
     splits = {split: _Split(split, files, encoder) for split in ("train", "validation")}
-    for split, texts in _batches(clean_lines(sources, filter_report, stop)):
-        splits[split].write(texts)
+    batches = _batches(clean_lines(sources, filter_report, stop))
+    _run_behind(thread, (partial(splits[split].write, texts) for split, texts in batches))
     return {**filter_report_facts(filter_report), "splits": {k: v.facts for k, v in splits.items()}}
 
 # %% ../../nbs/library/data/00_shards.ipynb #9107b447

@@ -6,17 +6,23 @@
 __all__ = ['script_counts', 'detect_script', 'fits_script']
 
 # %% ../../nbs/library/languages/01_scripts.ipynb #09794ce2
+import re
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 
 from fontTools import unicodedata
+from fontTools.unicodedata import Scripts
 
 # %% ../../nbs/library/languages/01_scripts.ipynb #fb580aef
+_NO_SCRIPT = ("Zyyy", "Zinh", "Zzzz")
+
+
 @cache
 def _script_of(character: str) -> str:
     "Return the Unicode script of a character; empty if it does not indicate one."
     found = unicodedata.script(character)
-    return "" if found in ("Zyyy", "Zinh", "Zzzz") else found
+    return "" if found in _NO_SCRIPT else found
 
 # %% ../../nbs/library/languages/01_scripts.ipynb #3b166277
 def script_counts(
@@ -66,10 +72,22 @@ def _votes(script: str) -> _Votes:
     "Return the votes for a script, shared by all lines."
     return _Votes(_accepted(script))
 
+# %% ../../nbs/library/languages/01_scripts.ipynb #56a95042
+@cache
+def _matcher(script: str) -> Callable[[str], re.Match[str] | None]:
+    "Return a function that finds a line without a character of another script."
+    ends = [*(start - 1 for start in Scripts.RANGES[1:]), 0x10FFFF]
+    ranges = [
+        f"\\U{start:08x}-\\U{end:08x}"
+        for start, end, found in zip(Scripts.RANGES, ends, Scripts.VALUES)
+        if found in (*_NO_SCRIPT, *_accepted(script))
+    ]
+    return re.compile(f"[{''.join(ranges)}]*").fullmatch
+
 # %% ../../nbs/library/languages/01_scripts.ipynb #ede02262
 def fits_script(
     line: str,  # A sentence or document
     script: str,  # The expected script (ISO 15924)
 ) -> bool:  # True for a line without letters
     "Whether at least half of a line's characters are in the expected script."
-    return sum(map(_votes(script).__getitem__, line)) >= 0
+    return bool(_matcher(script)(line)) or sum(map(_votes(script).__getitem__, line)) >= 0
