@@ -13,6 +13,7 @@ import sqlite3
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -110,10 +111,15 @@ class Deduplicator:
         in_memory: int = 2**15,  # Hashes kept in memory
     ) -> None:
         self.first, self.in_memory = set[bytes](), in_memory
-        self.table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self.table.execute("PRAGMA journal_mode = OFF")
-        self.table.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY) WITHOUT ROWID")
-        self.table.execute("BEGIN")
+
+    @cached_property
+    def table(self) -> sqlite3.Connection:
+        "The table of further hashes, made when the first one is added."
+        table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        table.execute("PRAGMA journal_mode = OFF")
+        table.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY) WITHOUT ROWID")
+        table.execute("BEGIN")
+        return table
 
     def add(
         self,

@@ -14,6 +14,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def _batches(
     yield from ((which, texts) for which, texts in batch.items() if texts)
 
 # %% ../../nbs/library/data/00_shards.ipynb #9d9b325f
-def _run_behind(thread: Executor, jobs: Iterable[Callable[[], Any]], most: int = 2) -> None:
+def _run_behind(thread: Executor, jobs: Iterable[Callable[[], Any]], most: int = 4) -> None:
     "Run jobs in order in another thread while the next ones are made; at most `most` wait."
     waiting: deque[Future[Any]] = deque()
     for job in jobs:
@@ -181,9 +182,8 @@ def _write_files(folder: Path, sources: Mapping[str, Sequence[Source]], tokenize
         encoder = _load_tokenizer(tokenizer, _tokenizer_hash(tokenizer))
         with ThreadPoolExecutor(1) as thread, ExitStack() as stack:
             files = ArrayFiles(part, names, stack)
-            for name, some in sources.items():
-                reports[name] = _append_shard(name.rpartition("-")[0], some, files, encoder, stop, thread)
-                files.end_shard(name)
+            jobs = (_append_shard(name, some, files, encoder, stop, reports) for name, some in sources.items())
+            _run_behind(thread, chain.from_iterable(jobs))
         index |= files.index
         if is_bundle(folder):
             write_json(part / "filter_reports.json", reports)
@@ -192,14 +192,25 @@ def _write_files(folder: Path, sources: Mapping[str, Sequence[Source]], tokenize
 
 # %% ../../nbs/library/data/00_shards.ipynb #ba016e30
 def _append_shard(
-    code: str, sources: Sequence[Source], files: ArrayFiles, encoder: CorpusTokenizer, stop: bool, thread: Executor
-) -> dict[str, Any]:
-    "Append the lines of one language-script to the files; return its filter report."
-    filter_report = FilterReport(code)
+    name: str,
+    sources: Sequence[Source],
+    files: ArrayFiles,
+    encoder: CorpusTokenizer,
+    stop: bool,
+    reports: dict[str, dict[str, Any]],  # Receives the filter report
+) -> Iterator[Callable[[], None]]:  # Jobs, to be run in order
+    "Append the lines of one language-script to the files."
+    filter_report = FilterReport(name.rpartition("-")[0])
     splits = {split: _Split(split, files, encoder) for split in ("train", "validation")}
-    batches = _batches(clean_lines(sources, filter_report, stop))
-    _run_behind(thread, (partial(splits[split].write, texts) for split, texts in batches))
-    return {**filter_report_facts(filter_report), "splits": {k: v.facts for k, v in splits.items()}}
+    for split, texts in _batches(clean_lines(sources, filter_report, stop)):
+        yield partial(splits[split].write, texts)
+
+    def end() -> None:
+        facts = {split: written.facts for split, written in splits.items()}
+        reports[name] = {**filter_report_facts(filter_report), "splits": facts}
+        files.end_shard(name)
+
+    yield end
 
 # %% ../../nbs/library/data/00_shards.ipynb #9107b447
 def text_sizes(
