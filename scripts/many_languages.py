@@ -1,4 +1,4 @@
-"""Files, mappings and seconds of preparing text in many made-up languages of twelve lines: a row of a table.
+"""Preparing text in many made-up languages of twelve lines, planning a run and training it: a row of a table.
 
 python scripts/many_languages.py 7000 --table outputs/languages.csv
 With PYTHONPATH set to another checkout, that checkout is measured; --label names it in the table.
@@ -7,16 +7,21 @@ With PYTHONPATH set to another checkout, that checkout is measured; --label name
 import argparse
 import os
 import random
+import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pycountry
 
 from langsamp.languages.codes import parse_code
-from langsamp.params.pretrain import PretrainParams
+from langsamp.params.pretrain import PlanParams, PretrainParams
+from langsamp.training.plan import plan
 from langsamp.training.prepare import prepare, training_data
+from langsamp.training.pretrain import pretrain
 
 SCRIPTS = ("Latn", "Cyrl", "Arab", "Deva", "Grek", "Hebr", "Thai", "Ethi")
 SPECIAL = {"mis", "mul", "und", "zxx"}  # ISO 639-3's codes for no language in particular
@@ -42,10 +47,18 @@ def files_under(folder: Path) -> int:
     return sum(len(files) for _, _, files in os.walk(folder))
 
 
+def cpu_seconds(job: Callable[[], Any]) -> float:
+    "The seconds of the processor that a job takes."
+    start = time.process_time()
+    job()
+    return time.process_time() - start
+
+
 def measure(languages: int, scratch: Path) -> dict[str, float]:
-    "Prepare the text, open it as training data, read every sequence, and prepare it again."
+    "Prepare the text, open it as training data, read every sequence, prepare it again, plan a run and train it."
     write_text(scratch / "text", languages)
-    p = PretrainParams.model_validate({"corpus": str(scratch / "text"), "languages": [], "run_name": "many", **SIZES})
+    given = {"corpus": str(scratch / "text"), "languages": [], "run_name": "many", **SIZES}
+    p = PretrainParams.model_validate(given)
     wall, cpu = time.perf_counter(), time.process_time()
     corpus = prepare(p, scratch / "outputs")
     row = {"seconds": time.perf_counter() - wall, "CPU seconds": time.process_time() - cpu}
@@ -54,9 +67,10 @@ def measure(languages: int, scratch: Path) -> dict[str, float]:
         train[[number]]
     maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     row |= {"files": files_under(scratch / "outputs/data"), "mappings": maps.count(str(scratch / "outputs/data"))}
-    cpu = time.process_time()
-    prepare(p, scratch / "outputs")
-    return row | {"CPU seconds again": time.process_time() - cpu}
+    row |= {"CPU seconds again": cpu_seconds(lambda: prepare(p, scratch / "outputs"))}
+    row |= {"CPU seconds of a plan": cpu_seconds(lambda: plan(PlanParams(overrides=given), scratch / "outputs"))}
+    row |= {"CPU seconds of a run": cpu_seconds(lambda: pretrain(p, scratch / "outputs"))}
+    return row | {"peak memory (MB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def main() -> None:

@@ -99,6 +99,7 @@ def test_the_script_measures(tmp_path):
     script = runpy.run_path(str(tiny.ROOT / "scripts/many_languages.py"))
     row = script["measure"](40, tmp_path)
     assert 15 < row["files"] < 25 and 0 < row["mappings"] < 10 and row["CPU seconds"] > row["CPU seconds again"] > 0
+    assert row["CPU seconds of a plan"] > 0 and (tmp_path / "outputs/many/result.json").exists()
 
 
 @pytest.mark.parametrize("languages", [600, 7_000, 50_000])
