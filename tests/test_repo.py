@@ -379,6 +379,7 @@ def committed() -> list[Path]:
         "outputs/plateau-reference",
         "outputs/geometry-reference",
         "outputs/source-ranking-reference",
+        "outputs/source-ranking-ner-reference",
         "outputs/new-languages-reference",
         "outputs/neutrality-transfer-reference",
         "outputs/bible-24-reproduction",
