@@ -77,7 +77,7 @@ def test_a_word_is_encoded_once(tmp_path, monkeypatch):
     texts = ["the мир größer", "ein мир", "ein ¨ мир"]
     first = encoder(texts)
     assert asked == texts[2:]
-    monkeypatch.setattr(WordCache, "_learn", lambda self, words, size=32: [1 / 0 for _ in words])
+    monkeypatch.setattr(WordCache, "_learn", lambda self, words: [1 / 0 for _ in words])
     assert all(map(np.array_equal, encoder(texts), first))
 
 

@@ -73,26 +73,13 @@ def _frame(fast: Tokenizer) -> tuple[bytes, bytes]:
     start, end = np.flatnonzero(np.diff([1, *line.special_tokens_mask, 1]))
     return _as_bytes(line.ids[:start]), _as_bytes(line.ids[end:])
 
-# %% ../../nbs/library/tokenization/00a_word_cache.ipynb #268f3c46
-def _word_starts(fast: Tokenizer, size: int) -> np.ndarray:
-    "Whether each of `size` ids is a token that begins with `▁`."
-    begins_V = np.zeros(size, bool)
-    begins_V[[number for token, number in fast.get_vocab().items() if token.startswith("▁")]] = True
-    return begins_V
-
-# %% ../../nbs/library/tokenization/00a_word_cache.ipynb #aa33596d
-def _cut(ids_N: np.ndarray, starts_N: np.ndarray) -> list[bytes]:
-    "Cut the ids of a line at the starts of its words."
-    whole, cuts = ids_N.tobytes(), [*(4 * np.flatnonzero(starts_N)).tolist(), 4 * len(ids_N)]
-    return [whole[start:end] for start, end in zip(cuts, cuts[1:])]
-
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #7ea1e4d4
 class WordCache:
     "The ids of words, for a tokenizer that `encodes_by_word`."
 
     def __init__(self, fast: Tokenizer, special: np.ndarray, size: int = 2**15) -> None:
-        self.fast, self.special, self.size = fast, special, size
-        self.begins, (self.head, self.tail) = _word_starts(fast, len(special)), _frame(fast)
+        self.fast, self.size, (self.head, self.tail) = fast, size, _frame(fast)
+        self.special = {*np.flatnonzero(special).tolist()}
         self.ids: dict[str, bytes | None] = {}  # `None` for a word that does not stand alone
 
     def lines(self, texts: Sequence[str]) -> list[bytes | None]:
@@ -100,20 +87,16 @@ class WordCache:
         words_T = [text.split(" ") for text in texts]
         if len(self.ids) > self.size:
             self.ids.clear()
-        new = set(chain.from_iterable(words_T)).difference(self.ids)
-        self.ids.update(dict.fromkeys(new))
-        self._learn([*filter(_stands_alone, new)])
+        self._learn(set(chain.from_iterable(words_T)).difference(self.ids))
         return [_joined(self, words) for words in words_T]
 
-    def _learn(self, words: Sequence[str], size: int = 32) -> None:
-        "Encode words, `size` in a line; a line that cannot be cut is halved."
-        lines = [words[at : at + size] for at in range(0, len(words), size)]
-        for line, encoded in zip(lines, self.fast.encode_batch_fast([*map(" ".join, lines)], add_special_tokens=False)):
-            ids_N = np.array(encoded.ids, "<u4")
-            if (starts_N := self.begins[ids_N]).sum() == len(line) and not self.special[ids_N].any():
-                self.ids.update(zip(line, _cut(ids_N, starts_N)))
-            elif len(line) > 1:
-                self._learn(line, len(line) // 2)
+    def _learn(self, words: Iterable[str]) -> None:
+        "Encode words that are not in the cache."
+        self.ids.update(dict.fromkeys(words))
+        alone = [*filter(_stands_alone, words)]
+        for word, encoded in zip(alone, self.fast.encode_batch_fast(alone, add_special_tokens=False)):
+            if self.special.isdisjoint(encoded.ids):
+                self.ids[word] = _as_bytes(encoded.ids)
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #e2eccd4d
 def _joined(words: WordCache, line: Iterable[str]) -> bytes | None:
