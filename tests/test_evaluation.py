@@ -14,7 +14,8 @@ import tiny
 from langsamp.cli.main import _evaluate as _print_evaluation
 from langsamp.core.errors import UserError
 from langsamp.encoding.open_encoder import Encoder, open_encoder
-from langsamp.evaluation.datasets import LabelledDataset, LabelledTexts
+from langsamp.evaluation.bitext import load_bitexts
+from langsamp.evaluation.datasets import LabelledDataset, LabelledTexts, load_labelled
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.evaluation.results import (
     COLUMNS,
@@ -128,6 +129,23 @@ def test_nothing_is_evaluated_twice(uninterrupted, fresh, outputs, monkeypatch):
         "langsamp.evaluation.tasks.train_probes", lambda *arguments: pytest.fail("something was trained")
     )
     assert rows_of(evaluate(fresh, outputs)[0]) == uninterrupted
+
+
+def test_each_sentence_is_encoded_once_for_all_seeds_by_no_more_layers_than_asked_for(data, tmp_path, monkeypatch):
+    "Three seeds: each distinct sentence once through the first layer, and through the second none."
+    encoder, rows = open_encoder(str(tiny.stock_checkpoint(tmp_path)), tmp_path), {0: [], 1: []}
+    for number, layer in enumerate(encoder.model.encoder.layer):
+        layer.register_forward_pre_hook(lambda module, args, kind=number: rows[kind].append(args[0].shape[:2]))
+    monkeypatch.setattr("langsamp.evaluation.evaluate.open_encoder", lambda *_: encoder)
+    p = EvaluationParams(encoder="any", tasks=["sib200", "tatoeba"], data_dir=str(data), layer=1, seeds=3)
+    assert evaluate(p, tmp_path)[0].seed.nunique() == 4  # Retrieval has seed 0
+    sets, pairs = load_labelled("sib200", data)[0], load_bitexts("tatoeba", data)[0]
+    read = [sets[1].splits["train"], sets[1].splits["dev"], *(one.splits["test"] for one in sets)]
+    texts = [part.texts for part in read] + [pair.target_texts for pair in pairs]
+    texts.append([text for pair in pairs for text in pair.source_texts])
+    tried = (1, 4)  # Shape of the batch that shows where an encoder can be truncated
+    assert sum(size for size, length in rows[0] if (size, length) != tried) == sum(len(set(part)) for part in texts)
+    assert set(rows[1]) == {tried}
 
 
 def test_other_text_is_evaluated_again(eval_params, uninterrupted, data, outputs):

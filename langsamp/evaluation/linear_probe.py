@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,12 @@ def _word_tokens(
 ) -> tuple[dict[str, list[int]], dict[str, list[int]]]:  # At the start of a sentence, and after a space
     "Tokenize every distinct word, into at least one token."
     words = list(dict.fromkeys(word for words in sentences for word in words))
-    alone = later = tokenize_texts(tokenizer, words, add_special_tokens=False)
+    tokens = partial(tokenize_texts, tokenizer, add_special_tokens=False, return_attention_mask=False)
+    alone = later = tokens(words)
     special = {*tokenizer.all_special_ids}
     probe, once = next(((w, ids) for w, ids in zip(words, alone) if ids and special.isdisjoint(ids)), ("", []))
-    if once and tokenize_texts(tokenizer, [f"{probe} {probe}"], add_special_tokens=False) != [once + once]:
-        behind = tokenize_texts(tokenizer, [f"{probe} {word}" for word in words], add_special_tokens=False)
+    if once and tokens([f"{probe} {probe}"]) != [once + once]:
+        behind = tokens([f"{probe} {word}" for word in words])
         later = [ids[len(once) :] if ids[: len(once)] == once else own for ids, own in zip(behind, alone)]
     first, after = [
         {w: ids[:max_tokens] or [_fallback_token(tokenizer)] for w, ids in zip(words, cut)} for cut in (alone, later)
@@ -159,12 +161,12 @@ def _head(
 C_VALUES = (0.001, 0.01, 0.1, 1.0)
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #b3c8545e
-def _flat(
-    nested: Sequence[Any],  # One item per sentence, or a sequence per sentence
-    words: bool,  # Whether it is a sequence
-) -> list[Any]:
-    "Return one list over all words, or over all sentences."
-    return [item for items in nested for item in items] if words else list(nested)
+def _stacked(
+    vectors: Sequence[np.ndarray],  # One per sentence; or, of its words, `[words, H]`
+    words: bool,  # Whether they are of words
+) -> np.ndarray:  # [N, H]; empty if there are none
+    "Return one matrix over all words, or over all sentences."
+    return np.concatenate(vectors) if words and len(vectors) else np.asarray(vectors)
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #fdd17715
 @dataclass(frozen=True)
@@ -181,9 +183,9 @@ class LinearProbe:
         vectors: Sequence[np.ndarray],  # As `read` gives them
     ) -> list[Any]:  # One label per sentence, or a list of tags
         "Label vectors that were computed before."
-        flat = _flat(vectors, self.words)
-        found = iter(self.head.predict(np.stack(flat)).tolist() if flat else [])
-        return [[next(found) for _ in vector] if self.words else next(found) for vector in vectors]
+        flat_NH = _stacked(vectors, self.words)
+        found = iter(self.head.predict(flat_NH).tolist() if len(flat_NH) else [])
+        return [list(islice(found, len(vector))) if self.words else next(found) for vector in vectors]
 
     def predict(
         self,
@@ -228,12 +230,14 @@ def fit_probe(
     words = bool(labels) and isinstance(labels[0], list)
     counts = _times_drawn(len(labels), seed)
     rows = np.flatnonzero(counts)
-    x, y = [_flat([items[i] for i in rows], words) for items in train]
+    x_NH = _stacked([vectors[i] for i in rows], words)
+    y = [labels[i] for i in rows]
+    y = list(chain.from_iterable(y)) if words else y
     repeated = np.repeat(counts[rows], [len(labels[i]) if words else 1 for i in rows])
     if len(set(y)) < 2:
         raise UserError(f"the training labels are {sorted(set(y))}; give at least two different ones")
     score = score_of(metric_for_best_model or ("token_accuracy" if words else "f1_macro"))
-    return _best(read, (np.stack(x), y, repeated), dev, words, score)
+    return _best(read, (x_NH, y, repeated), dev, words, score)
 
 # %% ../../nbs/library/evaluation/04_linear_probe.ipynb #de0878e2
 def _reader(
