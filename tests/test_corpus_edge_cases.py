@@ -23,10 +23,11 @@ from langsamp.core.files import read_json
 from langsamp.core.manifests import atomic_folder, find_damage
 from langsamp.corpora import hub
 from langsamp.corpora.build import build_corpus
-from langsamp.corpora.decontamination import audit_corpus, build_detector, write_audited_corpus
+from langsamp.corpora.decontamination import build_detector
 from langsamp.corpora.evaluation_text import EvaluationText
 from langsamp.corpora.hub import hub_sources
 from langsamp.corpora.lines import Deduplicator
+from langsamp.corpora.parts import join_parts, write_part
 from langsamp.corpora.registry import drop_small_languages, find_corpus, open_corpus, write_corpus
 from langsamp.corpora.text import FilterReport, Notice, clean_lines, find_sources
 from langsamp.data.shards import corpus_report, write_shards
@@ -367,7 +368,8 @@ def test_open_files_do_not_grow_with_written_languages(corpus, tmp_path):
             sources, _ = find_sources(folder)
             assert len(corpus_characters(sources)) > 5 and len(drop_small_languages(sources, 1)[0]) == len(names)
             detector = build_detector([EvaluationText("mine", "x", names[0], ["abc def"])])
-            write_audited_corpus(sources, tmp_path / "made", detector, audit_corpus(sources, detector), drop=True)
+            write_part(sources, tmp_path / "part", detector)
+            join_parts([tmp_path / "part"], tmp_path / "made", detector)
             assert len(corpus_report(write_shards(sources, tokenizer, tmp_path / "shards"))["filter_reports"]) == len(
                 names
             )

@@ -14,17 +14,18 @@ from langsamp.core.errors import UserError
 from langsamp.core.files import read_json, repo_root
 from langsamp.core.manifests import find_damage
 from langsamp.corpora.decontamination import (
+    Detector,
     audit_corpus,
+    audit_language,
     build_detector,
-    decontamination_rule,
+    evaluation_text_rule,
     find_matches,
     overlap_table,
     overlap_totals,
-    write_audited_corpus,
 )
 from langsamp.corpora.evaluation_text import EvaluationText, evaluation_sentences
 from langsamp.corpora.ngrams import ngram_units, normalize_text
-from langsamp.corpora.registry import Rule
+from langsamp.corpora.parts import join_parts, write_part
 from langsamp.corpora.text import FilterReport, Source, clean_lines, find_sources
 from langsamp.corpora.udhr import udhr_corpus
 
@@ -255,9 +256,10 @@ def test_invalid_parameters(options):
 # Dropping
 
 
-def rewrite(sources: dict[str, list[Source]], folder: Path, rule: Rule) -> dict[str, list[Source]]:
+def rewrite(sources: dict[str, list[Source]], folder: Path, detector: Detector) -> dict[str, list[Source]]:
     "The clean lines that the rule keeps."
     for code, files in sources.items():
+        rule = evaluation_text_rule(audit_language(detector, code, files)[1])
         for split, text in clean_lines(files, FilterReport(code)):
             path = folder / split / f"{code}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,9 +272,7 @@ def test_exactly_the_matching_lines_are_dropped(planted, tmp_path):
     "After dropping, a second audit finds nothing in training text; validation is as it was, and so is all other text."
     detector = build_detector(SETS)
     before = audit_corpus(planted, detector)
-    after = audit_corpus(
-        rewrite(planted, tmp_path / "clean", decontamination_rule(detector, planted, before)), detector
-    )
+    after = audit_corpus(rewrite(planted, tmp_path / "clean", detector), detector)
     assert sum(row["found"] for row in before["sets"]) == 3 and sum(row["found"] for row in after["sets"]) == 0
     for code, counts in before["corpus"].items():
         assert after["corpus"][code]["train"] == counts["train"] - counts["leaking_train"], code
@@ -298,17 +298,24 @@ def text_of(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in sorted((folder / "text").rglob("*.txt"))}
 
 
+def write(sources: dict[str, list[Source]], folder: Path, drop: bool = True, of: int = 1, **facts: object) -> None:
+    "A written corpus of some parts, without the lines of the evaluation sets."
+    detector, parts = build_detector(SETS), [folder.with_name(f"{folder.name}-{number}") for number in range(of)]
+    for number, part in enumerate(parts):
+        write_part({code: sources[code] for code in list(sources)[number::of]}, part, detector, drop)
+    join_parts(parts, folder, detector, drop, **facts)
+
+
 def test_written_corpus(planted, tmp_path):
     "Dropped lines are in the filter reports, the audit is in the manifest; without `drop` the lines are kept."
     detector = build_detector(SETS)
     report = audit_corpus(planted, detector)
-    filter_reports = write_audited_corpus(planted, tmp_path / "clean", detector, report, params={"name": "clean"})
-    dropped = {filter_report.code: filter_report.dropped.get("evaluation text", 0) for filter_report in filter_reports}
-    assert dropped == {code: counts["leaking_train"] for code, counts in report["corpus"].items()}
-    assert all(
-        filter_report.lines == sum(filter_report.kept.values()) + sum(filter_report.dropped.values())
-        for filter_report in filter_reports
-    )
+    write(planted, tmp_path / "clean", params={"name": "clean"})
+    reports = read_json(tmp_path / "clean" / "filter_reports.json")
+    assert {one["code"]: one["dropped"].get("evaluation text", 0) for one in reports} == {
+        code: counts["leaking_train"] for code, counts in report["corpus"].items()
+    }
+    assert all(one["lines"] == sum(one["kept"].values()) + sum(one["dropped"].values()) for one in reports)
     assert find_damage(tmp_path / "clean") == "" and read_json(tmp_path / "clean" / "manifest.json")["params"] == {
         "name": "clean"
     }
@@ -316,17 +323,19 @@ def test_written_corpus(planted, tmp_path):
     assert "audit.json" in read_json(tmp_path / "clean" / "manifest.json")["files"]
     clean = audit_corpus(find_sources(tmp_path / "clean" / "text")[0], detector)
     assert sum(row["found"] for row in clean["sets"]) == 0
-    write_audited_corpus(planted, tmp_path / "all", detector, report, drop=False)
+    write(planted, tmp_path / "all", drop=False)
     again = audit_corpus(find_sources(tmp_path / "all" / "text")[0], detector)
     assert [row["found"] for row in again["sets"]] == [row["found"] for row in report["sets"]]
 
 
-def test_rerun_gives_the_same_corpus_and_report(planted, tmp_path):
-    detector = build_detector(SETS)
-    for name in "ab":
-        write_audited_corpus(planted, tmp_path / name, detector, audit_corpus(planted, detector))
-    assert text_of(tmp_path / "a") == text_of(tmp_path / "b")
+@pytest.mark.parametrize("of", [1, 2, 3, 5])
+def test_parts_give_the_same_corpus_and_report(planted, tmp_path, of):
+    "Also another pass in one part, and parts without a language-script; the examples of a sentence are the first ones."
+    write(planted, tmp_path / "a")
+    write(planted, tmp_path / "b", of=of)
+    assert text_of(tmp_path / "a") == text_of(tmp_path / "b") and len(text_of(tmp_path / "a")) == 4
     assert read_json(tmp_path / "a" / "manifest.json") == read_json(tmp_path / "b" / "manifest.json")
+    assert read_json(tmp_path / "b/audit.json") == {**audit_corpus(planted, build_detector(SETS)), "dropped": True}
 
 
 # Against a slow and plain judge

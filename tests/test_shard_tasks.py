@@ -13,10 +13,13 @@ import tiny
 
 from langsamp.core.errors import UserError
 from langsamp.core.files import sha256
+from langsamp.core.manifests import read_manifest
+from langsamp.corpora.build import build_corpus
 from langsamp.corpora.registry import find_corpus
 from langsamp.corpora.text import Source
+from langsamp.params.pretrain import CorpusBuildParams
 from langsamp.training.prepare import find_tokenizer, prepare
-from langsamp.training.shard_tasks import assign_languages, datatrove_step, main
+from langsamp.training.shard_tasks import assign_languages, datatrove_step, main, run_shard_task
 
 CODES = {"eng_Latn": 16_000, "rus_Cyrl": 12_000, "hin_Deva": 4000, "deu_Latn": 500}
 
@@ -118,35 +121,84 @@ ENGINE = """
 import sys
 from pathlib import Path
 from datatrove.executor import LocalPipelineExecutor
-from langsamp.params.pretrain import PretrainParams
+from langsamp.corpora.build import build_corpus
+from langsamp.params.pretrain import CorpusBuildParams, PretrainParams
 from langsamp.params.yaml_reader import read_yaml
-from langsamp.training.shard_tasks import datatrove_step
+from langsamp.training.shard_tasks import datatrove_step, run_shard_task
 if __name__ == "__main__":
-    p, outputs = PretrainParams.model_validate(read_yaml(sys.argv[1])), Path(sys.argv[2])
-    steps = [datatrove_step(p, outputs)]
-    LocalPipelineExecutor(steps, tasks=4, workers=2, logging_dir=str(outputs / "logs")).run()
+    build, p, outputs = read_yaml(sys.argv[1]), read_yaml(sys.argv[2]), Path(sys.argv[3])
+    text = [datatrove_step(build_corpus, CorpusBuildParams.model_validate(build), outputs)]
+    shards = [datatrove_step(run_shard_task, PretrainParams.model_validate(p), outputs)]
+    text = LocalPipelineExecutor(text, tasks=4, workers=2, logging_dir=str(outputs / "logs/text"))
+    LocalPipelineExecutor(shards, tasks=4, workers=2, logging_dir=str(outputs / "logs/shards"), depends=text).run()
 """
+
+
+def every_byte(outputs: Path) -> dict[str, str]:
+    "The shards, and the files of the written corpus."
+    corpus = outputs / "corpora/clean"
+    return sums(outputs) | {str(f.relative_to(corpus)): sha256(f) for f in corpus.rglob("*") if f.is_file()}
+
+
+def build_of(corpus: Path | str, tested: Path) -> CorpusBuildParams:
+    "Parameters of a corpus from raw text, without the sentences of an evaluation set."
+    values = {"name": "clean", "corpus": str(corpus), "languages": [], "benchmarks": [f"folder:{tested}"]}
+    return CorpusBuildParams.model_validate(values)
+
+
+def kill_when_there(command: list[str], folder: Path, pattern: str) -> None:
+    "Start a command, and kill it with all its workers as soon as a file is there."
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = subprocess.Popen(command, start_new_session=True, **quiet)
+    try:
+        tiny.wait_for(lambda: any(folder.glob(pattern)), lambda: running.poll() is None)
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
 
 
 @pytest.mark.slow
 def test_an_engine_with_two_workers_that_is_killed(array, tmp_path):
-    "A datatrove pipeline, killed when the first shard is there and started again: every byte of one pass."
+    "A datatrove pipeline from raw text, killed at the first part of the text and at the first shard: one pass's bytes."
     pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -e .[dev]")
-    _, params, whole = array
-    (tmp_path / "engine.py").write_text(ENGINE)
-    command = [sys.executable, str(tmp_path / "engine.py"), str(params), str(tmp_path / "outputs")]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    home = tmp_path / "outputs/data/shards"
-    tiny.wait_for(lambda: any(home.glob("*_*")), lambda: first.poll() is None)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    assert len([*home.glob("*_*")]) < len(CODES)
+    p, outputs = array[0].replace(corpus="clean"), tmp_path / "outputs"
+    lines = (Path(array[0].corpus) / "eng_Latn.txt").read_text().splitlines()
+    tiny.write(tmp_path / "tested/eng_Latn.txt", "\n".join(lines[:9]) + "\n")
+    build = build_of(array[0].corpus, tmp_path / "tested")
+    build_corpus(build, tmp_path / "whole")
+    prepare(p, tmp_path / "whole")
+    whole = every_byte(tmp_path / "whole")
+    params = [str(tiny.write_params(tmp_path / f"{name}.yaml", q)) for name, q in {"text": build, "p": p}.items()]
+    command = [sys.executable, str(tiny.write(tmp_path / "engine.py", ENGINE)), *params, str(outputs)]
+    for part in ("corpora/.tasks/clean/*/*-of-4", "data/shards/*_*"):
+        kill_when_there(command, outputs, part)
+        assert len([*outputs.glob(part)]) < len(CODES)
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert sums(tmp_path / "outputs") == whole
-    assert len([*(tmp_path / "outputs/logs/completions").iterdir()]) == 4
+    assert every_byte(outputs) == whole and not (outputs / "corpora/.tasks/clean").exists()
+    assert [len([*(outputs / f"logs/{step}/completions").iterdir()]) for step in ("text", "shards")] == [4, 4]
     third = subprocess.run(command, capture_output=True, text=True)
-    assert third.returncode == 0 and "all 4 tasks have already been completed" in third.stderr
+    assert third.returncode == 0 and third.stderr.count("all 4 tasks have already been completed") == 2
+
+
+@pytest.mark.parametrize("changed", ["text", "evaluation"])
+def test_a_part_of_other_text_is_not_joined(tmp_path, changed):
+    "Of two tasks the first is done; then its text changes, or the evaluation set: the corpus is that of the new ones."
+    corpus, tested = tiny.write_corpus(tmp_path / "text"), tiny.write(tmp_path / "tested/eng_Latn.txt", "Not there.\n")
+    build, outputs = build_of(corpus, tmp_path / "tested"), tmp_path / "outputs"
+    assert not build_corpus(build, outputs, 0, 2).exists()
+    if changed == "evaluation":
+        tested.write_text(f"{tiny.sentences('eng_Latn', 1)[0]}\n")
+        assert not build_corpus(build, outputs, 1, 2).exists(), "parts of two builds were joined"
+        build_corpus(build, outputs, 0, 2)
+    else:
+        for path in corpus.glob("train/*.txt"):
+            path.write_text("".join(sorted(path.read_text().splitlines(keepends=True))))  # As long as before
+        for task in (0, 1):
+            build_corpus(build, outputs, task, 2)
+    build_corpus(build, tmp_path / "whole")
+    found, expected = [read_manifest(home / "corpora/clean") for home in (outputs, tmp_path / "whole")]
+    assert found == expected and found is not None and not (outputs / "corpora/.tasks/clean").exists()
 
 
 def test_an_invalid_task_number_is_refused(array, tmp_path, capsys):
@@ -162,4 +214,4 @@ def test_scheduler_that_is_not_installed(array, tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="needs `datatrove.pipeline.base`, which is not installed: pip install datatrove"
     ):
-        datatrove_step(array[0], tmp_path)
+        datatrove_step(run_shard_task, array[0], tmp_path)

@@ -6,12 +6,22 @@
 __all__ = ['build_corpus', 'audit_built']
 
 # %% ../../nbs/library/corpora/15_build.ipynb #b15d0003
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..core.code_version import code_version
+from ..core.files import content_hash, sha256
+from ..core.locks import file_lock
+from ..core.manifests import find_damage, read_manifest
+from ..core.workers import assign_tasks, check_task
 from .data_card import write_data_card
-from .decontamination import Detector, audit_corpus, build_detector, write_audited_corpus
+from .decontamination import Detector, audit_corpus, build_detector
 from .evaluation_text import read_evaluation_sets
+from .held_out import hold_out
+from .parts import codes_of, join_parts, write_part
 from langsamp.corpora.registry import (
     corpus_origins,
     drop_small_languages,
@@ -20,7 +30,7 @@ from langsamp.corpora.registry import (
     print_warnings,
     without_notices,
 )
-from .text import find_sources
+from .text import Source, find_sources
 from ..params.pretrain import CorpusBuildParams
 
 # %% ../../nbs/library/corpora/15_build.ipynb #b15d0006
@@ -29,21 +39,49 @@ def _read_detector(p: CorpusBuildParams) -> tuple[Detector, list[str]]:
     parts, unread = read_evaluation_sets(p.benchmarks)
     return build_detector(parts, p.ngram_size, p.overlap_threshold), unread
 
+# %% ../../nbs/library/corpora/15_build.ipynb #38ddeab8
+def _identity(p: CorpusBuildParams, sources: Mapping[str, Sequence[Source]], detector: Detector) -> str:
+    "Hash what a corpus depends on; of its files the names and sizes."
+    files = [[file.code, file.label, file.split, file.path.stat().st_size] for own in sources.values() for file in own]
+    return content_hash(p.model_dump(), code_version("corpora.build"), files, [asdict(part) for part in detector.parts])
 
+
+def _is_written(part: Path, checksums: Mapping[str, Sequence[str]]) -> bool:
+    "Whether a part is there, complete, and of the same text."
+    return not find_damage(part) and (read_manifest(part) or {}).get("text") == checksums
+
+# %% ../../nbs/library/corpora/15_build.ipynb #c6b74f2d
+def _write_share(p: CorpusBuildParams, mine: dict[str, list[Source]], detector: Detector, part: Path) -> list[str]:
+    "Write the part of one task; return notices about languages with too little text."
+    sources, too_little = drop_small_languages(hold_out(mine, p.min_held_out), p.min_characters)
+    checksums = {code: [sha256(file.path) for file in files] for code, files in mine.items()}
+    if not _is_written(part, checksums):
+        rules = [limit_held_out(sources, p.max_held_out)] if p.max_held_out else []
+        write_part(sources, part, detector, p.remove_matches, rules, p.on_bad_line, text=checksums)
+    return too_little
+
+# %% ../../nbs/library/corpora/15_build.ipynb #315ea852
 def build_corpus(
     p: CorpusBuildParams,  # Sources, limits, and the evaluations to remove
     outputs: Path,  # The `outputs/` folder; the result goes to `corpora/` in it
+    task: int = 0,  # From 0
+    of: int = 1,  # How many tasks build the corpus; the last to end completes it
 ) -> Path:  # The folder of the corpus, with its data card
-    "Build a corpus; an unknown source or evaluation is a `UserError`."
-    found, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line, p.min_held_out)
-    sources, too_little = drop_small_languages(found, p.min_characters)
-    detector, unread = _read_detector(p)
-    report = audit_corpus(sources, detector, unread)
-    folder = outputs / "corpora" / p.name
-    rules = [limit_held_out(sources, p.max_held_out)] if p.max_held_out else []
-    facts = {"params": p.model_dump(), "warnings": without_notices(warnings), "origins": corpus_origins(sources)}
-    write_audited_corpus(sources, folder, detector, report, p.remove_matches, rules, p.on_bad_line, **facts)
-    write_data_card(folder)
+    "Build a corpus, or the part of one task; an unknown source or evaluation is a `UserError`."
+    check_task(task, of)
+    found, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line)
+    (detector, unread), folder = _read_detector(p), outputs / "corpora" / p.name
+    home = folder.parent / ".tasks" / p.name / _identity(p, found, detector)
+    parts = [home / f"{number}-of-{of}" for number in range(of)]
+    shares = assign_tasks({code: sum(file.path.stat().st_size for file in own) for code, own in found.items()}, of)
+    too_little = _write_share(p, {code: found[code] for code in sorted(shares[task])}, detector, parts[task])
+    with file_lock(folder.parent / ".tasks" / f"{p.name}.lock"):
+        if all((part / "manifest.json").exists() for part in parts):
+            origins = corpus_origins({code: found[code] for code in codes_of(parts)})
+            facts = {"params": p.model_dump(), "warnings": without_notices(warnings), "origins": origins}
+            join_parts(parts, folder, detector, p.remove_matches, unread, **facts)
+            write_data_card(folder)
+            shutil.rmtree(home.parent)
     print_warnings(warnings + too_little)  # Again at the end, where they are seen
     return folder
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Rule', 'merge_corpora', 'find_corpus', 'corpus_origins', 'first_lines', 'print_warnings', 'without_notices',
-           'refuse_lost_text', 'open_corpus', 'report_dropped_lines', 'drop_small_languages', 'limit_held_out',
-           'write_corpus']
+           'refuse_lost_text', 'open_corpus', 'report_dropped_lines', 'drop_small_languages', 'write_language',
+           'limit_held_out', 'write_corpus']
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #33982c0b
 import os
@@ -342,12 +342,20 @@ def drop_small_languages(
 Rule = Callable[[str, str, str], str]  # Code, split and text -> the reason to drop a line, or empty
 
 # %% ../../nbs/library/corpora/10_registry.ipynb #88f3e1ac
-def _write_language(code: str, files: Sequence[Source], text: Path, rules: Sequence[Rule], stop: bool) -> FilterReport:
+def write_language(
+    code: str,  # The language-script
+    files: Sequence[Source],  # Its files
+    text: Path,  # A folder; the lines go to `train/` and `validation/` in it
+    rules: Sequence[Rule] = (),  # Reasons to drop lines
+    stop: bool = False,  # Whether a bad line raises a `UserError`
+) -> FilterReport:
     "Write the clean lines of one language-script, with a file for each split that has any."
     filter_report, paths = (
         FilterReport(code),
         {split: text / split / f"{code}.txt" for split in ("train", "validation")},
     )
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         out = {split: stack.enter_context(open(path, "wb")) for split, path in paths.items()}
         for split, line in clean_lines(files, filter_report, stop):
@@ -386,9 +394,7 @@ def write_corpus(
 ) -> list[FilterReport]:  # One per language-script
     "Write the clean text of a corpus as `text/{train,validation}/xxx_Yyyy.txt`, with its filter reports."
     with atomic_folder(folder, **facts) as part:
-        for split in ("train", "validation"):
-            (part / "text" / split).mkdir(parents=True)
-        write = partial(_write_language, text=part / "text", rules=rules, stop=on_bad_line == "stop")
+        write = partial(write_language, text=part / "text", rules=rules, stop=on_bad_line == "stop")
         filter_reports = [write(code, files) for code, files in sources.items()]
         if not any(filter_report.kept["train"] for filter_report in filter_reports):
             raise UserError(f"no training lines are left for {folder}: check the sources and the rules")

@@ -9,7 +9,7 @@ __all__ = ['assign_languages', 'run_shard_task', 'main', 'datatrove_step']
 import argparse
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from ..core.environment import escape_unencodable_output
 from ..core.errors import UserError
 from ..core.files import outputs_folder
 from ..core.locks import file_lock
+from ..core.workers import assign_tasks, check_task
 from ..corpora.registry import open_corpus, report_dropped_lines
 from ..corpora.text import Source
 from ..data.bundles import group_languages
 from ..data.packing import pack_shards
 from ..data.shards import read_filter_reports, text_sizes, write_shards
 from ..params.base import positional_arguments
-from ..params.pretrain import PretrainParams
+from ..params.pretrain import CorpusBuildParams, PretrainParams
 from ..params.yaml_reader import read_yaml
 from .prepare import find_tokenizer
 
@@ -33,13 +34,9 @@ def assign_languages(
     of: int,  # How many tasks
 ) -> list[list[str]]:  # The language-scripts of each task
     "Assign the language-scripts to tasks by the bytes of their files; a function of the corpus alone."
-    sizes, shares = text_sizes(sources), [[] for _ in range(of)]
-    loads = [0] * of
-    for size, group in sorted((-sum(sizes[code] for code in group), group) for group in group_languages(sizes)):
-        lightest = loads.index(min(loads))
-        shares[lightest] += group
-        loads[lightest] -= size
-    return shares
+    sizes = text_sizes(sources)
+    groups = {tuple(group): sum(sizes[code] for code in group) for group in group_languages(sizes)}
+    return [[code for group in share for code in group] for share in assign_tasks(groups, of)]
 
 # %% ../../nbs/library/training/06_shard_tasks.ipynb #eb79a7fb
 def run_shard_task(
@@ -50,8 +47,7 @@ def run_shard_task(
     processes: int = 1,  # Of this task
 ) -> list[Path]:  # The shards of this task
     "Write and pack the shards of one task; existing ones are reused."
-    if not 0 <= task < of:
-        raise UserError(f"task {task} of {of}: tasks are counted from 0 to {of - 1}; change --task or --of")
+    check_task(task, of)
     sources, _ = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line, p.min_held_out)
     home = outputs / "data"
     home.mkdir(parents=True, exist_ok=True)
@@ -110,23 +106,23 @@ def _extra(name: str) -> Any:
 
 # %% ../../nbs/library/training/06_shard_tasks.ipynb #3c33e200
 def datatrove_step(
-    p: PretrainParams,  # As for `run_shard_task`
+    run_task: Callable[..., Any],  # `build_corpus` or `run_shard_task`
+    p: CorpusBuildParams | PretrainParams,  # Its parameters
     outputs: Path,  # The same folder for all tasks
 ) -> Any:  # A `PipelineStep`; its rank is the task
     "A step of a datatrove pipeline, for its local, Slurm and Ray executors."
     base = _extra("datatrove.pipeline.base").PipelineStep
 
-    class ShardStep(base):
-        name = "langsamp shards"
-        type = "tokenizer"
+    class TaskStep(base):
+        name = f"langsamp {run_task.__name__}"
+        type = "corpus"
 
         def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
             with self.track_time():
-                for shard in run_shard_task(p, outputs, rank, world_size):
-                    self.stat_update(f"shards of {shard.name.partition('_')[2].partition('-')[0]}")
+                run_task(p, outputs, rank, world_size)
             yield from data or ()
 
-    return ShardStep()
+    return TaskStep()
 
 # %% ../../nbs/library/training/06_shard_tasks.ipynb #8ada261c
 if __name__ == "__main__" and "__file__" in globals():
