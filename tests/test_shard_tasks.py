@@ -151,7 +151,7 @@ def kill_when_there(command: list[str], folder: Path, pattern: str) -> None:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = subprocess.Popen(command, start_new_session=True, **quiet)
     try:
-        tiny.wait_for(lambda: any(folder.glob(pattern)), lambda: running.poll() is None)
+        tiny.wait_for(lambda: any(folder.glob(pattern)), lambda: running.poll() is None, seconds=600)
     finally:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
