@@ -114,7 +114,7 @@ def datatrove_step(
     base = _extra("datatrove.pipeline.base").PipelineStep
 
     class TaskStep(base):
-        name = f"langsamp {run_task.__name__}"
+        name = "langsamp task"
         type = "corpus"
 
         def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
