@@ -81,7 +81,7 @@ def build_corpus(
             facts = {"params": p.model_dump(), "warnings": without_notices(warnings), "origins": origins}
             join_parts(parts, folder, detector, p.remove_matches, unread, **facts)
             write_data_card(folder)
-            shutil.rmtree(home.parent)
+            shutil.rmtree(home.parent, ignore_errors=True)
     print_warnings(warnings + too_little)  # Again at the end, where they are seen
     return folder
 

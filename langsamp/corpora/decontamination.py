@@ -265,7 +265,7 @@ def audit_report(
     how = {"ngram": detector.ngram, "share": detector.share, "warnings": list(warnings)}
     return {**how, "sets": rows, "corpus": corpus}
 
-
+# %% ../../nbs/library/corpora/13_decontamination.ipynb #46231c94
 def audit_corpus(
     sources: Mapping[str, Iterable[Source]],  # The training corpus: files by language-script
     detector: Detector,  # The evaluation sets

@@ -350,10 +350,8 @@ def write_language(
     stop: bool = False,  # Whether a bad line raises a `UserError`
 ) -> FilterReport:
     "Write the clean lines of one language-script, with a file for each split that has any."
-    filter_report, paths = (
-        FilterReport(code),
-        {split: text / split / f"{code}.txt" for split in ("train", "validation")},
-    )
+    filter_report = FilterReport(code)
+    paths = {split: text / split / f"{code}.txt" for split in ("train", "validation")}
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
