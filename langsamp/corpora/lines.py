@@ -102,6 +102,15 @@ def _temporary_table() -> Generator[None]:
         hint = "free space in the temporary folder, or set SQLITE_TMPDIR to another one"
         raise UserError(f"cannot store the hashes of lines ({error}): {hint}") from None
 
+# %% ../../nbs/library/corpora/00_lines.ipynb #30fb7615
+def _new_table() -> sqlite3.Connection:
+    "A table of hashes in a file without a name."
+    table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    table.execute("PRAGMA journal_mode = OFF")
+    table.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY) WITHOUT ROWID")
+    table.execute("BEGIN")
+    return table
+
 # %% ../../nbs/library/corpora/00_lines.ipynb #e07f3e42
 class Deduplicator:
     "A set of texts that grows on the disk, not in memory."
@@ -115,11 +124,7 @@ class Deduplicator:
     @cached_property
     def table(self) -> sqlite3.Connection:
         "The table of further hashes, made when the first one is added."
-        table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        table.execute("PRAGMA journal_mode = OFF")
-        table.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY) WITHOUT ROWID")
-        table.execute("BEGIN")
-        return table
+        return _new_table()
 
     def add(
         self,
