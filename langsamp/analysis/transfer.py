@@ -112,7 +112,8 @@ def chosen_datasets(
         raise UserError(f"{p.task} has no data in {', '.join(unknown)}{did_you_mean(unknown[0], by_code)}; remove it")
     chosen = [_joined(by_code[code], p.train_sentences) for code in sorted(p.languages or by_code)]
     for one in chosen:
-        if others := [other.name for other in by_code[one.code] if other.name not in one.name]:
+        others = [other.name for other in by_code[one.code] if other.name not in one.name]
+        if len(by_code[one.code]) > 1:
             print(f"{p.task}: {one.code} is {', not '.join([one.name, *others])}")
     if not any({"train", "dev"} <= one.splits.keys() for one in chosen):
         where = f" in {', '.join(p.languages)}" if p.languages else ""

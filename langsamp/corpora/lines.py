@@ -126,11 +126,8 @@ class Deduplicator:
         "The table of further hashes, made when the first one is added."
         return _new_table()
 
-    def add(
-        self,
-        text: str,  # Compared exactly
-    ) -> bool:
-        "Add a text; return whether it is new."
+    def add(self, text: str) -> bool:
+        "Add a text, compared exactly; return whether it is new."
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if (known := key in self.first) or len(self.first) < self.in_memory:
             self.first.add(key)
