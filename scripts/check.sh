@@ -28,9 +28,17 @@ ruff format --check --quiet nbs tests scripts setup.py || { echo "check: make ex
 step "4/6 types"
 ty check --output-format concise
 
-step "5/6 docs site"
-(cd "$copy" && python scripts/build_docs.py)
-same nbs "the docs site's generated files changed: make docs, and keep nbs/nbdev.yml"
+step "5/6 docs site, while the tests begin"
+docs() {
+    (cd "$copy" && python scripts/build_docs.py)
+    same nbs "the docs site's generated files changed: make docs, and keep nbs/nbdev.yml"
+}
+docs > "$copy/docs.log" 2>&1 &
+building=$!
 
 step "6/6 tests"
-python -m pytest -q -m "not slow" -n 2 --dist loadfile  # A file stays in one process, which makes its fixtures once
+# A file stays in one process, which makes its fixtures once; tests/conftest.py puts the longest files first
+python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder || tested=$?
+wait "$building" || built=$?
+cat "$copy/docs.log"
+exit $((${tested:-0} || ${built:-0}))

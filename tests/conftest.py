@@ -10,6 +10,15 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 
+LONG = "effects notebooks other_encoders planning battery distributed environment source_ranking new_languages "
+LONG += "statistics embeddings publishing geometry resume packing precision shard_tasks e5small readme"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "Begin with the files that take longest: while one that is begun last runs, the other process has nothing to do."
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG.split())}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture(scope="session")
 def real() -> Path:
