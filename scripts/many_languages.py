@@ -23,7 +23,8 @@ from langsamp.training.plan import plan
 from langsamp.training.prepare import prepare, training_data
 from langsamp.training.pretrain import pretrain
 
-SCRIPTS = ("Latn", "Cyrl", "Arab", "Deva", "Grek", "Hebr", "Thai", "Ethi")
+FIRST = {"Latn": "a", "Cyrl": "а", "Arab": "ب", "Deva": "क", "Grek": "α", "Hebr": "א", "Thai": "ก", "Ethi": "ሀ"}
+SCRIPTS = tuple(FIRST)  # Sixteen letters of each, from this one on
 SPECIAL = {"mis", "mul", "und", "zxx"}  # ISO 639-3's codes for no language in particular
 SIZES = {"vocab_size": 1000, "max_seq_length": 64, "num_layers": 1, "hidden_size": 32, "max_steps": 40}
 
@@ -37,7 +38,8 @@ def write_text(folder: Path, languages: int, lines: int = 12) -> None:
     folder.mkdir()
     for number, code in enumerate(codes):
         draw = random.Random(number)
-        words = ["".join(draw.choice("abcdefghijklmnop") for _ in range(draw.randint(2, 7))) for _ in range(40)]
+        letters = [chr(ord(FIRST[code[-4:]]) + place) for place in range(16)]
+        words = ["".join(draw.choice(letters) for _ in range(draw.randint(2, 7))) for _ in range(40)]
         text = "".join(" ".join(draw.choices(words, k=8)) + "\n" for _ in range(lines))
         (folder / f"{code}.txt").write_text(text, encoding="utf-8")
 

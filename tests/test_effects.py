@@ -347,7 +347,7 @@ STAGES["03_pretrain"] = Stage(
 
 def see_corpus(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the folder of a corpus and the matches found in it."
-    (folder,) = (outputs / "corpora").iterdir()
+    (folder,) = (outputs / "corpora").glob("[!.]*")
     texts = {path: path.read_text().splitlines() for path in sorted((folder / "text").glob("*/*.txt"))}
     report = read_json(folder / "audit.json")
     return {
