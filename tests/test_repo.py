@@ -385,6 +385,7 @@ def committed() -> list[Path]:
         "outputs/bible-24-reproduction",
         "outputs/bible-24-e5-reproduction",
         "outputs/where-reproduction",
+        "outputs/xlmr-reproduction",
         "outputs/languages-reference",
     ]
     inside = [p for folder in folders for p in (ROOT / folder).rglob("*")]
