@@ -4,12 +4,10 @@ import itertools
 import random
 
 import pytest
-import sklearn.metrics
 from seqeval.metrics import f1_score
-from seqeval.metrics.sequence_labeling import end_of_chunk, get_entities
+from seqeval.metrics.sequence_labeling import get_entities
 
 from langsamp.core.errors import UserError
-from langsamp.evaluation import metrics
 from langsamp.evaluation.datasets import LabelledTexts, load_labelled
 from langsamp.evaluation.metrics import (
     accuracy,
@@ -159,25 +157,6 @@ def test_chunks_and_f1_are_those_of_seqeval(scheme, seed):
     guess = same_lengths(gold, guess)
     assert chunks(gold) == set(get_entities(gold))
     assert f1_seqeval(gold, guess) == pytest.approx(f1_score(gold, guess, zero_division=0), abs=1e-12)
-
-
-def test_seqeval_is_asked_once_about_each_pair_of_tags(monkeypatch):
-    "However many words are tagged."
-    asked = []
-    monkeypatch.setattr(metrics, "end_of_chunk", lambda *pair: asked.append(pair) or end_of_chunk(*pair))
-    metrics._ends_and_starts.cache_clear()
-    tags = random_tags(SCHEMES["IOBES"], 0, sentences=300)
-    assert chunks(tags) == set(get_entities(tags)) and len(set(asked)) == len(asked) == 9**2
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_scores_of_topics_are_those_of_scikit_learn(seed):
-    "To the last bit, also with labels on one side only."
-    draw = random.Random(seed)
-    gold, guess = [[draw.choice(pool) for _ in range(draw.choice([1, 99]))] for pool in ("abcdef", "cdefgh")]
-    guess = (guess * 99)[: len(gold)]
-    assert f1_macro(gold, guess) == sklearn.metrics.f1_score(gold, guess, average="macro", zero_division=0)
-    assert accuracy(gold, guess) == sklearn.metrics.accuracy_score(gold, guess)
 
 
 @pytest.mark.filterwarnings("ignore:.*seems not to be NE tag")

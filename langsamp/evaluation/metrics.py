@@ -6,53 +6,32 @@
 __all__ = ['SCORES', 'chunks', 'f1_seqeval', 'f1_seqeval_bare', 'token_accuracy', 'f1_macro', 'accuracy', 'score_of']
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #569c95a3
-from collections import Counter
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from operator import eq
 from typing import Any
 
-import numpy as np
-from seqeval.metrics.sequence_labeling import end_of_chunk, start_of_chunk
+from seqeval.metrics.sequence_labeling import get_entities
+from sklearn.metrics import accuracy_score, f1_score
 
 from ..core.errors import UserError, did_you_mean
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #4896b510
-def _flat(sentences: Sequence[Sequence[str]], end: Sequence[str] = ()) -> list[str]:
-    "Return the tags of all sentences, each with some tags at its end; raise `UserError` for a tag that is not text."
-    tags = [tag for sentence in sentences for tag in (*sentence, *end)]
-    if not all(issubclass(kind, str) for kind in {*map(type, tags)}) or "" in tags:
-        odd = next(tag for tag in tags if not isinstance(tag, str) or not tag)
-        raise UserError(f"a tag is text, such as B-PER or NOUN, not {odd!r}; correct the tags")
-    return tags
-
-# %% ../../nbs/library/evaluation/03_metrics.ipynb #4de32c8d
-def _type(tag: str) -> str:
-    "Return the type of a tag; `_` if it has none."
-    return tag[1:].split("-", maxsplit=1)[-1] or "_"
-
-
-@lru_cache(1024)
-def _ends_and_starts(before: str, tag: str) -> tuple[bool, bool]:
-    "Return whether a chunk ends between two tags, and whether one starts there."
-    pair = before[0], tag[0], _type(before), _type(tag)
-    return end_of_chunk(*pair), start_of_chunk(*pair)
+def _check_tags(tags: Iterable[Any]) -> None:
+    "Raise `UserError` for a tag that is not text."
+    odd = [tag for tag in tags if not isinstance(tag, str) or not tag]
+    if odd:
+        raise UserError(f"a tag is text, such as B-PER or NOUN, not {odd[0]!r}; correct the tags")
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #3c54bb2f
 def chunks(
     sentences: Sequence[Sequence[str]],  # A tag for each word
 ) -> set[tuple[str, int, int]]:  # Type, first and last position; positions count on from sentence to sentence
     "Return the chunks of tagged sentences by seqeval's default rules; raise `UserError` for an empty tag."
-    tags = _flat(sentences, end="O")
-    if not tags:
-        return set()
-    number = {tag: i for i, tag in enumerate(dict.fromkeys(["O", *tags]))}
-    tag_N = np.array([number[tag] for tag in tags])
-    rules_KK2 = np.array([[_ends_and_starts(before, tag) for tag in number] for before in number])
-    ends_N, starts_N = rules_KK2[np.append(0, tag_N[:-1]), tag_N].T
-    first_N = np.maximum.accumulate(np.where(starts_N, np.arange(len(tags)), 0))
-    last_C, types = np.flatnonzero(ends_N) - 1, [_type(tag) for tag in number]
-    return set(zip([types[i] for i in tag_N[last_C].tolist()], first_N[last_C].tolist(), last_C.tolist()))
+    _check_tags(tag for sentence in sentences for tag in sentence)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*seems not to be NE tag")  # Bare tags, see below
+        return set(get_entities([list(sentence) for sentence in sentences]))
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #2b4e10b7
 def _same_shape(
@@ -101,8 +80,9 @@ def token_accuracy(
 ) -> float:  # 0 to 1; 0 if there are no words
     "Return the share of words with the right tag, over all sentences."
     _same_shape(gold, predicted)
-    right, guess = _flat(gold), _flat(predicted)
-    return sum(map(eq, right, guess)) / max(len(right), 1)
+    pairs = [pair for right, guess in zip(gold, predicted) for pair in zip(right, guess)]
+    _check_tags(tag for pair in pairs for tag in pair)
+    return sum(right == guess for right, guess in pairs) / max(len(pairs), 1)
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #5ce02522
 def _labels(
@@ -123,9 +103,7 @@ def f1_macro(
     predicted: Sequence[str],  # Predicted labels
 ) -> float:  # 0 to 1
     "Return the mean F1 over all labels that occur on either side."
-    right, guess = _labels(gold, predicted)
-    hits, found = Counter(a for a, b in zip(right, guess) if a == b), Counter(right + guess)
-    return float(np.mean([2 * hits[label] / found[label] for label in sorted(found)]))
+    return float(f1_score(*_labels(gold, predicted), average="macro", zero_division=0))
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #34e2662c
 def accuracy(
@@ -133,8 +111,7 @@ def accuracy(
     predicted: Sequence[str],  # Predicted labels
 ) -> float:  # 0 to 1
     "Return the share of right labels."
-    right, guess = _labels(gold, predicted)
-    return sum(map(eq, right, guess)) / len(right)
+    return float(accuracy_score(*_labels(gold, predicted)))
 
 # %% ../../nbs/library/evaluation/03_metrics.ipynb #cbef914b
 SCORES: dict[str, Callable[..., float]] = {
