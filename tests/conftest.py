@@ -10,8 +10,8 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 
-LONG = "effects notebooks other_encoders planning battery distributed environment source_ranking new_languages "
-LONG += "statistics embeddings publishing geometry resume packing precision shard_tasks e5small readme"
+LONG = "notebooks effects statistics other_encoders distributed readme embeddings resume shard_tasks neutrality "
+LONG += "new_languages battery sentences packing environment hub speedups masking result_identity geometry labelled"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

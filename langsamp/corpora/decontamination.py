@@ -171,12 +171,8 @@ class LanguageAudit:
 
     code: str
     lines: Mapping[str, int]  # Clean lines by split, and those with a match, as in `corpus` of the report
-    matches: Sequence[
-        tuple[str, int, int]
-    ]  # Split, evaluation sentence, and its strongest kind: an index into `_KINDS`
-    examples: Sequence[
-        tuple[int, Mapping[str, str]]
-    ]  # Of training text: the part of the evaluation text, and the place
+    matches: Sequence[tuple[str, int, int]]  # Split, evaluation sentence, strongest kind as an index into `_KINDS`
+    examples: Sequence[tuple[int, Mapping[str, str]]]  # Part of the evaluation text, and a place in training text
 
 # %% ../../nbs/library/corpora/13_decontamination.ipynb #e82daf7a
 @dataclass

@@ -77,7 +77,12 @@ def _frame(fast: Tokenizer) -> tuple[bytes, bytes]:
 class WordCache:
     "The ids of words, for a tokenizer that `encodes_by_word`."
 
-    def __init__(self, fast: Tokenizer, special: np.ndarray, size: int = 2**15) -> None:
+    def __init__(
+        self,
+        fast: Tokenizer,  # Takes special tokens in text for text
+        special: np.ndarray,  # Whether an id is a special token, [V]
+        size: int = 2**15,  # Words that are kept
+    ) -> None:
         self.fast, self.size, (self.head, self.tail) = fast, size, _frame(fast)
         self.special = {*np.flatnonzero(special).tolist()}
         self.ids: dict[str, bytes | None] = {}  # `None` for a word that does not stand alone
@@ -87,16 +92,17 @@ class WordCache:
         words_T = [text.split(" ") for text in texts]
         if len(self.ids) > self.size:
             self.ids.clear()
-        self._learn(set(chain.from_iterable(words_T)).difference(self.ids))
+        _learn(self, set(chain.from_iterable(words_T)).difference(self.ids))
         return [_joined(self, words) for words in words_T]
 
-    def _learn(self, words: Iterable[str]) -> None:
-        "Encode words that are not in the cache."
-        self.ids.update(dict.fromkeys(words))
-        alone = [*filter(_stands_alone, words)]
-        for word, encoded in zip(alone, self.fast.encode_batch_fast(alone, add_special_tokens=False)):
-            if self.special.isdisjoint(encoded.ids):
-                self.ids[word] = _as_bytes(encoded.ids)
+# %% ../../nbs/library/tokenization/00a_word_cache.ipynb #2dd5f9ef
+def _learn(words: WordCache, new: Iterable[str]) -> None:
+    "Encode words that are not in the cache."
+    words.ids.update(dict.fromkeys(new))
+    alone = [*filter(_stands_alone, new)]
+    for word, encoded in zip(alone, words.fast.encode_batch_fast(alone, add_special_tokens=False)):
+        if words.special.isdisjoint(encoded.ids):
+            words.ids[word] = _as_bytes(encoded.ids)
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #e2eccd4d
 def _joined(words: WordCache, line: Iterable[str]) -> bytes | None:
