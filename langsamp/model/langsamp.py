@@ -41,6 +41,7 @@ from langsamp.model.linear_cross_entropy import (
     ends_in_linear,
     is_tied,
     linear_cross_entropy,
+    token_losses,
 )
 from .variants import VARIANTS, ShiftedEmbedding, UnigramBias, adversarial_loss, shuffled_ids
 
@@ -385,6 +386,16 @@ def _head_loss(
     x_KH, decoder = _decoder_input(model, o_KH[None], sequence_1K, ids)[0], cast(Any, model.get_output_embeddings())
     return linear_cross_entropy(x_KH, decoder, masked.labels_K, items, shared, model.pool)
 
+
+def _token_losses(model: LangSAMPPreTrainedModel, o_KH: Tensor, masked: MaskedPositions, ids: Ids) -> Tensor:
+    "The loss of each masked token `[K]`, with the arguments of `_head_loss`, without gradients."
+    sequence_1K = masked.sequence_K[None]
+    if not model.fused_loss:
+        logits_KV = _logits(model, o_KH[None], sequence_1K, ids)[0].detach().float()
+        return F.cross_entropy(logits_KV, masked.labels_K, reduction="none")
+    x_KH, decoder = _decoder_input(model, o_KH[None], sequence_1K, ids)[0], cast(Any, model.get_output_embeddings())
+    return token_losses(x_KH, decoder, masked.labels_K, model.pool)
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #fa4dac6e
 def _states(
     model: LangSAMPPreTrainedModel,
@@ -424,6 +435,7 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         language_ids: Tensor | None = None,  # `[B]`, rows of `config.languages`
         script_ids: Tensor | None = None,  # `[B]`, rows of `config.scripts`
         num_items_in_batch: Tensor | int | None = None,  # `items` of `masked_lm_loss`
+        reduction: str = "mean",  # Or `none`: the loss of each masked token in reading order `[K]`, without gradients
         **kwargs: Any,  # For the encoder: `position_ids`, `output_hidden_states`, …
     ) -> MaskedLMOutput:  # `loss` with labels, all `logits` without
         ids = _ids_of(self, input_ids, labels, {"language": language_ids, "script": script_ids})
@@ -433,6 +445,8 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         o, h, sequence = _states(self, out.last_hidden_state, masked, ids)
         if masked is None:
             return MaskedLMOutput(logits=_logits(self, o, sequence, ids), hidden_states=out.get("hidden_states"))
+        if reduction == "none":
+            return MaskedLMOutput(_token_losses(self, o, masked, ids), hidden_states=out.get("hidden_states"))
         loss = _head_loss(self, o, masked, num_items_in_batch, shared, ids)
         adverse = _adversarial_loss(self, h, masked, num_items_in_batch, ids)
         return MaskedLMOutput(loss + adverse, hidden_states=out.get("hidden_states"))

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from scipy.special import stdtrit
 
 from ..core.errors import UserError
-from ..data.masking import Batch, TokenIds, make_batch, sequences_by_shard, sequences_of_step, validation_batch
+from ..data.masking import Batch, TokenIds, make_batch, sequences_of_step, validation_batch
 from ..data.packing import PackedSequences
 from ..data.shards import TokenDataset
 from ..data.unigrams import mean_loss, unigram_losses
@@ -200,15 +200,17 @@ class _Batches(_Placement):
         masks = seed, self.data.token_ids, self.p.mlm_probability
         return make_batch(train, sequences_B[mine], passes_B[mine], *masks)
 
-    def batch_loss(self, model: torch.nn.Module, batch: Batch, items: float | None = None) -> torch.Tensor:
-        "Cross-entropy summed over masked tokens and divided by `items`, by default the masked tokens of the batch."
+    def batch_loss(
+        self, model: torch.nn.Module, batch: Batch, items: float | None = None, reduction: str = "mean"
+    ) -> torch.Tensor:
+        "Cross-entropy summed over masked tokens and divided by `items`, by default their number; or each token's."
         arrays = {"input_ids": batch.inputs_BL, "labels": batch.labels_BL, "segments": batch.segments_BL}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         tensors |= {name: ids[torch.from_numpy(batch.shards_B)] for name, ids in self.ids.items()}
         on_device = {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
         kwargs = self.attention_kwargs(on_device.pop("segments"))
         count = None if items is None else torch.tensor(items)
-        return model(**on_device, **kwargs, num_items_in_batch=count).loss
+        return model(**on_device, **kwargs, num_items_in_batch=count, reduction=reduction).loss
 
 # %% ../../nbs/library/training/04_loop.ipynb #a2faad98
 class _Gradients(_Batches):
@@ -269,33 +271,41 @@ def _not_finite(data: Data, step: int, loss: float, micro_batches: list[Batch], 
 
 # %% ../../nbs/library/training/04_loop.ipynb #bd12c1c5
 def loss_interval(
-    sums_P2: np.ndarray,  # The summed loss and the number of masked tokens of each batch
-) -> list[float] | None:  # 95 % interval of the mean, nats per masked token; `None` for fewer than two batches
-    "Estimate how exact a mean loss is, with batches as the units of resampling."
-    loss_P, masked_P = sums_P2[sums_P2[:, 1] > 0].T
-    if len(masked_P) < 2:
+    sums_N2: np.ndarray,  # The summed loss and the number of masked tokens of each sequence
+) -> list[float] | None:  # 95 % interval of the mean, nats per masked token; `None` for fewer than two sequences
+    "Estimate how exact a mean loss is, with sequences as the units of resampling."
+    loss_N, masked_N = sums_N2[sums_N2[:, 1] > 0].T
+    if len(masked_N) < 2:
         return None
-    mean, total, count = loss_P.sum() / masked_P.sum(), masked_P.sum(), len(masked_P)
-    error = math.sqrt(count / (count - 1) * np.square(loss_P - mean * masked_P).sum()) / total
+    mean, total, count = loss_N.sum() / masked_N.sum(), masked_N.sum(), len(masked_N)
+    error = math.sqrt(count / (count - 1) * np.square(loss_N - mean * masked_N).sum()) / total
     half = float(stdtrit(count - 1, 0.975)) * error
     return [round(float(mean - half), 6), round(float(mean + half), 6)]
 
 # %% ../../nbs/library/training/04_loop.ipynb #90c70f79
 class _HeldOut(_Steps):
-    "The losses of batches of held-out text."
+    "The losses of held-out text, a batch at a time whatever its languages."
+
+    def _batch_sums(self, sequences_B: np.ndarray) -> np.ndarray:
+        "Return the summed loss and the number of masked tokens of some sequences, `[B, 2]`."
+        batch = validation_batch(self.data.validation, sequences_B, self.data.token_ids)
+        row_K = np.nonzero(batch.labels_BL != -100)[0]
+        loss_K = self.batch_loss(self.plain, batch, reduction="none").double().cpu().numpy()
+        return np.stack([np.bincount(row_K, each_K, len(sequences_B)) for each_K in (loss_K, None)], 1)
 
     @torch.no_grad()
-    def _losses(self, parts: list[tuple[int, np.ndarray]]) -> np.ndarray:  # [P, 2]: summed loss, masked tokens
-        "Evaluate batches, each in one process; the model is left in training mode."
+    def sequence_sums(self) -> np.ndarray:
+        "Evaluate all held-out sequences, `[N, 2]`, each in one process; the model is left in training mode."
         self.plain.eval()
-        sums_P2 = np.zeros((len(parts), 2))
-        for number in range(self.rank, -(-len(parts) // self.world) * self.world, self.world):
-            rows = parts[number % len(parts)][1]  # A process without a part repeats one, with weight 0
-            batch = validation_batch(self.data.validation, rows, self.data.token_ids)
-            masked = int((batch.labels_BL != -100).sum()) * (number < len(parts))
-            sums_P2[number % len(parts)] += self.batch_loss(self.plain, batch).item() * masked, masked
+        sums_N2, size = np.zeros((len(self.data.validation), 2)), self.p.micro_batch_size
+        starts = range(0, len(sums_N2), size)
+        for first in range(0, len(starts), self.world):
+            mine = first + self.rank < len(starts)  # A process without a batch repeats the last, with weight 0
+            start = starts[first + self.rank if mine else -1]
+            rows = np.arange(start, min(start + size, len(sums_N2)))
+            sums_N2[rows] += self._batch_sums(rows) * mine
         self.plain.train()
-        return np.reshape(self.total(*sums_P2.flat), sums_P2.shape)
+        return np.reshape(self.total(*sums_N2.flat), sums_N2.shape)
 
 # %% ../../nbs/library/training/04_loop.ipynb #584b9fd8
 class _Validation(_HeldOut):
@@ -303,17 +313,16 @@ class _Validation(_HeldOut):
 
     def validate(self) -> dict[str, Any]:
         "Evaluate the held-out loss: its mean, its interval, and loss and masked tokens by language-script."
-        held_out = self.data.validation
-        parts, sums = list(sequences_by_shard(held_out, self.p.micro_batch_size)), np.zeros((len(held_out.codes), 2))
-        sums_P2 = self._losses(parts)
-        np.add.at(sums, np.array([shard for shard, _ in parts], int), sums_P2)
+        held_out, sums_N2 = self.data.validation, self.sequence_sums()
+        sums = np.zeros((len(held_out.codes), 2))
+        np.add.at(sums, held_out.shard_of(np.arange(len(held_out))), sums_N2)
         if bad := [code for code, (loss, _) in zip(held_out.codes, sums) if not np.isfinite(loss)]:
             raise UserError(f"validation at step {self.state['step']}: the loss is not finite in {', '.join(bad[:16])}")
         each = {code: [round(float(s / n), 6), int(n)] for code, (s, n) in zip(held_out.codes, sums) if n}
         if not each:
             raise UserError("too little text is held out to measure a loss: add lines, or a folder validation/")
         mean = {"validation_loss": float(sums[:, 0].sum() / sums[:, 1].sum())}
-        return mean | {"validation_interval": loss_interval(sums_P2), "by_language_script": each}
+        return mean | {"validation_interval": loss_interval(sums_N2), "by_language_script": each}
 
 # %% ../../nbs/library/training/04_loop.ipynb #f2483537
 class _EarlyStopping(_Validation):
