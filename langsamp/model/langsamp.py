@@ -386,7 +386,7 @@ def _head_loss(
     x_KH, decoder = _decoder_input(model, o_KH[None], sequence_1K, ids)[0], cast(Any, model.get_output_embeddings())
     return linear_cross_entropy(x_KH, decoder, masked.labels_K, items, shared, model.pool)
 
-
+# %% ../../nbs/library/model/05_langsamp.ipynb #89ddddc3
 def _token_losses(model: LangSAMPPreTrainedModel, o_KH: Tensor, masked: MaskedPositions, ids: Ids) -> Tensor:
     "The loss of each masked token `[K]`, with the arguments of `_head_loss`, without gradients."
     sequence_1K = masked.sequence_K[None]
@@ -422,6 +422,22 @@ def _adversarial_loss(
     total = adversarial_loss(classifier, h_KH, language_B[masked.sequence_K], model.config.adversarial_weight)
     return _per_item(total, len(h_KH), items)
 
+# %% ../../nbs/library/model/05_langsamp.ipynb #23fe9c99
+def _loss(
+    model: LangSAMPPreTrainedModel,
+    states: tuple[Tensor, Tensor],  # What the head reads, and the encoder's output
+    masked: MaskedPositions,
+    items: Tensor | int | None,  # As for `masked_lm_loss`
+    shared: SharedGradient,  # As for `_encoder_of`
+    ids: Ids,  # Of each sequence
+    reduction: str,  # `mean` or `none`
+) -> Tensor:  # A scalar, or `[K]`
+    "The loss of the head, in training with that of an adversary; or that of each masked token."
+    o_KH, h_KH = states
+    if reduction == "none":
+        return _token_losses(model, o_KH, masked, ids)
+    return _head_loss(model, o_KH, masked, items, shared, ids) + _adversarial_loss(model, h_KH, masked, items, ids)
+
 # %% ../../nbs/library/model/05_langsamp.ipynb #abf0bbbe
 class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
     "A masked language model whose head knows the language and the script of each sequence."
@@ -445,11 +461,8 @@ class LangSAMPForMaskedLM(LangSAMPPreTrainedModel):
         o, h, sequence = _states(self, out.last_hidden_state, masked, ids)
         if masked is None:
             return MaskedLMOutput(logits=_logits(self, o, sequence, ids), hidden_states=out.get("hidden_states"))
-        if reduction == "none":
-            return MaskedLMOutput(_token_losses(self, o, masked, ids), hidden_states=out.get("hidden_states"))
-        loss = _head_loss(self, o, masked, num_items_in_batch, shared, ids)
-        adverse = _adversarial_loss(self, h, masked, num_items_in_batch, ids)
-        return MaskedLMOutput(loss + adverse, hidden_states=out.get("hidden_states"))
+        loss = _loss(self, (o, h), masked, num_items_in_batch, shared, ids, reduction)
+        return MaskedLMOutput(loss, hidden_states=out.get("hidden_states"))
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #36c55f59
 AutoConfig.register(LangSAMPConfig.model_type, LangSAMPConfig, exist_ok=True)

@@ -186,7 +186,7 @@ _NO_LOSS: dict[str, Any] = {"validation_loss": None, "best_loss": None}
 
 # %% ../../nbs/library/training/04_loop.ipynb #dc62d3f1
 class _Batches(_Placement):
-    "Batches and their loss."
+    "The batches of this process."
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -200,20 +200,26 @@ class _Batches(_Placement):
         masks = seed, self.data.token_ids, self.p.mlm_probability
         return make_batch(train, sequences_B[mine], passes_B[mine], *masks)
 
-    def batch_loss(
-        self, model: torch.nn.Module, batch: Batch, items: float | None = None, reduction: str = "mean"
-    ) -> torch.Tensor:
-        "Cross-entropy summed over masked tokens and divided by `items`, by default their number; or each token's."
+# %% ../../nbs/library/training/04_loop.ipynb #c7a5ecc0
+class _Losses(_Batches):
+    "The losses of a batch."
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        "What the model reads, on its device."
         arrays = {"input_ids": batch.inputs_BL, "labels": batch.labels_BL, "segments": batch.segments_BL}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         tensors |= {name: ids[torch.from_numpy(batch.shards_B)] for name, ids in self.ids.items()}
         on_device = {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
         kwargs = self.attention_kwargs(on_device.pop("segments"))
+        return on_device | kwargs
+
+    def batch_loss(self, model: torch.nn.Module, batch: Batch, items: float | None = None) -> torch.Tensor:
+        "Cross-entropy summed over masked tokens and divided by `items`, by default the masked tokens of the batch."
         count = None if items is None else torch.tensor(items)
-        return model(**on_device, **kwargs, num_items_in_batch=count, reduction=reduction).loss
+        return model(**self.inputs(batch), num_items_in_batch=count).loss
 
 # %% ../../nbs/library/training/04_loop.ipynb #a2faad98
-class _Gradients(_Batches):
+class _Gradients(_Losses):
     "Gradients of a batch that is processed in micro-batches."
 
     def accumulate_gradients(self, micro_batches: list[Batch], items: float) -> list[float]:
@@ -290,7 +296,7 @@ class _HeldOut(_Steps):
         "Return the summed loss and the number of masked tokens of some sequences, `[B, 2]`."
         batch = validation_batch(self.data.validation, sequences_B, self.data.token_ids)
         row_K = np.nonzero(batch.labels_BL != -100)[0]
-        loss_K = self.batch_loss(self.plain, batch, reduction="none").double().cpu().numpy()
+        loss_K = self.plain(**self.inputs(batch), reduction="none").loss.double().cpu().numpy()
         return np.stack([np.bincount(row_K, each_K, len(sequences_B)) for each_K in (loss_K, None)], 1)
 
     @torch.no_grad()
