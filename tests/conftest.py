@@ -64,7 +64,7 @@ def unbroken(new_run, outputs) -> Path:
 def smoke(tmp_path_factory) -> Path:
     "The outputs folder in which papermill ran nbs/03_pretrain.ipynb with its defaults."
     folder = tmp_path_factory.mktemp("smoke")
-    tiny.papermill("nbs/03_pretrain.ipynb", folder / "pretrain.ipynb", folder)
+    tiny.papermill_command("nbs/03_pretrain.ipynb", folder / "pretrain.ipynb", folder)
     return folder
 
 

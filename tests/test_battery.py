@@ -271,7 +271,7 @@ def test_papermill_killed_and_the_same_command_again(smoke, tmp_path):
     process.wait()
     tiny.wait_for(lambda: not any(map(alive, kernels)), seconds=20)
     assert kernels and not (tmp_path / run.name / "result.json").exists()
-    tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "n.ipynb", tmp_path)
+    tiny.papermill_command("nbs/03_pretrain.ipynb", tmp_path / "n.ipynb", tmp_path)
     cells = json.loads((tmp_path / "n.ipynb").read_text())["cells"]
     assert all(cell["metadata"]["papermill"]["status"] == "completed" for cell in cells)
     assert tiny.fingerprint(tmp_path / run.name) == tiny.fingerprint(run)

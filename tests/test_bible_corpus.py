@@ -422,7 +422,7 @@ def test_the_commands(bibles, tmp_path, monkeypatch):
     def command(stage: str, **values) -> str:
         params = write(tmp_path / f"{stage}.yaml", yaml.safe_dump(values))
         output = tmp_path / f"{stage}.ipynb"
-        tiny.papermill(f"nbs/{stage}.ipynb", output, tmp_path / "outputs", "-f", str(params))
+        tiny.papermill_command(f"nbs/{stage}.ipynb", output, tmp_path / "outputs", "-f", str(params))
         return output.read_text()
 
     command("01_corpus", name="verses", corpus="bible", languages=[], benchmarks=["bible", "taxi1500"])

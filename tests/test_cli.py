@@ -176,7 +176,7 @@ def test_every_command_has_parameters_of_a_runner():
 @pytest.mark.slow
 def test_corpus_writes_what_the_notebook_writes(tmp_path, outputs):
     assert main(["corpus", "name=same"]) == 0
-    tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "c.ipynb", tmp_path / "outputs", "-p", "name", "same")
+    tiny.papermill_command("nbs/01_corpus.ipynb", tmp_path / "c.ipynb", tmp_path / "outputs", "-p", "name", "same")
     found = [read_json(folder / "corpora/same/manifest.json") for folder in (outputs, tmp_path / "outputs")]
     assert found[0] == found[1]
 

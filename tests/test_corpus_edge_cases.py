@@ -383,11 +383,11 @@ def test_notebooks_report_what_is_left_out(noisy, tmp_path):
     "When a corpus is made from the folder, and in each run on it; at the start and in the summary."
     values = {"name": "made", "corpus": str(noisy), "languages": [], "benchmarks": [], "on_bad_line": "skip"}
     params = tiny.write(tmp_path / "corpus.yaml", yaml.safe_dump(values))
-    printed = tiny.papermill("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
+    printed = tiny.papermill_command("nbs/01_corpus.ipynb", tmp_path / "corpus.ipynb", tmp_path, "-f", str(params))
     assert [part for part in LOST if printed.count(f"{part}") < 2] == []
     p = tiny.params_of(Path("made"), run_name="run", max_steps=2, warmup_steps=0, save_steps=2)
     params = tiny.write_params(tmp_path / "run.yaml", p)
-    printed = tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "run.ipynb", tmp_path, "-f", str(params))
+    printed = tiny.papermill_command("nbs/03_pretrain.ipynb", tmp_path / "run.ipynb", tmp_path, "-f", str(params))
     cells = json.loads((tmp_path / "run.ipynb").read_text(encoding="utf-8"))["cells"]
     (result,) = [str(cell["outputs"]) for cell in cells if "\npretrain(params" in "\n" + "".join(cell["source"])]
     for part in ["when corpus made was created: ", *LOST, "1 of 3 language-scripts have no held-out text"]:

@@ -83,7 +83,7 @@ def test_the_runner_pretrains_the_smoke_run(smoke):
 def test_the_same_command_again_finishes_at_once(smoke):
     "A finished run is left as it is."
     before = {p: p.stat().st_mtime_ns for p in (smoke / "smoke").rglob("*.safetensors")}
-    printed = tiny.papermill("nbs/03_pretrain.ipynb", smoke / "again.ipynb", smoke)
+    printed = tiny.papermill_command("nbs/03_pretrain.ipynb", smoke / "again.ipynb", smoke)
     assert "loss" not in printed
     assert {p: p.stat().st_mtime_ns for p in (smoke / "smoke").rglob("*.safetensors")} == before
 
@@ -121,12 +121,12 @@ def test_a_reproduction_goes_from_a_preset_to_every_figure(tmp_path):
         "-y",
         "{variants: [language+script, baseline], overrides: {max_steps: 20, save_steps: 10}, num_processes: 2}",
     ]
-    tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *arguments)
+    tiny.papermill_command("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *arguments)
     drawn = {path.stem for path in (tmp_path / "figures").rglob("*.png")}
     pages = ["main-results", "ablation", "neutrality", "resource-levels", "embedding-map", "embedding-similarity"]
     assert [page for page in pages if not any(name.startswith(f"smoke-{page}") for name in drawn)] == []
     before = {path: path.read_bytes() for end in ("*.safetensors", "rows.jsonl") for path in tmp_path.rglob(end)}
-    tiny.papermill("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *arguments)
+    tiny.papermill_command("nbs/05_reproduce.ipynb", tmp_path / "r.ipynb", tmp_path, *arguments)
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -134,7 +134,7 @@ def test_a_reproduction_goes_from_a_preset_to_every_figure(tmp_path):
 def test_the_benchmark_measures_every_stage(tmp_path):
     "In its smallest form; the same command again measures nothing, and gives the same rows."
     arguments = ["-f", "params/benchmarks/quick.yaml"]
-    tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *arguments)
+    tiny.papermill_command("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *arguments)
     folder = tmp_path / "benchmarks/quick"
     rows = pd.read_csv(folder / "rows.csv", keep_default_na=False)
     assert {*rows.stage} == {"training", "overhead", "equal loss", "encoding"} and rows.value.gt(0).all()
@@ -143,7 +143,7 @@ def test_the_benchmark_measures_every_stage(tmp_path):
     ]
     assert [name for name in ends if not (folder / name).exists()] == []
     before = (folder / "rows.csv").read_bytes()
-    printed = tiny.papermill("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *arguments)
+    printed = tiny.papermill_command("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *arguments)
     assert printed.count("kept") == 4 and (folder / "rows.csv").read_bytes() == before
 
 
@@ -254,7 +254,7 @@ def e5() -> None:
 
 @pytest.mark.slow
 def test_adapting_e5_small(e5, tmp_path):
-    tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path)
+    tiny.papermill_command("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path)
     check_start(tmp_path / "adapted/smoke")
 
 
@@ -264,7 +264,7 @@ def test_the_tutorial_with_e5_small_on_a_text_folder(e5, tmp_path):
     for code in ("div_Thaa", "pol_Latn"):
         shutil.copy(udhr_corpus() / f"text/train/{code}.txt", text)
     few = ["-p", "corpus", str(text), "-p", "max_steps", "12"]
-    tiny.papermill("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
+    tiny.papermill_command("nbs/tutorials/own_text.ipynb", tmp_path / "own.ipynb", tmp_path, *few)
     check_start(tmp_path / "adapted/own-text")
     check_backbone(tmp_path / "own-text/backbone")
     filter_reports = read_json(tmp_path / "own-text/corpus.json")["filter_reports"]

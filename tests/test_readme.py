@@ -79,5 +79,5 @@ def test_the_evaluation_command_fits_the_runner(smoke, tmp_path):
     (line,) = re.findall(r"^papermill .*04_evaluate.*?(?=  |$)", README, flags=re.M)
     _, notebook, _, *options = line.split()
     assert options == ["-p", "encoder", "udhr"]
-    tiny.papermill(notebook, tmp_path / "evaluated.ipynb", smoke, "-p", "encoder", "smoke")
+    tiny.papermill_command(notebook, tmp_path / "evaluated.ipynb", smoke, "-p", "encoder", "smoke")
     assert list(smoke.glob("evaluations/*/udhr-*/rows.jsonl"))

@@ -578,5 +578,5 @@ def test_the_papers_first_command_with_a_stand_in(stand_in, tmp_path):
         "tokenizer",
         str(stand_in),
     ]
-    tiny.papermill("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, *other_values)
+    tiny.papermill_command("nbs/02_start.ipynb", tmp_path / "start.ipynb", tmp_path, *other_values)
     assert (tmp_path / "adapted/paper/model.safetensors").exists()

@@ -15,7 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
+import papermill_in_process
 import torch
 import yaml
 from transformers import AutoModelForMaskedLM, AutoTokenizer, XLMRobertaConfig
@@ -251,6 +253,7 @@ def furthest(a: torch.nn.Module, b: torch.nn.Module) -> float:
 # Notebooks
 
 ROOT = Path(__file__).parents[1]
+PAPERMILL = ["--no-progress-bar", "--log-level", "WARNING"]
 
 
 def defaults_of(notebook: str) -> dict[str, Any]:
@@ -284,8 +287,21 @@ def run_notebook(notebook: str, values: dict[str, Any], folder: Path) -> dict[st
 
 
 def papermill(notebook: str, output: Path, outputs: Path, *options: str) -> str:
-    "Run a runner notebook like a user, from the checkout; return what its cells printed."
-    words = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "WARNING", "--stdout-file", "-"]
+    "Run a runner notebook in a fork of this process, from the checkout; return what its cells printed."
+    log, environment = output.with_suffix(".log"), {"LANGSAMP_OUTPUTS": str(outputs)}
+    words = [*PAPERMILL, notebook, str(output), *options]
+    forked = multiprocessing.get_context("fork").Process(
+        target=papermill_in_process.run, args=[words, environment, ROOT, log]
+    )
+    forked.start()
+    forked.join()
+    assert forked.exitcode == 0, log.read_text()[-3000:]
+    return "".join(papermill_in_process.printed(nbformat.read(output, 4)))
+
+
+def papermill_command(notebook: str, output: Path, outputs: Path, *options: str) -> str:
+    "Run a runner notebook like a user: papermill and its kernel are processes of their own."
+    words = [sys.executable, "-m", "papermill", *PAPERMILL, "--stdout-file", "-"]
     environment = os.environ | {"LANGSAMP_OUTPUTS": str(outputs)}
     done = subprocess.run(
         [*words, notebook, str(output), *options], cwd=ROOT, env=environment, capture_output=True, text=True

@@ -211,9 +211,10 @@ def ranking_quality(
 ) -> pd.DataFrame:  # A row per target, a column per quality
     "Measure how well a ranker finds the best sources of each target, of those in other languages."
     random, rows = np.random.default_rng(seed), {}
+    guess_SP = ranker.reindex(index=transfer.index, columns=transfer.columns).fillna(-np.inf).to_numpy()
     for target, others in foreign_sources(transfer).items():
-        guess_D = ranker.reindex(index=others, columns=[target])[target].fillna(-np.inf).to_numpy()
-        rows[target] = _target_quality(transfer.loc[others, target].to_numpy(), guess_D, random, tie_breaks)
+        at = transfer.index.get_indexer(others), transfer.columns.get_loc(target)
+        rows[target] = _target_quality(transfer.to_numpy()[at], guess_SP[at], random, tie_breaks)
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(QUALITIES))
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #d4b41fa5

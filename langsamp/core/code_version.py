@@ -7,6 +7,7 @@ __all__ = ['source_file', 'code_version']
 
 # %% ../../nbs/library/core/08_code_version.ipynb #3700f7a3
 import ast
+from functools import cache
 from pathlib import Path
 
 import langsamp
@@ -20,13 +21,20 @@ def source_file(
     return Path(langsamp.__path__[0], *module.split(".")).with_suffix(".py")
 
 # %% ../../nbs/library/core/08_code_version.ipynb #186f0205
-def _imports(module: str) -> set[str]:
-    "Return the modules of this library that a module imports."
+@cache
+def _imported(module: str, source: bytes) -> frozenset[str]:
+    "Return the modules that the source of a module of this library names with relative imports."
     found = set()
-    for node in ast.walk(ast.parse(source_file(module).read_bytes())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.level:
             package = [*module.split(".")[: -node.level], *filter(None, [node.module])]
             found |= {".".join(package), *(".".join([*package, name.name]) for name in node.names)}
+    return frozenset(found)
+
+
+def _imports(module: str) -> set[str]:
+    "Return the modules of this library that a module imports."
+    found = _imported(module, source_file(module).read_bytes())
     return {name for name in found if name and source_file(name).is_file()}
 
 # %% ../../nbs/library/core/08_code_version.ipynb #544fd42b
