@@ -185,7 +185,7 @@ def matmul(
     precision: str,  # `fp32` or `bf16`
 ) -> None:
     "Multiply matrices on command; the units are FLOPs."
-    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
+    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = [torch.randn(size, size, device=device).to(dtype) for _ in range(2)]
     name = torch.cuda.get_device_name() if device == "cuda" else ""
