@@ -1,6 +1,7 @@
 "Rankers of source languages: what they find where the answer is known, and nothing where there is nothing."
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -332,3 +333,38 @@ def test_each_parameter_of_the_command_has_an_effect(word, sources, tmp_path, si
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines[2:]} == sources
     assert ("language embedding" in "".join(lines[:1])) == (name == "run")
+
+
+@pytest.mark.parametrize("task", ["sib200", "ner"])
+def test_a_stopped_matrix_goes_on_where_it_was(tmp_path, monkeypatch, task):
+    "No language is encoded twice, the scores are those of one call, and nothing else is left."
+    words, datasets = task == "ner", []
+    for seed, code in enumerate(["eng_Latn", "deu_Latn", "fin_Latn"]):
+        random = np.random.default_rng(seed)
+        labels = [["O", "B-PER"] if words else str(x) for x in random.integers(0, 2, 24)]
+        part = LabelledTexts([f"{code} {number}" for number in range(24)], labels)
+        datasets.append(LabelledDataset(task, "made up", code, dict.fromkeys(("train", "dev", "test"), part)))
+    done: list[str] = []
+
+    def encode(encoder, dataset, layer):
+        if len(done) == stop:
+            raise KeyboardInterrupt
+        done.append(dataset.code)
+        random = np.random.default_rng(len(dataset.code + dataset.code[0]))
+        vectors = [random.normal(size=(2, 8)).astype(np.float16) for _ in range(24)]
+        part = (vectors if words else np.stack(vectors)[:, 0], datasets[0].splits["train"].labels)
+        return transfer_module.EncodedDataset(dataset.code, dict.fromkeys(dataset.splits, part))
+
+    monkeypatch.setattr(transfer_module, "chosen_datasets", lambda p: datasets)
+    monkeypatch.setattr(transfer_module, "open_encoder", lambda *_: SimpleNamespace(identity="made up"))
+    monkeypatch.setattr(transfer_module, "encode_dataset", encode)
+    stop, p = 2, TransferParams(task=task, seeds=1)
+    with pytest.raises(KeyboardInterrupt):
+        transfer_module.transfer_matrix(p, tmp_path / "stopped")
+    stop = 99
+    again = transfer_module.transfer_matrix(p, tmp_path / "stopped")
+    assert done == ["eng_Latn", "deu_Latn", "fin_Latn"]
+    at_once = transfer_module.transfer_matrix(p, tmp_path / "at-once")
+    assert all(a.equals(b) for a, b in zip(again, at_once)) and len(again[0]) >= 9
+    names = {path.name for path in (tmp_path / "stopped").rglob("*") if path.is_file()}
+    assert names == {"eng_Latn.csv", "deu_Latn.csv", "fin_Latn.csv", "texts.csv"}

@@ -7,6 +7,7 @@ __all__ = ['Vectors', 'EncodedDataset', 'encode_dataset', 'source_scores', 'chos
            'transfer_matrix', 'mean_matrix']
 
 # %% ../../nbs/library/analysis/13_transfer.ipynb #896bf32f
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import load_file, save_file
 
 from ..core.code_version import code_version
 from ..core.errors import UserError, did_you_mean
 from ..core.files import content_hash, write_text
+from ..core.manifests import atomic_folder, find_damage
 from ..encoding.encoder import encode
 from ..encoding.open_encoder import Encoder, in_language, open_encoder
 from ..evaluation.datasets import LabelledDataset, LabelledTexts, load_labelled
@@ -82,6 +85,9 @@ def source_scores(
                 yield {"source": source.code, "target": target.code, "seed": seed, "metric": metric, "value": value}
 
 # %% ../../nbs/library/analysis/13_transfer.ipynb #4935514d
+_TESTED_ON = " with the test split of "
+
+
 def _at_most(part: LabelledTexts, count: int) -> LabelledTexts:
     "Keep some sentences, evenly spaced; 0 keeps all."
     if not 0 < count < len(part.texts):
@@ -94,7 +100,7 @@ def _joined(same: Sequence[LabelledDataset], most: int) -> LabelledDataset:
     "Return one data set for a language-script, its training and development split limited."
     first = next((one for one in same if {"train", "dev"} <= one.splits.keys()), same[0])
     tested = next((one for one in [first, *same] if "test" in one.splits), first)
-    name = first.name if tested is first else f"{first.name} with the test split of {tested.name}"
+    name = first.name if tested is first else f"{first.name}{_TESTED_ON}{tested.name}"
     splits = first.splits | {split: part for split, part in tested.splits.items() if split == "test"}
     splits = {split: part if split == "test" else _at_most(part, most) for split, part in splits.items()}
     return replace(first, name=name, splits=splits)
@@ -112,7 +118,7 @@ def chosen_datasets(
         raise UserError(f"{p.task} has no data in {', '.join(unknown)}{did_you_mean(unknown[0], by_code)}; remove it")
     chosen = [_joined(by_code[code], p.train_sentences) for code in sorted(p.languages or by_code)]
     for one in chosen:
-        others = [other.name for other in by_code[one.code] if other.name not in one.name]
+        others = [other.name for other in by_code[one.code] if other.name not in one.name.split(_TESTED_ON)]
         if len(by_code[one.code]) > 1:
             print(f"{p.task}: {one.code} is {', not '.join([one.name, *others])}")
     if not any({"train", "dev"} <= one.splits.keys() for one in chosen):
@@ -150,23 +156,54 @@ def text_similarities(
             nearest = float((target_MH @ source_NH.T).max(1).mean())
             yield {"source": source.code, "target": code, "mean vector": cosine, "nearest sentences": nearest}
 
+# %% ../../nbs/library/analysis/13_transfer.ipynb #f87dab23
+def _write_vectors(path: Path, encoded: EncodedDataset) -> None:
+    "Write the hidden states of a language; those of tagged sentences one after another, with their lengths."
+    with atomic_folder(path) as part:
+        for split, (vectors, _) in encoded.splits.items():
+            words = isinstance(vectors, list)
+            arrays = {"vectors": np.concatenate(vectors) if words else vectors}
+            arrays |= {"lengths": np.array([len(x) for x in vectors])} if words else {}
+            save_file(arrays, part / f"{split}.safetensors")
+
+
+def _read_vectors(path: Path, dataset: LabelledDataset) -> EncodedDataset:
+    "Read what `_write_vectors` wrote."
+    splits = {}
+    for split, part in dataset.splits.items():
+        found = load_file(path / f"{split}.safetensors")
+        vectors: Vectors = found["vectors"]
+        if "lengths" in found:
+            vectors = np.split(vectors, np.cumsum(found["lengths"])[:-1])
+        splits[split] = (vectors, part.labels)
+    return EncodedDataset(dataset.code, splits)
+
+# %% ../../nbs/library/analysis/13_transfer.ipynb #903be31d
+def _kept_encoding(encoder: Encoder, dataset: LabelledDataset, layer: int, path: Path) -> EncodedDataset:
+    "Encode a language, or read it from its folder if that is intact."
+    if find_damage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_vectors(path, encode_dataset(encoder, dataset, layer))
+    return _read_vectors(path, dataset)
+
 # %% ../../nbs/library/analysis/13_transfer.ipynb #ff941d9b
 def _write_missing(p: TransferParams, encoder: Encoder, datasets: Sequence[LabelledDataset], folder: Path) -> None:
     "Encode all languages, and write the scores of each source that has none yet."
-    encoded = [encode_dataset(encoder, one, p.layer) for one in datasets]
+    encoded = [_kept_encoding(encoder, one, p.layer, folder / "vectors" / one.code) for one in datasets]
     targets, sources = [one for one in encoded if "test" in one.splits], [one for one in encoded if one.trainable]
     write_text(folder / "texts.csv", pd.DataFrame(text_similarities(sources, targets)).to_csv(index=False))
     for path, source in ((folder / f"{source.code}.csv", source) for source in sources):
         if not path.exists():
             rows = source_scores(source, targets, get_task(p.task).metrics, [42 + i for i in range(p.seeds)])
             write_text(path, pd.DataFrame(rows).to_csv(index=False))
+    shutil.rmtree(folder / "vectors")
 
 # %% ../../nbs/library/analysis/13_transfer.ipynb #05ab43a6
 def transfer_matrix(
     p: TransferParams,  # Encoder, task, languages, layer and seeds
     outputs: Path | str,  # The `outputs/` folder; a file for each source is written to `transfer/` in it
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # source, target, seed, metric, value; and `text_similarities`
-    "Score all pairs of languages; sources that are done are not computed again."
+    "Score all pairs of languages; what was encoded or scored before a stop is not computed again."
     encoder, datasets = open_encoder(p.encoder, outputs), chosen_datasets(p)
     folder = _matrix_folder(p, encoder, datasets, Path(outputs))
     paths = [folder / f"{one.code}.csv" for one in datasets if {"train", "dev"} <= one.splits.keys()]
