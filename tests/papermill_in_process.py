@@ -1,7 +1,7 @@
 """Papermill in a forked process that has everything imported, its kernel replaced by a shell in that process.
 
-Starting papermill and a kernel takes 13 seconds of CPU, most of them imports; `tiny.papermill` does it where the start
-itself is tested. Parameters, cells, outputs and errors are papermill's in both.
+Starting papermill and a kernel takes 13 seconds of CPU, most of them imports; `tiny.papermill_command` does it where
+the start itself is tested. Parameters, the order of cells and the written notebook are papermill's in both.
 """
 
 import os

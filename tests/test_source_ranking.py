@@ -136,7 +136,7 @@ def test_the_learned_ranker_sees_nothing_of_the_target_s_family(transfer, relati
 
 
 def test_a_ranker_that_knows_no_pair_changes_nothing_that_is_learned(transfer, relations):
-    "Scikit-learn's trees would fail on a feature without values."
+    "And without any known pair all sources tie."
     features = {"genealogy": relations["genealogy"]}
     unknown = {"nothing": transfer * np.nan}
     assert learned_ranker(features | unknown, transfer, FAMILIES).equals(learned_ranker(features, transfer, FAMILIES))
@@ -341,7 +341,8 @@ def test_a_stopped_matrix_goes_on_where_it_was(tmp_path, monkeypatch, task):
     words, datasets = task == "ner", []
     for seed, code in enumerate(["eng_Latn", "deu_Latn", "fin_Latn"]):
         random = np.random.default_rng(seed)
-        labels = [["O", "B-PER"] if words else str(x) for x in random.integers(0, 2, 24)]
+        lengths = random.integers(1, 5, 24)
+        labels = [["O", "B-PER", "O", "O"][:x] if words else str(x > 2) for x in lengths]
         part = LabelledTexts([f"{code} {number}" for number in range(24)], labels)
         datasets.append(LabelledDataset(task, "made up", code, dict.fromkeys(("train", "dev", "test"), part)))
     done: list[str] = []
@@ -350,9 +351,9 @@ def test_a_stopped_matrix_goes_on_where_it_was(tmp_path, monkeypatch, task):
         if len(done) == stop:
             raise KeyboardInterrupt
         done.append(dataset.code)
-        random = np.random.default_rng(len(dataset.code + dataset.code[0]))
-        vectors = [random.normal(size=(2, 8)).astype(np.float16) for _ in range(24)]
-        part = (vectors if words else np.stack(vectors)[:, 0], datasets[0].splits["train"].labels)
+        random, labels = np.random.default_rng([*dataset.code.encode()]), dataset.splits["train"].labels
+        vectors = [random.normal(size=(len(label) if words else 1, 8)).astype(np.float16) for label in labels]
+        part = (vectors if words else np.concatenate(vectors), labels)
         return transfer_module.EncodedDataset(dataset.code, dict.fromkeys(dataset.splits, part))
 
     monkeypatch.setattr(transfer_module, "chosen_datasets", lambda p: datasets)
@@ -367,4 +368,17 @@ def test_a_stopped_matrix_goes_on_where_it_was(tmp_path, monkeypatch, task):
     at_once = transfer_module.transfer_matrix(p, tmp_path / "at-once")
     assert all(a.equals(b) for a, b in zip(again, at_once)) and len(again[0]) >= 9
     names = {path.name for path in (tmp_path / "stopped").rglob("*") if path.is_file()}
-    assert names == {"eng_Latn.csv", "deu_Latn.csv", "fin_Latn.csv", "texts.csv"}
+    assert names == {"eng_Latn.csv", "deu_Latn.csv", "fin_Latn.csv", "texts.csv", ".lock"}
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 1, 2], [0, 4, 2]])
+def test_kept_vectors_are_those_that_were_encoded(tmp_path, lengths):
+    "Of sentences, also in an array of other order, and of tagged sentences, one of which may be empty."
+    x = np.asfortranarray(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float16))
+    vectors = x if lengths is None else np.split(x, np.cumsum(lengths)[:-1])
+    part = LabelledTexts(["a", "b", "c"], ["x", "y", "z"])
+    dataset = LabelledDataset("ner", "made up", "eng_Latn", {"test": part})
+    encoded = transfer_module.EncodedDataset("eng_Latn", {"test": (vectors, part.labels)})
+    transfer_module._write_vectors(tmp_path / "vectors", encoded)
+    (read, labels), one = transfer_module._read_vectors(tmp_path / "vectors", dataset).splits["test"], vectors
+    assert labels == part.labels and len(read) == len(one) and all(np.array_equal(a, b) for a, b in zip(read, one))

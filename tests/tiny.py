@@ -15,9 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
-import papermill_in_process
 import torch
 import yaml
 from transformers import AutoModelForMaskedLM, AutoTokenizer, XLMRobertaConfig
@@ -288,6 +286,9 @@ def run_notebook(notebook: str, values: dict[str, Any], folder: Path) -> dict[st
 
 def papermill(notebook: str, output: Path, outputs: Path, *options: str) -> str:
     "Run a runner notebook in a fork of this process, from the checkout; return what its cells printed."
+    import nbformat
+    import papermill_in_process
+
     log, environment = output.with_suffix(".log"), {"LANGSAMP_OUTPUTS": str(outputs)}
     words = [*PAPERMILL, notebook, str(output), *options]
     forked = multiprocessing.get_context("fork").Process(

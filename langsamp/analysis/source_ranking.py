@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import rankdata, spearmanr
-from xgboost import XGBRanker
 
 from langsamp.analysis.embeddings import (
     centred_cosines,
@@ -130,7 +129,16 @@ def mean_rank(
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #f203eb14
 LANG_RANK = {"objective": "rank:ndcg", "n_estimators": 100, "learning_rate": 0.1, "n_jobs": 1}
-LANG_RANK |= {"grow_policy": "lossguide", "max_leaves": 16, "max_depth": 0}
+LANG_RANK |= {"grow_policy": "lossguide", "max_leaves": 16, "max_depth": 0, "min_child_weight": 1e-3}
+
+
+def _lambda_rank() -> Any:
+    "Return an untrained LambdaRank; its library is imported here, as on macOS it needs a package of the system."
+    try:
+        from xgboost import XGBRanker
+    except Exception as error:
+        raise UserError(f"the learned ranker needs XGBoost, which cannot be imported: {error}") from error
+    return XGBRanker(**LANG_RANK)
 
 
 def _relevance(scores_RD: np.ndarray, levels: int = 10) -> np.ndarray:
@@ -142,19 +150,19 @@ def learned_ranker(
     rankers: Mapping[str, pd.DataFrame],  # The features
     transfer: pd.DataFrame,  # A row per source, a column per target
     families: Mapping[str, str],  # Of each code
-    seed: int = 0,  # Of the boosted trees
 ) -> pd.DataFrame:  # The higher, the better the source
     "Learn to rank by LambdaRank over all rankers; the target's family is left out in training."
     x_TSF = np.stack([m.reindex(index=transfer.index, columns=transfer.columns).T for m in rankers.values()], -1)
     source_family, target_family = [np.array([families[code] for code in axis]) for axis in transfer.axes]
     language = [np.array([parse_code(code).language for code in axis]) for axis in transfer.axes]
-    foreign_TS, found_TS = language[1][:, None] != language[0], np.zeros(x_TSF.shape[:2])
+    known_TS = (language[1][:, None] != language[0]) & np.isfinite(transfer.T.to_numpy())
+    found_TS = np.zeros(known_TS.shape)
     for family in sorted(set(target_family)):
         of_family = target_family == family
-        seen_TS = foreign_TS & ~of_family[:, None] & (source_family != family)
+        seen_TS = known_TS & ~of_family[:, None] & (source_family != family)
         if np.isfinite(x_TSF[seen_TS]).any():  # Without another family nothing can be learned: all sources tie
             relevance_TS = _relevance(np.where(seen_TS, transfer.T, -np.inf))
-            model = XGBRanker(**LANG_RANK, random_state=seed)
+            model = _lambda_rank()
             model.fit(x_TSF[seen_TS], relevance_TS[seen_TS], qid=np.nonzero(seen_TS)[0])
             found_TS[of_family] = model.predict(x_TSF[of_family].reshape(-1, x_TSF.shape[-1])).reshape(
                 -1, len(transfer)
@@ -362,7 +370,6 @@ def all_rankers(
     transfer: pd.DataFrame,  # A row per source, a column per target
     texts: Sequence[pd.DataFrame],  # From `text_similarities` and `unlabelled_relations`
     runs: Sequence[Path] = (),  # Finished runs with language embeddings, which differ in their seed
-    seed: int = 0,  # Of the learned ranker
 ) -> dict[str, list[pd.DataFrame]]:  # By ranker: a matrix, or one for each run, with the shape of `transfer`
     "Collect every ranker, the mean of their ranks, and one that is learned from the transfer matrix."
     codes = sorted({*transfer.index, *transfer.columns})
@@ -373,7 +380,7 @@ def all_rankers(
     over_seeds = {name: sum(each[1:], each[0]) / len(each) for name, each in found.items()}
     averaged = {name: matrix for name, matrix in over_seeds.items() if not name.endswith(LEFT_OUT)}
     families = {code: family_of(code) for code in codes}
-    learned = learned_ranker(averaged, transfer, families, seed)
+    learned = learned_ranker(averaged, transfer, families)
     return found | {"mean of ranks": [mean_rank(averaged)], "learned": [learned]}
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #67a69fa8

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from ..core.code_version import code_version
 from ..core.errors import UserError, did_you_mean
 from ..core.files import content_hash, write_text
+from ..core.locks import file_lock
 from ..core.manifests import atomic_folder, find_damage
 from ..encoding.encoder import encode
 from ..encoding.open_encoder import Encoder, in_language, open_encoder
@@ -162,7 +163,7 @@ def _write_vectors(path: Path, encoded: EncodedDataset) -> None:
     with atomic_folder(path) as part:
         for split, (vectors, _) in encoded.splits.items():
             words = isinstance(vectors, list)
-            arrays = {"vectors": np.concatenate(vectors) if words else vectors}
+            arrays = {"vectors": np.ascontiguousarray(np.concatenate(vectors) if words else vectors)}
             arrays |= {"lengths": np.array([len(x) for x in vectors])} if words else {}
             save_file(arrays, part / f"{split}.safetensors")
 
@@ -182,7 +183,6 @@ def _read_vectors(path: Path, dataset: LabelledDataset) -> EncodedDataset:
 def _kept_encoding(encoder: Encoder, dataset: LabelledDataset, layer: int, path: Path) -> EncodedDataset:
     "Encode a language, or read it from its folder if that is intact."
     if find_damage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         _write_vectors(path, encode_dataset(encoder, dataset, layer))
     return _read_vectors(path, dataset)
 
@@ -196,20 +196,21 @@ def _write_missing(p: TransferParams, encoder: Encoder, datasets: Sequence[Label
         if not path.exists():
             rows = source_scores(source, targets, get_task(p.task).metrics, [42 + i for i in range(p.seeds)])
             write_text(path, pd.DataFrame(rows).to_csv(index=False))
-    shutil.rmtree(folder / "vectors")
 
 # %% ../../nbs/library/analysis/13_transfer.ipynb #05ab43a6
 def transfer_matrix(
     p: TransferParams,  # Encoder, task, languages, layer and seeds
     outputs: Path | str,  # The `outputs/` folder; a file for each source is written to `transfer/` in it
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # source, target, seed, metric, value; and `text_similarities`
-    "Score all pairs of languages; what was encoded or scored before a stop is not computed again."
+    "Score all pairs of languages; languages that were encoded, and sources that were scored, are not computed again."
     encoder, datasets = open_encoder(p.encoder, outputs), chosen_datasets(p)
     folder = _matrix_folder(p, encoder, datasets, Path(outputs))
     paths = [folder / f"{one.code}.csv" for one in datasets if {"train", "dev"} <= one.splits.keys()]
     folder.mkdir(parents=True, exist_ok=True)
-    if not all(path.exists() for path in [*paths, folder / "texts.csv"]):
-        _write_missing(p, encoder, datasets, folder)
+    with file_lock(folder / ".lock"):  # Of two processes that ask for the same matrix, one reads what the other wrote
+        if not all(path.exists() for path in [*paths, folder / "texts.csv"]):
+            _write_missing(p, encoder, datasets, folder)
+        shutil.rmtree(folder / "vectors", ignore_errors=True)
     return pd.concat(map(pd.read_csv, paths), ignore_index=True), pd.read_csv(folder / "texts.csv")
 
 # %% ../../nbs/library/analysis/13_transfer.ipynb #53bdaea5

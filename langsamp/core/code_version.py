@@ -23,11 +23,12 @@ def source_file(
 # %% ../../nbs/library/core/08_code_version.ipynb #186f0205
 @cache
 def _imported(module: str, source: bytes) -> frozenset[str]:
-    "Return the modules that the source of a module of this library names with relative imports."
+    "Return the names in this library that the source of one of its modules imports, modules or not."
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            package = [*module.split(".")[: -node.level], *filter(None, [node.module])]
+        if isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            package = [*above, *(node.module or "").removeprefix("langsamp.").split(".")]
             found |= {".".join(package), *(".".join([*package, name.name]) for name in node.names)}
     return frozenset(found)
 

@@ -387,11 +387,12 @@ def _head_loss(
     return linear_cross_entropy(x_KH, decoder, masked.labels_K, items, shared, model.pool)
 
 # %% ../../nbs/library/model/05_langsamp.ipynb #89ddddc3
+@torch.no_grad()
 def _token_losses(model: LangSAMPPreTrainedModel, o_KH: Tensor, masked: MaskedPositions, ids: Ids) -> Tensor:
     "The loss of each masked token `[K]`, with the arguments of `_head_loss`, without gradients."
     sequence_1K = masked.sequence_K[None]
     if not model.fused_loss:
-        logits_KV = _logits(model, o_KH[None], sequence_1K, ids)[0].detach().float()
+        logits_KV = _logits(model, o_KH[None], sequence_1K, ids)[0].float()
         return F.cross_entropy(logits_KV, masked.labels_K, reduction="none")
     x_KH, decoder = _decoder_input(model, o_KH[None], sequence_1K, ids)[0], cast(Any, model.get_output_embeddings())
     return token_losses(x_KH, decoder, masked.labels_K, model.pool)
@@ -434,6 +435,10 @@ def _loss(
 ) -> Tensor:  # A scalar, or `[K]`
     "The loss of the head, in training with that of an adversary; or that of each masked token."
     o_KH, h_KH = states
+    if reduction not in ("mean", "none"):
+        raise UserError(
+            f"reduction `{reduction}` is unknown{did_you_mean(reduction, ['mean', 'none'])}; choose mean or none"
+        )
     if reduction == "none":
         return _token_losses(model, o_KH, masked, ids)
     return _head_loss(model, o_KH, masked, items, shared, ids) + _adversarial_loss(model, h_KH, masked, items, ids)

@@ -20,12 +20,12 @@ from .backbones import run_head
 
 # %% ../../nbs/library/model/02_linear_cross_entropy.ipynb #cc0292a6
 def _to_gradient(
-    logits_CV: Tensor,  # Overwritten with the gradient of the loss
+    logits_CV: Tensor,  # Overwritten, with `train` by the gradient of the loss
     labels_C: Tensor,  # The true tokens
     scale: Tensor,  # The weight of each token
     train: bool = True,  # Whether the gradient is needed
 ) -> Tensor:  # The loss of each token, without its weight
-    "Turn logits into the gradient of their weighted cross-entropy; on a CPU in parts that fit into the cache."
+    "Return losses, and turn logits into the gradient of their sum; on a CPU in parts that fit into the cache."
     rows = max(1, 2**20 // logits_CV.shape[1]) if logits_CV.device.type == "cpu" else len(logits_CV)
     losses = []
     for part, labels in zip(logits_CV.split(rows), labels_C[:, None].split(rows)):

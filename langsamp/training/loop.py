@@ -311,7 +311,7 @@ class _HeldOut(_Steps):
             rows = np.arange(start, min(start + size, len(sums_N2)))
             sums_N2[rows] += self._batch_sums(rows) * mine
         self.plain.train()
-        return np.reshape(self.total(*sums_N2.flat), sums_N2.shape)
+        return self.accelerator.reduce(torch.from_numpy(sums_N2).to(self.accelerator.device)).cpu().numpy()
 
 # %% ../../nbs/library/training/04_loop.ipynb #584b9fd8
 class _Validation(_HeldOut):
