@@ -173,10 +173,11 @@ def _batches(
     texts: list[str],  # Of any length
     model: Any,  # A stock encoder, on any device
     tokenizer: Any,  # Its tokenizer
-    batch_size: int,  # Sentences in a batch, at most
+    batch_size: int,  # Sentences in a batch, at most; 0: as many as are fast on the model's device
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     "Yield the numbers of some texts, and the model's inputs for them."
     tokens = _token_ids(texts, model, tokenizer)
+    batch_size = batch_size or (32 if model.device.type == "cpu" else 64)
     for rows in _batches_of_similar_length([len(ids) for ids in tokens], batch_size):
         ids_BL = pad_sequence([tokens[i] for i in rows], batch_first=True, padding_value=padding_id(model, tokenizer))
         lengths_B1 = torch.tensor([[len(tokens[i])] for i in rows])
@@ -210,7 +211,7 @@ def encode(
     model: Any,  # A stock encoder, as `AutoModel.from_pretrained` returns it; switched to evaluation mode
     tokenizer: Any,  # Its tokenizer; longer texts than tokenizer or model allow are truncated
     layer: int = -1,  # Layer whose output is pooled: 8 is the eighth, -1 the last, 0 the input embeddings
-    batch_size: int = 64,  # Sentences at a time; fewer if they are longer than 64 tokens
+    batch_size: int = 0,  # Sentences at a time, fewer if they are longer than 64 tokens; 0: 32 on a CPU, 64 elsewhere
     pooling: str = "mean",  # `mean` over all tokens; or one token: `cls`, the first, or `last`
 ) -> np.ndarray:  # [sentences, H], float32, in the order of `sentences`
     "Return a vector for each sentence; raise `UserError` for an unknown layer or pooling."
@@ -224,7 +225,7 @@ def encode_layers(
     sentences: Sequence[str],  # In any languages
     model: Any,  # As for `encode`
     tokenizer: Any,  # As for `encode`
-    batch_size: int = 64,  # As for `encode`
+    batch_size: int = 0,  # As for `encode`
 ) -> np.ndarray:  # [layers + 1, sentences, H], float32; index 0 is the input embeddings
     "Return a mean-pooled vector for each sentence after each layer."
     model.eval()

@@ -65,7 +65,7 @@ class Encoder:
         sentences: Sequence[str],  # In any languages
         layer: int = -1,  # Layer whose output is pooled; see `langsamp.encoding.encoder.encode`
         pooling: str = "mean",  # Or `cls`, or `last`
-        batch_size: int = 64,  # Sentences at a time
+        batch_size: int = 0,  # Sentences at a time; 0: as many as are fast on the device
     ) -> np.ndarray:  # [sentences, H]
         "Return a vector for each sentence."
         return encode(sentences, self.model, self.tokenizer, layer, batch_size, pooling)
