@@ -137,7 +137,9 @@ def _lambda_rank() -> Any:
     try:
         from xgboost import XGBRanker
     except Exception as error:
-        raise UserError(f"the learned ranker needs XGBoost, which cannot be imported: {error}") from error
+        raise UserError(
+            f"the learned ranker needs XGBoost, which cannot be imported ({error}); install langsamp[notebooks], and on macOS also OpenMP (brew install libomp)"
+        ) from error
     return XGBRanker(**LANG_RANK)
 
 
