@@ -138,7 +138,8 @@ def _lambda_rank() -> Any:
         from xgboost import XGBRanker
     except Exception as error:
         raise UserError(
-            f"the learned ranker needs XGBoost, which cannot be imported ({error}); install langsamp[notebooks], and on macOS also OpenMP (brew install libomp)"
+            f"the learned ranker needs XGBoost, which cannot be imported ({error}); install langsamp[notebooks], "
+            "and on macOS also OpenMP (brew install libomp)"
         ) from error
     return XGBRanker(**LANG_RANK)
 
