@@ -45,9 +45,9 @@ def table():
     found, embeddings_LH = [], np.random.default_rng(1).standard_normal((len(CODES), 24))
     embeddings_LH[0] = np.nan
     for seed in (0, 1):
-        rows = pd.DataFrame(measure_layer(made_up(2.0, seed=seed), 7, embeddings_LH=embeddings_LH))
+        rows = pd.DataFrame(measure_layer(made_up(2.0, seed=seed), 7, 3, embeddings_LH))
         found.append(rows.assign(label="A", run=f"a{seed}", seed=seed, layer=1))
-    plain = pd.DataFrame(measure_layer(made_up(0.0), 7)).assign(label="B", run="b", seed=0, layer=1)
+    plain = pd.DataFrame(measure_layer(made_up(0.0), 7, 3)).assign(label="B", run="b", seed=0, layer=1)
     return pd.concat([*found, plain])
 
 
@@ -74,14 +74,34 @@ def test_changes_are_within_an_encoder_and_between_runs_of_one_seed(table):
     assert "eng_Latn" not in set(rows.language) and not (rows.intervention == "none").any()
     trained = rows[rows.intervention == "training"]
     assert set(trained.run) == {"a0"} and (trained.neutrality < 0).all()
-    one = table[(table.run == "a0") & (table.language == "fin_Latn")].set_index("intervention").transfer
-    row = rows[(rows.run == "a0") & (rows.language == "fin_Latn") & (rows.intervention == "language means removed")]
-    assert row.transfer.item() == pytest.approx(one["language means removed"] - one["none"])
+    key = "run == 'a0' and language == 'fin_Latn' and classifier == 1"
+    one, row = table.query(key).set_index("intervention").transfer, rows.query(key).set_index("intervention").transfer
+    assert row["language means removed"] == pytest.approx(one["language means removed"] - one["none"])
 
 
-def test_effects_add_up_and_the_control_is_null(table):
+def test_controls_are_drawn_again_for_each_classifier(table):
+    "And nothing else is: a mean or a subspace of languages is the same for all of them."
+    neutrality = table[table.run == "a0"].pivot(index=["intervention", "language"], columns="classifier").neutrality
+    same = (neutrality.nunique(axis=1) == 1).groupby("intervention").all()
+    assert not same[list(interventions.CONTROLS)].any() and same.drop(list(interventions.CONTROLS)).all()
+
+
+def test_intervals_know_that_languages_share_a_classifier():
+    "Three classifiers that gain 0.00, 0.03 and 0.06 in every language are no sure gain of 0.03."
+    rows = pd.DataFrame(
+        [(code, n, 0.03 * n) for code in CODES for n in range(3)], columns=["language", "classifier", "x"]
+    )
+    rows = rows.assign(neutrality=rows.x, transfer=rows.x, label="A", intervention="I", layer=1, seed=0)
+    found = interventions.mediation(rows, n_resamples=500)
+    assert found["transfer"] == pytest.approx(0.03)
+    assert found["transfer low"] == pytest.approx(0) and found["transfer high"] == pytest.approx(0.06)
+
+
+def test_effects_add_up_and_the_controls_do_nothing(table):
     found = effects(paired_differences(table, "B"), n_resamples=200)
     ours = found[found.label == "A"].set_index("intervention")
+    assert (ours.loc[list(interventions.CONTROLS), "transfer low"] <= 0).all(), "they never help"
+    assert ours.loc["random subspace removed", "transfer high"] >= 0
     assert np.allclose((ours.indirect + ours.direct - ours.transfer).dropna(), 0)
     assert ours.loc["language means removed", "transfer low"] > 0
     verdict = verdicts(found).set_index("intervention").verdict

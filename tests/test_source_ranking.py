@@ -23,6 +23,7 @@ from langsamp.analysis.source_ranking import (
     ranking_quality,
     without_size,
 )
+from langsamp.analysis.transfer import mean_matrix
 from langsamp.cli.main import main
 from langsamp.core.errors import UserError
 from langsamp.encoding.open_encoder import open_encoder
@@ -154,6 +155,10 @@ def test_unknown_pairs_come_last(relations):
     known = relations["genealogy"].copy()
     known.loc["deu_Latn"] = np.nan
     assert mean_rank({"genealogy": known}).loc["deu_Latn"].max() == 0
+    partly = relations["genealogy"].copy()
+    partly.loc[["deu_Latn", "eng_Latn", "fin_Latn"], "nld_Latn"] = np.nan
+    both = mean_rank({"genealogy": relations["genealogy"], "partly": partly})["nld_Latn"]
+    assert both["deu_Latn"] == mean_rank({"genealogy": relations["genealogy"]}).loc["deu_Latn", "nld_Latn"]
     similarity = uriel_similarity(["eng_Latn", "qaa_Latn"], "syntax")
     assert np.isnan(similarity[0, 1]) and similarity[0, 0] == pytest.approx(1)
 
@@ -216,11 +221,17 @@ def six(tmp_path_factory) -> Path:
     return home / "outputs/six"
 
 
-def test_a_run_adds_its_embeddings(six):
+def test_a_run_adds_its_embeddings(six, capsys):
     codes = ["eng_Latn", "hin_Deva", "rus_Cyrl"]
     plain, learned = [rank_sources(codes[0], candidates=codes[1:], run=run) for run in (None, six)]
     assert {*learned.columns} - {*plain.columns} >= {"language embedding", "token frequencies", "most text"}
     assert learned["language embedding"].notna().all() and set(learned.index) == set(codes[1:])
+    assert "does not count" not in capsys.readouterr().out
+    unknown = rank_sources("wol_Latn", candidates=codes, run=six)
+    assert (
+        capsys.readouterr().out == "run six does not count: it was not trained on wol_Latn, or on none of the sources\n"
+    )
+    assert unknown.score.equals(rank_sources("wol_Latn", candidates=codes).score)
 
 
 def test_runs_are_rankers_with_and_without_the_effect_of_size(six):
@@ -263,16 +274,22 @@ def test_fine_tuning_asks_for_each_source(monkeypatch):
 
     def evaluate(p, outputs):
         asked.append(p)
-        rows = [(p.source_language, code, "f1_macro", len(asked)) for code in p.languages]
-        return pd.DataFrame(rows, columns=["source", "target", "metric", "value"]), []
+        seeds = [42 + i for i in range(p.seeds)]
+        rows = [(p.source_language, code, x, "f1_macro", len(asked)) for code in p.languages for x in seeds]
+        return pd.DataFrame(rows, columns=["source", "target", "seed", "metric", "value"]), []
 
     monkeypatch.setattr(fine_tuned_transfer, "evaluate", evaluate)
-    p = TransferParams(languages=CODES, fine_tuned=CODES[:4], overrides={"num_train_epochs": 2}, n_resamples=50)
-    tuned = fine_tuned_transfer.fine_tuned_matrix(p, "outputs")
-    assert tuned.shape == (4, len(CODES)) and [one.source_language for one in asked] == CODES[:4]
-    assert {(one.mode, one.overrides["num_train_epochs"], one.seeds) for one in asked} == {("fine-tuned", 2, 1)}
+    settings = {"languages": CODES, "overrides": {"num_train_epochs": 2}, "n_resamples": 50}
+    p = TransferParams(fine_tuned=CODES[:4], seeds=2, **settings)
+    scores = fine_tuned_transfer.fine_tuned_scores(p, "outputs")
+    assert len(scores) == 4 * len(CODES) * 2 and [one.source_language for one in asked] == CODES[:4]
+    assert {(one.mode, one.overrides["num_train_epochs"], one.seeds) for one in asked} == {("fine-tuned", 2, 2)}
+    tuned = mean_matrix(scores, "f1_macro")
     agreement = fine_tuned_transfer.compare_fine_tuned(p, -tuned, "outputs")
     assert agreement.spearman["agreement"] == -1 and abs(agreement.spearman["permuted"]) < 0.6
+    assert agreement.spearman["between seeds"] == 1
+    once = fine_tuned_transfer.compare_fine_tuned(p.model_copy(update={"seeds": 1}), -tuned, "outputs")
+    assert list(once.index) == ["agreement", "permuted"], "one seed has none to be compared with"
     assert fine_tuned_transfer.compare_fine_tuned(TransferParams(), tuned, "outputs").empty
     with pytest.raises(UserError, match="overrides are for fine_tuned"):
         TransferParams(overrides={"num_train_epochs": 2})

@@ -124,16 +124,14 @@ def fit_interventions(
     return {name: Intervention(*parts, mean_H) for name, parts in found.items()}
 
 # %% ../../nbs/library/analysis/17_interventions.ipynb #63baa9c5
-def _transfer(vectors: LanguageVectors, change: Intervention, moved_LKH: np.ndarray, seeds: int) -> np.ndarray:
-    "Return the macro-F1 of each language, averaged over classifiers."
-    english, scores = vectors.codes.index(SOURCE), []
+def _transfer(vectors: LanguageVectors, change: Intervention, moved_LKH: np.ndarray, seed: int) -> np.ndarray:
+    "Return the macro-F1 of each language with one classifier."
+    english = vectors.codes.index(SOURCE)
     train, dev = [(change(x_NH, english), labels) for x_NH, labels in vectors.source]
-    for seed in range(42, 42 + seeds):
-        probe = fit_probe(None, train, dev, seed, "f1_macro")
-        found = [probe.label(x_KH) for x_KH in moved_LKH]
-        gold = [labels[: len(guesses)] for labels, guesses in zip(vectors.labels, found)]
-        scores.append([SCORES["f1_macro"](*pair) for pair in zip(gold, found)])
-    return np.mean(scores, 0)
+    probe = fit_probe(None, train, dev, seed, "f1_macro")
+    found = [probe.label(x_KH) for x_KH in moved_LKH]
+    gold = [labels[: len(guesses)] for labels, guesses in zip(vectors.labels, found)]
+    return np.array([SCORES["f1_macro"](*pair) for pair in zip(gold, found)])
 
 # %% ../../nbs/library/analysis/17_interventions.ipynb #31f0cad1
 def _retrieval(vectors: LanguageVectors, moved_LKH: np.ndarray) -> np.ndarray:
@@ -150,19 +148,20 @@ def _retrieval(vectors: LanguageVectors, moved_LKH: np.ndarray) -> np.ndarray:
 def measure_layer(
     vectors: LanguageVectors,  # Of one layer
     rank: int,  # As for `fit_interventions`
-    seeds: int = 1,  # Classifiers, each trained on another sample
+    classifiers: int = 1,  # Each trained on another sample, and with another draw of the controls
     embeddings_LH: np.ndarray | None = None,  # As for `fit_interventions`
-) -> Iterator[dict[str, str | float]]:  # intervention, language, neutrality, transfer, retrieval
+) -> Iterator[dict[str, str | float]]:  # classifier, intervention, language, neutrality, transfer, retrieval
     "Measure neutrality and transfer with each intervention; languages without an embedding are left out of its rows."
-    for name, change in fit_interventions(vectors.fit_LKH, rank, embeddings_LH).items():
+    each = [(n, fit_interventions(vectors.fit_LKH, rank, embeddings_LH, seed=n)) for n in range(classifiers)]
+    for number, name, change in ((n, name, change) for n, found in each for name, change in found.items()):
         known_L: Any = ~np.isnan(change.added_LH).any(axis=1)
         change = change._replace(added_LH=np.nan_to_num(change.added_LH))
         moved_LKH = np.stack([change(x_KH, i) for i, x_KH in enumerate(vectors.test_LKH)]).astype(np.float64)
-        measures = 1 - language_share(moved_LKH), _transfer(vectors, change, moved_LKH, seeds)
+        measures = 1 - language_share(moved_LKH), _transfer(vectors, change, moved_LKH, 42 + number)
         for known, code, *row in zip(known_L.tolist(), vectors.codes, *measures, _retrieval(vectors, moved_LKH)):
             if known:
                 values = dict(zip(("neutrality", "transfer", "retrieval"), map(float, row)))
-                yield {"intervention": name, "language": code, **values}
+                yield {"classifier": number, "intervention": name, "language": code, **values}
 
 # %% ../../nbs/library/analysis/17_interventions.ipynb #d5ce1ed0
 def added_embeddings(
@@ -200,7 +199,7 @@ def intervention_table(
     name: str,  # As `open_encoder` takes it
     p: NeutralityTransferParams,  # Languages, layers, rank and seeds
     outputs: Path | str,  # The `outputs/` folder; the table is kept under `transfer/` in it
-) -> pd.DataFrame:  # layer, depth, intervention, language, neutrality, transfer, retrieval
+) -> pd.DataFrame:  # layer, depth, and the columns of `measure_layer`
     "Measure one encoder with each intervention after training; an encoder that is done is not measured again."
     encoder, datasets, outputs = open_encoder(name, outputs), _datasets(p), Path(outputs)
     data, code = content_hash([asdict(one) for one in datasets]), code_version("analysis.interventions")
@@ -245,23 +244,25 @@ def paired_differences(
     table: pd.DataFrame,  # From `intervention_tables`
     baseline: str = "",  # A label that others are compared with; empty: none
 ) -> pd.DataFrame:  # Its columns; neutrality, transfer and retrieval are differences, and `training` an intervention
-    "Return what each intervention changes in each language, layer and seed."
+    "Return what each intervention changes in each language, layer, seed and classifier."
     table = table[table.language != SOURCE]
     plain = table[table.intervention == "none"]
-    found = [_differences(table[table.intervention != "none"], plain, ["run", "layer", "language"])]
+    found = [_differences(table[table.intervention != "none"], plain, ["run", "layer", "language", "classifier"])]
     if baseline:
         trained = plain[plain.label != baseline].assign(intervention="training")
-        found.append(_differences(trained, plain[plain.label == baseline], ["seed", "layer", "language"]))
+        key = ["seed", "layer", "language", "classifier"]
+        found.append(_differences(trained, plain[plain.label == baseline], key))
     return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/library/analysis/17_interventions.ipynb #16cbd961
 def _moments(rows: pd.DataFrame, cells: Sequence[str], member_FL: np.ndarray, codes: list[str]) -> np.ndarray:
-    "Sum 1, x, y, xx and xy over the rows of each family and cell, `[F, C, 5]`."
+    "Sum 1, x, y, xx and xy over the rows of each family, classifier and cell, `[F, K, C, 5]`."
     x, y = rows.neutrality.to_numpy(), rows.transfer.to_numpy()
     cell = rows.groupby(list(cells)).ngroup().to_numpy() if cells else np.zeros(len(rows), int)
     family = member_FL.argmax(0)[[codes.index(code) for code in rows.language]]
-    sums = np.zeros((len(member_FL), cell.max() + 1, 5))
-    np.add.at(sums, (family, cell), np.stack([np.ones(len(rows)), x, y, x * x, x * y], 1))
+    classifier = rows.classifier.to_numpy()
+    sums = np.zeros((len(member_FL), classifier.max() + 1, cell.max() + 1, 5))
+    np.add.at(sums, (family, classifier, cell), np.stack([np.ones(len(rows)), x, y, x * x, x * y], 1))
     return sums
 
 # %% ../../nbs/library/analysis/17_interventions.ipynb #448b5038
@@ -278,14 +279,17 @@ def _quantities(sums_DC5: np.ndarray) -> dict[str, np.ndarray]:
 def mediation(
     rows: pd.DataFrame,  # From `paired_differences`
     cells: Sequence[str] = ("label", "intervention", "layer", "seed"),  # Columns; slopes are within their groups
-    n_resamples: int = 10_000,  # Of families
+    n_resamples: int = 10_000,  # Of families and classifiers
 ) -> dict[str, float]:  # `neutrality`, `transfer`, `slope`, `indirect`, `direct`, each with `… low` and `… high`
-    "Relate the change in transfer to the change in neutrality, with 95 % intervals."
+    "Relate the change in transfer to the change in neutrality, with 95 % intervals over families and classifiers."
     codes = sorted(rows.language.unique())
     resamples = family_resamples(codes, n_resamples)
     sums = _moments(rows, cells, resamples.member_FL, codes)
-    weights = np.concatenate([np.ones((1, len(sums))), resamples.weights_DF])
-    found = _quantities((weights @ sums.reshape(len(sums), -1)).reshape(-1, *sums.shape[1:]))
+    trained = sums.shape[1]
+    times_DK = np.random.default_rng(1).multinomial(trained, [1 / trained] * trained, n_resamples)
+    drawn = np.einsum("df,dk->dfk", resamples.weights_DF, times_DK).reshape(n_resamples, -1)
+    weights = np.concatenate([np.ones((1, drawn.shape[1])), drawn])
+    found = _quantities((weights @ sums.reshape(drawn.shape[1], -1)).reshape(-1, *sums.shape[2:]))
     rows_of = {"languages": len(codes), "families": len(sums)}
     for name, values in found.items():
         low, high = (np.nan, np.nan) if len(sums) < 2 else np.nanquantile(values[1:], [0.025, 0.975])
@@ -295,7 +299,7 @@ def mediation(
 # %% ../../nbs/library/analysis/17_interventions.ipynb #3cf8e682
 def effects(
     rows: pd.DataFrame,  # From `paired_differences`
-    n_resamples: int = 10_000,  # Of families
+    n_resamples: int = 10_000,  # Of families and classifiers
 ) -> pd.DataFrame:  # label, intervention, and the columns of `mediation`
     "Return the effects of each intervention, and of all but the controls, within interventions and pooled."
     by_intervention: Any = rows.groupby(["label", "intervention"], sort=False)

@@ -37,13 +37,14 @@ from ..training.pretrain import export
 def nearest_known(
     codes: Sequence[str],  # Known language-scripts
     code: str,  # A new one
-) -> dict[str, str]:  # By relation; empty if nothing is known about the new language
+) -> dict[str, str]:  # By relation; empty if nothing is known, or no relative is among them
     "Name the nearest known language by each relation."
     found = {}
     for kind, matrix in known_relations([*codes, code]).items():
         similar = matrix[code].drop(code)
+        related = similar > 0 if kind == "genealogy" else similar.notna()
         if kind not in ("English", "same script"):
-            found[kind] = str(similar.idxmax()) if similar.notna().any() else ""
+            found[kind] = str(similar[related].idxmax()) if related.any() else ""
     return found
 
 # %% ../../nbs/library/analysis/14a_new_language_vectors.ipynb #81b2a5ab
@@ -187,7 +188,10 @@ def with_language(
     if "language" not in add_language(model, code):
         raise UserError(f"{run.name} was trained on the language of `{code}`, in another script; train it with text")
     if how in GUESSES:
-        language_row(model, code).copy_(torch.from_numpy(known.guesses(code, lines)[how]))
+        guesses = known.guesses(code, lines)
+        if how != "mean" and np.array_equal(guesses[how], guesses["mean"]):
+            print(f"`{how}` has nothing to go by for {code}, so it gets the mean of the languages of {run.name}")
+        language_row(model, code).copy_(torch.from_numpy(guesses[how]))
     else:
         write_vector(model, tokenizer, code, how, lines)
     return model, tokenizer

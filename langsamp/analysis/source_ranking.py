@@ -114,18 +114,18 @@ def size_free_relations(
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #d6de2339
 def _percentiles(matrix: pd.DataFrame) -> pd.DataFrame:
-    "Return the rank of each source within its target, from 0 to 1; unknown pairs get 0."
-    values = matrix.fillna(-np.inf).to_numpy()
-    return pd.DataFrame((rankdata(values, axis=0) - 1) / max(1, len(matrix) - 1), matrix.index, matrix.columns)
+    "Return the rank of each source among those that are known for its target, from 0 to 1; a single one has 0.5."
+    most = matrix.count() - 1
+    return ((matrix.rank() - 1) / most.clip(lower=1)).where(most > 0, matrix.rank() / 2)
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #906b4207
 def mean_rank(
     rankers: Mapping[str, pd.DataFrame],  # At least one
 ) -> pd.DataFrame:  # From 0 to 1
-    "Average the ranks of all rankers; nothing is fitted."
+    "Average the ranks of the rankers that know a pair; nothing is fitted, and a pair that none knows has 0."
     if not rankers:
         raise UserError("no rankers to average; give at least one matrix")
-    return pd.concat([_percentiles(matrix) for matrix in rankers.values()]).groupby(level=0).mean()
+    return pd.concat([_percentiles(matrix) for matrix in rankers.values()]).groupby(level=0).mean().fillna(0)
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #f203eb14
 LANG_RANK = {"objective": "rank:ndcg", "n_estimators": 100, "learning_rate": 0.1, "n_jobs": 1}
@@ -431,6 +431,8 @@ def rank_sources(
     codes = [*sources, target]
     rankers = known_relations(codes) | (learned_relations(Path(run), codes) if run else {})
     rankers = {name: matrix.loc[sources, [target]] for name, matrix in rankers.items() if name != "English"}
+    if run and "most text" in rankers and rankers["language embedding"].isna().all(axis=None):
+        print(f"run {Path(run).name} does not count: it was not trained on {target}, or on none of the sources")
     order = mean_rank({name: matrix for name, matrix in rankers.items() if matrix.notna().any(axis=None)})[target]
     reasons = pd.DataFrame({name: matrix[target] for name, matrix in rankers.items()})
     reasons = reasons.assign(km=np.expm1(-reasons.pop("geography")).round())
