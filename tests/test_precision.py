@@ -158,16 +158,18 @@ def test_a_benchmark_says_which_of_its_programs_are_a_run(native, own, machine, 
     assert read_json(tmp_path / "benchmarks/b/provenance.json")["sessions"][0]["default_precision"] == own
 
 
-def test_a_reproduction_has_one_precision(machine, corpus, pretrained, tmp_path, monkeypatch):
+def test_a_reproduction_has_one_precision(machine, corpus, pretrained, tmp_path, monkeypatch, capsys):
     "That of its first run that has begun, which a machine with native bf16 continues; all new ones take it too."
     given = tiny.params_of(corpus, **SHORT, precision="auto").model_dump()
     shared = {name: value for name, value in given.items() if name not in ("run_name", "variant", "seed")}
-    p = ReproductionParams(name="r", variants=["language+script", "baseline"], overrides=shared)
+    p = ReproductionParams(name="r", variants=["language+script", "baseline"], benchmarks=["sib200"], overrides=shared)
     jobs = []
     monkeypatch.setattr(reproduction, "run_job", lambda job, *_: jobs.append(job.parameters) or {"stage": job.stage})
     monkeypatch.setattr(reproduction, "evaluation_jobs", lambda p: [])
     monkeypatch.setattr(reproduction, "figure_jobs", lambda p: [])
+    monkeypatch.delenv("LANGSAMP_DATA", raising=False)
     reproduction.reproduce(p, tmp_path)
+    assert "without LANGSAMP_DATA, " in capsys.readouterr().out, "what cannot be evaluated is said"
     machine(False)
     pretrained("r-baseline-42", "variant=baseline", "seed=42")
     machine(True)

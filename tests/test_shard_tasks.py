@@ -201,6 +201,18 @@ def test_a_part_of_other_text_is_not_joined(tmp_path, changed):
     assert found == expected and found is not None and not (outputs / "corpora/.tasks/clean").exists()
 
 
+def test_a_part_of_another_task_that_is_out_of_date_is_not_joined(tmp_path, capsys):
+    "The first task is done, a file of its share changes at equal length, and the second task ends."
+    corpus, outputs = tiny.write_corpus(tmp_path / "text"), tmp_path / "outputs"
+    build = build_of(corpus, tmp_path / "text/validation")
+    build_corpus(build, outputs, 0, 2)
+    for path in corpus.glob("train/*.txt"):
+        path.write_text("".join(sorted(path.read_text().splitlines(keepends=True))))
+    assert not build_corpus(build, outputs, 1, 2).exists()
+    assert "files have changed since task 0 of 2 ended; run it again to complete clean" in capsys.readouterr().out
+    assert build_corpus(build, outputs, 0, 2).exists()
+
+
 def test_an_invalid_task_number_is_refused(array, tmp_path, capsys):
     "Numbered from 1, as arrays often are: an error before anything is written."
     _, params, _ = array

@@ -204,6 +204,8 @@ def reproduce(
     outputs, threads = Path(outputs).resolve(), max(1, (os.cpu_count() or 1) // p.num_processes)
     p = _with_one_precision(p, outputs)
     _check_runs(p, outputs)
+    if left_out := {*p.benchmarks} - {*_tasks(p)}:
+        print(f"without LANGSAMP_DATA, {', '.join(sorted(left_out))} and their scores are left out")
     done = []
     for stage in (adaptation_jobs, pretraining_jobs, evaluation_jobs, figure_jobs):
         with ThreadPoolExecutor(p.num_processes) as pool:

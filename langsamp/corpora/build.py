@@ -46,6 +46,17 @@ def _identity(p: CorpusBuildParams, sources: Mapping[str, Sequence[Source]], det
     return content_hash(p.model_dump(), code_version("corpora.build"), files, [asdict(part) for part in detector.parts])
 
 
+def _shares(sources: Mapping[str, Sequence[Source]], of: int) -> list[dict[str, Sequence[Source]]]:
+    "Divide the language-scripts among tasks by the size of their files."
+    sizes = {code: sum(file.path.stat().st_size for file in own) for code, own in sources.items()}
+    return [{code: sources[code] for code in sorted(share)} for share in assign_tasks(sizes, of)]
+
+
+def _checksums(sources: Mapping[str, Sequence[Source]]) -> dict[str, list[str]]:
+    "Return the checksums of the files of each language-script."
+    return {code: [sha256(file.path) for file in sources[code]] for code in sorted(sources)}
+
+
 def _is_written(part: Path, checksums: Mapping[str, Sequence[str]]) -> bool:
     "Whether a part is there, complete, and of the same text."
     return not find_damage(part) and (read_manifest(part) or {}).get("text") == checksums
@@ -54,11 +65,17 @@ def _is_written(part: Path, checksums: Mapping[str, Sequence[str]]) -> bool:
 def _write_share(p: CorpusBuildParams, mine: dict[str, list[Source]], detector: Detector, part: Path) -> list[str]:
     "Write the part of one task; return notices about languages with too little text."
     sources, too_little = drop_small_languages(hold_out(mine, p.min_held_out), p.min_characters)
-    checksums = {code: [sha256(file.path) for file in files] for code, files in mine.items()}
+    checksums = _checksums(mine)
     if not _is_written(part, checksums):
         rules = [limit_held_out(sources, p.max_held_out)] if p.max_held_out else []
         write_part(sources, part, detector, p.remove_matches, rules, p.on_bad_line, text=checksums)
     return too_little
+
+
+def _stale_parts(parts: Sequence[Path], shares: Sequence[Mapping[str, Sequence[Source]]], task: int) -> str:
+    "Return the other tasks whose parts were written from other text; empty if there are none."
+    others = [n for n in range(len(parts)) if n != task]
+    return ", ".join(str(n) for n in others if not _is_written(parts[n], _checksums(shares[n])))
 
 # %% ../../nbs/library/corpora/15_build.ipynb #315ea852
 def build_corpus(
@@ -73,16 +90,19 @@ def build_corpus(
     (detector, unread), folder = _read_detector(p), outputs / "corpora" / p.name
     home = folder.parent / ".tasks" / p.name / _identity(p, found, detector)
     parts = [home / f"{number}-of-{of}" for number in range(of)]
-    shares = assign_tasks({code: sum(file.path.stat().st_size for file in own) for code, own in found.items()}, of)
-    too_little = _write_share(p, {code: found[code] for code in sorted(shares[task])}, detector, parts[task])
+    shares = _shares(found, of)
+    notices = _write_share(p, shares[task], detector, parts[task])
     with file_lock(folder.parent / ".tasks" / f"{p.name}.lock"):
-        if all((part / "manifest.json").exists() for part in parts):
+        there = all((part / "manifest.json").exists() for part in parts)
+        if there and (stale := _stale_parts(parts, shares, task)):
+            notices.append(f"files have changed since task {stale} of {of} ended; run it again to complete {p.name}")
+        elif there:
             origins = corpus_origins({code: found[code] for code in codes_of(parts)})
             facts = {"params": p.model_dump(), "warnings": without_notices(warnings), "origins": origins}
             join_parts(parts, folder, detector, p.remove_matches, unread, **facts)
             write_data_card(folder)
             shutil.rmtree(home.parent, ignore_errors=True)
-    print_warnings(warnings + too_little)  # Again at the end, where they are seen
+    print_warnings(warnings + notices)  # Again at the end, where they are seen
     return folder
 
 # %% ../../nbs/library/corpora/15_build.ipynb #b15d0009

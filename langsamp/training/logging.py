@@ -156,6 +156,6 @@ class RunLogger(_MetricsLog):
         self.progress.message(f"step {step:>6}  {described}")
 
     def close(self) -> None:
-        "Remove the bar, and end the session of the tracker."
-        for part in filter(None, (self.progress, self.tracker)):
+        "Remove the bar, end the session of the tracker, and close metrics.jsonl."
+        for part in filter(None, (self.progress, self.tracker, self.metrics and self.metrics.file)):
             part.close()
