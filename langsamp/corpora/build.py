@@ -46,7 +46,7 @@ def _identity(p: CorpusBuildParams, sources: Mapping[str, Sequence[Source]], det
     return content_hash(p.model_dump(), code_version("corpora.build"), files, [asdict(part) for part in detector.parts])
 
 
-def _shares(sources: Mapping[str, Sequence[Source]], of: int) -> list[dict[str, Sequence[Source]]]:
+def _shares(sources: Mapping[str, list[Source]], of: int) -> list[dict[str, list[Source]]]:
     "Divide the language-scripts among tasks by the size of their files."
     sizes = {code: sum(file.path.stat().st_size for file in own) for code, own in sources.items()}
     return [{code: sources[code] for code in sorted(share)} for share in assign_tasks(sizes, of)]
