@@ -147,6 +147,14 @@ def test_the_module_is_the_command():
     assert done.returncode == 2 and "did you mean `pretrain`?" in done.stderr
 
 
+def test_output_that_nobody_reads_is_no_error():
+    "As that of `langsamp --help | head -1`."
+    words = [sys.executable, "-m", "langsamp.cli.main", "--help"]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tiny.ROOT)
+    running.stdout.close()
+    assert running.stderr.read() == "" and running.wait() == 141
+
+
 def test_help_of_the_module_for_several_processes_is_no_error(capsys):
     "`python -m langsamp.training.pretrain --help`, which torchrun starts."
     with pytest.raises(SystemExit) as ended:

@@ -3,15 +3,19 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import tiny
+import yaml
 from click.testing import CliRunner
 from papermill import cli
 
+from langsamp.cli.main import COMMANDS, FIGURES
 from langsamp.core.files import read_json
+from langsamp.params.words import read_words
 
 README = (tiny.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
@@ -35,11 +39,28 @@ def test_the_own_text_block_pretrains(tmp_path, monkeypatch, stock, capsys):
     few = "max_steps=2, warmup_steps=1, num_layers=7"
     exec(BLOCKS[1].replace("e5-small", str(stock)).replace("max_steps=1000", few), {})
     assert "not used beside backbone" in capsys.readouterr().out
-    card = (tmp_path / "outputs/mine/backbone/README.md").read_text()
+    card = (tmp_path / "outputs/from-python/backbone/README.md").read_text()
     assert "| encoder | xlm-roberta, 2 layers of width 64" in card and "num_layers" not in card
-    made, given = [read_json(folder / "config.json") for folder in (tmp_path / "outputs/mine/backbone", stock)]
+    made, given = [read_json(folder / "config.json") for folder in (tmp_path / "outputs/from-python/backbone", stock)]
     assert made["vocab_size"] == given["vocab_size"] and made["num_hidden_layers"] == given["num_hidden_layers"]
-    assert read_json(tmp_path / "outputs/mine/provenance.json")["start"], "began from random weights"
+    assert read_json(tmp_path / "outputs/from-python/provenance.json")["start"], "began from random weights"
+
+
+def test_commands_have_the_parameters_that_readme_gives():
+    "Each `langsamp …` of README, with its values."
+    found = [shlex.split(line) for line in re.findall(r"^langsamp .*$|(?<=`)langsamp [^`]*=[^`]*(?=`)", README, re.M)]
+    for _, command, *words in found:
+        kind = FIGURES[words.pop(0)].kind if command == "figure" else COMMANDS[command].kind
+        assert read_words(kind, [word.replace("params/mine", "params/template") for word in words])
+    assert {"pretrain", "sources", "figure", "add-language", "push"} <= {command for _, command, *_ in found}
+
+
+def test_the_processes_of_the_torchrun_command_divide_the_batch_of_the_template():
+    (processes,) = re.findall(
+        r"`torchrun --nproc_per_node (\d+) -m langsamp.training.pretrain params/mine.yaml", README
+    )
+    template = yaml.safe_load((tiny.ROOT / "params/template.yaml").read_text())
+    assert template["global_batch_size"] % (template["micro_batch_size"] * int(processes)) == 0
 
 
 @pytest.mark.parametrize("line", re.findall(r"^papermill .* -f .*", README, flags=re.M))

@@ -274,12 +274,16 @@ def _run_figure(words: Sequence[str], wants_help: bool) -> None:
 # %% ../../nbs/library/cli/00_main.ipynb #c11a0019
 def main(
     words: Sequence[str] | None = None,  # By default those of the command line
-) -> int:  # Exit status: 0, or 2 for a mistake in the input
+) -> int:  # Exit status: 0, 2 for a mistake in the input, 141 if nobody reads the output any more, as after `| head`
     "Run the command `langsamp`."
     escape_unencodable_output()
     ignore_overriding_variables()
     try:
         _run_command(sys.argv[1:] if words is None else words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141
     except UserError as error:
         print(f"langsamp: {error}", file=sys.stderr)
         return 2
