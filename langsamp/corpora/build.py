@@ -77,6 +77,11 @@ def _stale_parts(parts: Sequence[Path], shares: Sequence[Mapping[str, Sequence[S
     others = [n for n in range(len(parts)) if n != task]
     return ", ".join(str(n) for n in others if not _is_written(parts[n], _checksums(shares[n])))
 
+# %% ../../nbs/library/corpora/15_build.ipynb #b3a8fcbd
+def _origins(parts: Sequence[Path], sources: Mapping[str, Sequence[Source]]) -> dict[str, Any]:
+    "Return where the text of the language-scripts in some parts comes from."
+    return {"origins": corpus_origins({code: sources[code] for code in codes_of(parts)})}
+
 # %% ../../nbs/library/corpora/15_build.ipynb #315ea852
 def build_corpus(
     p: CorpusBuildParams,  # Sources, limits, and the evaluations to remove
@@ -89,16 +94,14 @@ def build_corpus(
     found, warnings = open_corpus(p.corpus, p.languages, outputs, p.on_bad_line)
     (detector, unread), folder = _read_detector(p), outputs / "corpora" / p.name
     home = folder.parent / ".tasks" / p.name / _identity(p, found, detector)
-    parts = [home / f"{number}-of-{of}" for number in range(of)]
-    shares = _shares(found, of)
+    parts, shares = [home / f"{number}-of-{of}" for number in range(of)], _shares(found, of)
     notices = _write_share(p, shares[task], detector, parts[task])
     with file_lock(folder.parent / ".tasks" / f"{p.name}.lock"):
         there = all((part / "manifest.json").exists() for part in parts)
         if there and (stale := _stale_parts(parts, shares, task)):
             notices.append(f"files have changed since task {stale} of {of} ended; run it again to complete {p.name}")
         elif there:
-            origins = corpus_origins({code: found[code] for code in codes_of(parts)})
-            facts = {"params": p.model_dump(), "warnings": without_notices(warnings), "origins": origins}
+            facts = {"params": p.model_dump(), "warnings": without_notices(warnings), **_origins(parts, found)}
             join_parts(parts, folder, detector, p.remove_matches, unread, **facts)
             write_data_card(folder)
             shutil.rmtree(home.parent, ignore_errors=True)
