@@ -38,6 +38,7 @@ ORDER = [
     for package in PACKAGES
     for path in sorted((ROOT / "nbs/library" / package).glob("[0-9]*.ipynb"))
 ]
+PARAM_MODULES = (params, evaluate, benchmark, publish)
 STAGES = {
     "corpora": ("01_corpus.ipynb", params.CorpusBuildParams),
     "adapted": ("02_start.ipynb", params.AdaptParams),
@@ -191,6 +192,17 @@ def test_every_figure_is_a_command_with_exactly_the_parameters_and_defaults_of_i
 
 def test_there_are_runners():
     assert {p.parent.name for p in RUNNERS} == {"nbs", "figures", "tutorials"}
+
+
+@pytest.mark.parametrize("path", [path for path in RUNNERS if "from_notebook(" in path.read_text()], ids=short)
+def test_stored_parameters_are_those_of_today(path):
+    "A runner that shows its parameters was run since it has all of them."
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        kind = re.search(r"from_notebook\((\w+), globals", "".join(cell["source"]))
+        shown = "".join("".join(one.get("data", {}).get("text/plain", "")) for one in cell.get("outputs", []))
+        if kind and shown:
+            fields = next(getattr(one, kind[1]) for one in PARAM_MODULES if hasattr(one, kind[1])).model_fields
+            assert [name for name in fields if f"{name}=" not in shown] == [], "run the notebook again"
 
 
 @pytest.mark.parametrize("path", RUNNERS, ids=short)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SHARED_FOLDERS', 'repo_root', 'outputs_folder', 'cache_folder', 'sha256', 'content_hash', 'find_disk_error',
            'configurable_folders', 'unwritable_path', 'disk_error_hint', 'explain_disk_errors', 'flush_handle',
-           'flush_to_disk', 'temporary_path', 'remove_leftovers', 'write_text', 'write_json', 'read_json']
+           'flush_to_disk', 'temporary_path', 'remove_leftovers', 'write_text', 'write_json', 'read_json',
+           'link_or_copy']
 
 # %% ../../nbs/library/core/01_files.ipynb #9a1a3fe3
 import errno
@@ -291,3 +292,13 @@ def read_json(
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; {hint}") from error
+
+# %% ../../nbs/library/core/01_files.ipynb #0009d67f
+def link_or_copy(
+    source: Path | str,  # A file that is only ever replaced, not changed
+    target: Path | str,  # Its second name
+) -> None:
+    "Give a file a second name, or copy it where that is not possible."
+    with suppress(OSError):
+        return os.link(source, target)
+    shutil.copy2(source, target)

@@ -6,7 +6,6 @@
 __all__ = ['write_part', 'codes_of', 'join_parts']
 
 # %% ../../nbs/library/corpora/13a_parts.ipynb #55bb5ba1
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import read_json, write_json
+from ..core.files import link_or_copy, read_json, write_json
 from ..core.manifests import atomic_folder
 from langsamp.corpora.decontamination import (
     Detector,
@@ -52,14 +51,6 @@ def write_part(
         write_json(part / "audits.json", audits)
 
 # %% ../../nbs/library/corpora/13a_parts.ipynb #53d38565
-def _link(old: str, new: str) -> None:
-    "Give a file a second name, or copy it where that is not possible."
-    try:
-        os.link(old, new)
-    except OSError:
-        shutil.copyfile(old, new)
-
-
 def _read_all(parts: Iterable[Path], name: str) -> list[dict[str, Any]]:
     "Read a list of each part, in order of the language-scripts."
     return sorted((one for part in parts for one in read_json(part / name)), key=lambda one: one["code"])
@@ -87,6 +78,6 @@ def join_parts(
     audits = [LanguageAudit(**one) for one in _read_all(parts, "audits.json")]
     with atomic_folder(folder, **facts) as whole:
         for part in parts:
-            shutil.copytree(part / "text", whole / "text", copy_function=_link, dirs_exist_ok=True)
+            shutil.copytree(part / "text", whole / "text", copy_function=link_or_copy, dirs_exist_ok=True)
         write_json(whole / "filter_reports.json", filter_reports)
         write_json(whole / "audit.json", {**audit_report(detector, audits, unread), "dropped": drop})

@@ -6,10 +6,9 @@
 __all__ = ['stored_scores', 'update_cards', 'prepare_upload', 'explain_hub_errors', 'push_to_hub']
 
 # %% ../../nbs/library/evaluation/09_publish.ipynb #9c150003
-import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 
 from ..core.cards import write_card
 from ..core.errors import UserError
-from ..core.files import explain_disk_errors, read_json, write_json
+from ..core.files import explain_disk_errors, link_or_copy, read_json, write_json
 from ..core.manifests import scratch_folder, verify
 from ..corpora.data_card import data_card
 from .results import means, stored_results
@@ -72,13 +71,6 @@ def update_cards(
     return [write_card(folder / part, model_card(facts, part, scores, licence)) for part in PARTS]
 
 # %% ../../nbs/library/evaluation/09_publish.ipynb #9c15000e
-def _link(source: str, target: str) -> None:
-    "Link a file, or copy it where that is impossible."
-    with suppress(OSError):
-        return os.link(source, target)
-    shutil.copy2(source, target)
-
-
 def _source(p: PublishParams, outputs: Path) -> tuple[Path, str]:
     "The folder to publish, verified, and its card."
     if p.run.startswith("corpora/"):
@@ -98,7 +90,9 @@ def prepare_upload(
     folder, card = _source(p, Path(outputs))
     place = Path(outputs) / "published" / p.repo_id.replace("/", "--")
     with scratch_folder(place) as part, explain_disk_errors(place):
-        shutil.copytree(folder, part, copy_function=_link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(
+            folder, part, copy_function=link_or_copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*")
+        )
         write_card(part, card)
         shutil.rmtree(place, ignore_errors=True)
         part.rename(place)
