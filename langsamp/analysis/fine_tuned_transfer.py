@@ -54,13 +54,13 @@ def rank_correlations(
 def seed_correlations(
     scores: pd.DataFrame,  # From `fine_tuned_scores`
     metric: str,  # One of its metrics
-) -> pd.Series:  # By target, as from `rank_correlations`; empty for one seed
-    "Correlate each seed with the mean of the others: what a ranking by fine-tuning agrees with itself."
-    seeds, found = scores.seed.unique(), []
-    for seed in seeds if len(seeds) > 1 else []:
-        halves = [mean_matrix(scores[side], metric) for side in (scores.seed == seed, scores.seed != seed)]
-        found.append(rank_correlations(*halves))
-    return pd.concat(found, axis=1).mean(axis=1) if found else pd.Series(dtype=float)
+) -> pd.Series:  # By target, as from `rank_correlations`
+    "Correlate each of several seeds with the mean of the others: how well fine-tuning agrees with itself."
+    found = []
+    for seed in scores.seed.unique():
+        one, others = [mean_matrix(scores[side], metric) for side in (scores.seed == seed, scores.seed != seed)]
+        found.append(rank_correlations(one, others))
+    return pd.concat(found, axis=1).mean(axis=1)
 
 # %% ../../nbs/library/analysis/13c_fine_tuned_transfer.ipynb #06c2eb24
 def rank_agreement(
@@ -73,7 +73,8 @@ def rank_agreement(
     random, tuned = np.random.default_rng(0), mean_matrix(scores, metric)
     shuffled = tuned.apply(random.permutation)
     found = {"agreement": rank_correlations(frozen, tuned), "permuted": rank_correlations(frozen, shuffled)}
-    found |= {"between seeds": between} if len(between := seed_correlations(scores, metric)) else {}
+    if scores.seed.nunique() > 1:
+        found["between seeds"] = seed_correlations(scores, metric)
     rows = {}
     for name, by_target in found.items():
         families = [family_of(code) for code in by_target.index]
