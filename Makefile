@@ -25,7 +25,7 @@ reproduce: .venv/ok  ## four variants with three seeds: pretrained, evaluated, e
 	mkdir -p outputs/reproductions
 	$(ENV) $(PM) nbs/05_reproduce.ipynb outputs/reproductions/$(PRESET).ipynb -f params/reproductions/$(PRESET).yaml
 
-test: .venv/ok  ## every check: export, clean notebooks, lint, types, docs, tests
+test: .venv/ok  ## every check but the slow tests: export, clean notebooks, lint, types, docs, tests
 	@$(ENV) bash scripts/check.sh
 
 test-slow: .venv/ok  ## the tests that take minutes
