@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 from transformers import BertConfig, modeling_utils
 
-from langsamp.analysis import embeddings, neutrality_plots, plots, reproduction
+from langsamp.analysis import neutrality_plots, plots, reproduction
 from langsamp.benchmark import corpus as corpus_suite
 from langsamp.benchmark import run as benchmark_run
 from langsamp.benchmark import suites, workers
@@ -1104,9 +1104,6 @@ def bench(places):
         patch.setattr(sampling.glot500_lines, "__defaults__", (0.3, 30, 10))  # Ten lines are enough, not 30,000
         patch.setattr(Figure, "savefig", lambda self, path, **more: Path(path).touch())
         patch.setattr(plots, "write_png", lambda figure, path: path.touch())
-        patch.setattr(
-            embeddings.trained_sequences, "__defaults__", (1024,)
-        )  # At a time, which would be slow with 262,144
         patch.setattr(neutrality_plots, "parallel_paragraphs", few_paragraphs)
         made = Bench(places, patch)
         made.spy(
@@ -1129,7 +1126,7 @@ def bench(places):
         patch.setattr(
             corpus_suite, "synthetic_shards", lambda home, languages=550, *more: few(home, min(languages, 20), 2)
         )
-        made.spy(corpus_suite, "synthetic_run", lambda home, tokenizer, size: size, no_text)
+        made.spy(corpus_suite, "synthetic_run", lambda home, tokenizer, size, languages: size, no_text)
         patch.setattr(benchmark_run, "xlmr_tokenizer", lambda: places["stock"])
         patch.setattr(benchmark_run, "mediawiki_corpus", lambda: places["mediawiki"])
         made.spy(

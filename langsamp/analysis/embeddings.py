@@ -68,7 +68,7 @@ def trained_sequences(
     "Count the training sequences of each language-script, up to the exported checkpoint."
     p, corpus = open_run(run)
     data, total = training_data(p, corpus), exported_step(p, read_json(run / "result.json")) * p.global_batch_size
-    counts_S = np.zeros(len(data.train.codes), np.int64)
+    counts_S, chunk = np.zeros(len(data.train.codes), np.int64), max(1, min(chunk, total))
     for number in range(-(-total // chunk)):
         _, sequences_B = sequences_of_step(number, chunk, data.train.shard_ends, p.seed, data.quotas)
         shards_B = data.train.shard_of(sequences_B[: total - number * chunk])

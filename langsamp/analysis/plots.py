@@ -127,7 +127,9 @@ def write_png(
         with BytesIO() as raw:
             figure.savefig(raw, format="png", dpi=dpi)
             pixels = np.asarray(Image.open(raw).convert("RGB"))
-        colours, place, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+        packed = (pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)).ravel()  # Sorting rows is slow
+        numbers, place, counts = np.unique(packed, return_inverse=True, return_counts=True)
+        colours = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=1).astype(np.uint8)
         palette = palette_of(colours, counts)
         nearest = cdist(colours, palette).argmin(axis=1).astype(np.uint8)
         image = Image.fromarray(nearest[place].reshape(pixels.shape[:2]))

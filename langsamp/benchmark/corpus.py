@@ -338,9 +338,10 @@ def startup_time(
     scratch: Path,  # An empty folder; emptied again
     gigabytes: float = 1.0,  # Of tokens
     rounds: int = 3,
+    languages: int = 550,
 ) -> pd.DataFrame:
     "Measure the start of a run whose text is prepared, up to its first batch."
-    p = synthetic_run(scratch, tokenizer, gigabytes)
+    p = synthetic_run(scratch, tokenizer, gigabytes, languages)
     params = {"corpus": p.corpus, "languages": [], "tokenizer": p.tokenizer, "max_seq_length": p.max_seq_length}
     variant, rows = f"langsamp, {gigabytes:g} GB of tokens", []
     for number in range(rounds):
