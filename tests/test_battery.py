@@ -283,7 +283,7 @@ def test_papermill_killed_and_the_same_command_again(smoke, tmp_path):
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> tuple[Path, Path, dict[str, str]]:
     "Three language-scripts, a tokenizer, and the sums of the shards that an unbroken pass writes."
-    folder = tiny.write_corpus(tmp_path_factory.mktemp("large"), 6_000)
+    folder = tiny.write_corpus(tmp_path_factory.mktemp("large"), 2_000)
     tokenizer = trained_tokenizer(find_sources(folder)[0], "0", folder.parent, 300)
     write_shards(find_sources(folder)[0], tokenizer, folder.parent / "whole")
     return folder, tokenizer, sums(folder.parent / "whole")
