@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -24,7 +25,7 @@ from datasets.table import CastError
 
 from langsamp.core.errors import UserError
 from langsamp.core.manifests import find_damage, read_manifest
-from langsamp.corpora import hub
+from langsamp.corpora import dataset_rows, hub
 from langsamp.corpora.dataset_rows import read_texts
 from langsamp.corpora.hub import copy_texts, hub_sources
 from langsamp.corpora.lines import raw_lines
@@ -138,20 +139,19 @@ def test_a_dataset_becomes_the_same_shard_as_a_folder(glot, tmp_path):
         assert (one / name).read_bytes() == (two / name).read_bytes(), f"{name} differs between folder and dataset"
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from langsamp.corpora import dataset_rows, hub
-place = dataset_rows if "{where}" == "text_line" else hub
-calls, read = [0], place.{where}
-def deadly(*args, **options):
-    calls[0] += 1
-    if calls[0] == {when}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(*args, **options)
-place.{where} = deadly
-hub.hub_sources(sys.argv[1], [], Path(sys.argv[2]), 3)
-"""
+def killed_at(where: str, when: int, name: str, folder: Path) -> None:
+    "Copy a dataset; the process is killed at the nth call of a function."
+    place = dataset_rows if where == "text_line" else hub
+    calls, read = [0], getattr(place, where)
+
+    def deadly(*args, **options):
+        calls[0] += 1
+        if calls[0] == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(*args, **options)
+
+    setattr(place, where, deadly)
+    hub_sources(name, [], folder, 3)
 
 
 def test_sigkill_loses_at_most_a_part_and_changes_no_byte(glot, tmp_path):
@@ -159,9 +159,11 @@ def test_sigkill_loses_at_most_a_part_and_changes_no_byte(glot, tmp_path):
     hub_sources(str(glot), [], tmp_path / "unbroken", 3)
     before: dict[Path, int] = {}
     for where in ("text_line", "text_line", "write_json", "write_manifest"):
-        script = KILLED.format(where=where, when=chance.randint(2, 6) if where != "write_manifest" else 1)
-        done = subprocess.run([sys.executable, "-c", script, glot, tmp_path / "killed"])
-        assert done.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        when = chance.randint(2, 6) if where != "write_manifest" else 1
+        fork = multiprocessing.get_context("fork")
+        (process := fork.Process(target=killed_at, args=(where, when, str(glot), tmp_path / "killed"))).start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
         recorded = [
             path.parent / part
             for path in (tmp_path / "killed").rglob("progress.json")
@@ -248,6 +250,7 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
 @pytest.mark.parametrize("ending", [".arrow", ".parquet", ".jsonl"])
 def test_memory_does_not_grow_with_the_text(tmp_path, ending):

@@ -17,7 +17,7 @@ from langsamp.core.manifests import read_manifest
 from langsamp.corpora.build import build_corpus
 from langsamp.corpora.registry import find_corpus
 from langsamp.corpora.text import Source
-from langsamp.params.pretrain import CorpusBuildParams
+from langsamp.params.pretrain import CorpusBuildParams, PretrainParams
 from langsamp.training.prepare import find_tokenizer, prepare
 from langsamp.training.shard_tasks import assign_languages, datatrove_step, main, run_shard_task
 
@@ -34,13 +34,14 @@ def sums(outputs: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def array(tmp_path_factory):
-    "A params file of four languages, and the shards of an undisturbed pass."
-    folder = tmp_path_factory.mktemp("array")
+Array = tuple[PretrainParams, Path, dict[str, str]]
+
+
+def written(folder: Path, share: int = 1) -> Array:
+    "A params file of four languages, or of a share of their lines, and the shards of an undisturbed pass."
     (folder / "text").mkdir()
     for code, lines in CODES.items():
-        text = tiny.sentences(code if code in tiny.ALPHABETS else "eng_Latn", lines, seed=lines)
+        text = tiny.sentences(code if code in tiny.ALPHABETS else "eng_Latn", lines // share, seed=lines)
         (folder / "text" / f"{code}.txt").write_text("\n".join(text) + "\n")
     p = tiny.params_of(folder / "text")
     tiny.write_params(folder / "p.yaml", p)
@@ -48,21 +49,39 @@ def array(tmp_path_factory):
     return p, folder / "p.yaml", sums(folder / "whole")
 
 
+@pytest.fixture(scope="module")
+def array(tmp_path_factory) -> Array:
+    "Enough text for kills at random moments."
+    return written(tmp_path_factory.mktemp("array"))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Array:
+    "Enough text for tasks at the same time."
+    return written(tmp_path_factory.mktemp("few"), 4)
+
+
+def words_of(params: Path, outputs: Path, number: int, of: int) -> list[str]:
+    "The arguments of a task."
+    return [str(params), "--task", str(number), "--of", str(of), "--outputs", str(outputs)]
+
+
+def forked(params: Path, outputs: Path, number: int, of: int, log: Path):
+    "A task in a forked process; its errors go to a file."
+    process = tiny.FORK.Process(target=in_fork, args=(words_of(params, outputs, number, of), log))
+    process.start()
+    return process
+
+
+def in_fork(words: list[str], log: Path) -> None:
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    sys.exit(main(words))
+
+
 def task(params: Path, outputs: Path, number: int, of: int) -> subprocess.Popen:
     "A task as a separate process, as Slurm starts it."
-    command = [
-        sys.executable,
-        "-m",
-        "langsamp.training.shard_tasks",
-        str(params),
-        "--task",
-        str(number),
-        "--of",
-        str(of),
-    ]
-    return subprocess.Popen(
-        [*command, "--outputs", str(outputs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "langsamp.training.shard_tasks", *words_of(params, outputs, number, of)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 7])
@@ -79,21 +98,28 @@ def test_every_language_has_one_task(tmp_path, of):
     assert max(loads) <= sum(sizes.values()) / of + max(sizes.values())
 
 
-def test_tasks_at_the_same_time(array, tmp_path):
+def test_the_command_writes_the_shards_of_a_task(few, tmp_path):
+    "As a process of its own: the one task of one has all languages."
+    _, params, whole = few
+    assert task(params, tmp_path, 0, 1).communicate()[1] == "" and sums(tmp_path) == whole
+
+
+def test_tasks_at_the_same_time(few, tmp_path):
     "Two tasks of one corpus, each started twice at the same time."
-    _, params, whole = array
-    running = [task(params, tmp_path, number % 2, 2) for number in range(4)]
-    assert [process.communicate()[1] for process in running] == [""] * 4
-    assert sums(tmp_path) == whole
+    _, params, whole = few
+    running = [forked(params, tmp_path / "outputs", number % 2, 2, tmp_path / "log") for number in range(4)]
+    assert [tiny.exit_code(process) for process in running] == [0] * 4 and (tmp_path / "log").read_text() == ""
+    assert sums(tmp_path / "outputs") == whole
 
 
-def test_a_run_and_a_shard_task_at_the_same_time(array, tmp_path):
+def test_a_run_and_a_shard_task_at_the_same_time(few, tmp_path):
     "A run that prepares the same corpus at the same time neither deletes what the task writes nor writes it again."
-    p, params, whole = array
-    running = task(params, tmp_path, 0, 2)
-    tiny.wait_for(lambda: any(tmp_path.glob("data/shards/.part-*")), lambda: running.poll() is None)
-    prepare(p, tmp_path)
-    assert running.communicate()[1] == "" and sums(tmp_path) == whole
+    p, params, whole = few
+    outputs, log = tmp_path / "outputs", tmp_path / "log"
+    running = forked(params, outputs, 0, 2, log)
+    tiny.wait_for(lambda: any(outputs.glob("data/shards/.part-*")), running.is_alive)
+    prepare(p, outputs)
+    assert tiny.exit_code(running) == 0 and log.read_text() == "" and sums(outputs) == whole
 
 
 @pytest.mark.slow
@@ -213,17 +239,17 @@ def test_a_part_of_another_task_that_is_out_of_date_is_not_joined(tmp_path, caps
     assert build_corpus(build, outputs, 0, 2).exists()
 
 
-def test_an_invalid_task_number_is_refused(array, tmp_path, capsys):
+def test_an_invalid_task_number_is_refused(few, tmp_path, capsys):
     "Numbered from 1, as arrays often are: an error before anything is written."
-    _, params, _ = array
+    _, params, _ = few
     assert main([str(params), "--task", "2", "--of", "2", "--outputs", str(tmp_path)]) == 2
     assert "from 0 to 1; change --task or --of" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
-def test_scheduler_that_is_not_installed(array, tmp_path, monkeypatch):
+def test_scheduler_that_is_not_installed(few, tmp_path, monkeypatch):
     "The message names what to install."
     monkeypatch.setitem(sys.modules, "datatrove.pipeline.base", None)
     with pytest.raises(
         UserError, match="needs `datatrove.pipeline.base`, which is not installed: pip install datatrove"
     ):
-        datatrove_step(run_shard_task, array[0], tmp_path)
+        datatrove_step(run_shard_task, few[0], tmp_path)
