@@ -24,7 +24,7 @@ class ShellEngine(Engine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **_: Any) -> None:
-        shell = CaptureShell()
+        shell = CaptureShell(mpl_format="png")  # As a kernel does
         for number, cell in enumerate(nb_man.nb.cells):
             if cell.cell_type != "code":
                 continue

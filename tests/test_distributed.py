@@ -62,7 +62,10 @@ def assert_close(a: Path, b: Path) -> None:
     assert furthest(*(run / f"checkpoints/{newest}/optimizer.safetensors" for run in (a, b))) < 1e-5
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("notebook", "ddp-4gpu"))) for name in LAUNCHERS],
+)
 def test_two_processes_equal_one(launcher, new_run, alone):
     "Started like a user does, over gloo: losses, final weights and moments are within 1e-5 of one process."
     params, run = new_run(launcher, dropout=0.0, max_steps=36)

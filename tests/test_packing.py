@@ -59,7 +59,7 @@ def test_papermill_and_the_command_line_read_it(corpus, outputs, tmp_path, runs)
     "The runner notebook shows the packing's sequences, and gives the weights of the command line."
     options = {"run_name": "packed-notebook", "packing": "stream", "max_steps": 6}
     params = tiny.write_params(tmp_path / "p.yaml", tiny.params_of(corpus, **options))
-    tiny.papermill_command("nbs/03_pretrain.ipynb", tmp_path / "out.ipynb", outputs, "-f", str(params))
+    tiny.papermill("nbs/03_pretrain.ipynb", tmp_path / "out.ipynb", outputs, "-f", str(params))
     text = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
     assert "'packing': 'stream'" in text
     weights = outputs / "packed-notebook/model/model.safetensors"

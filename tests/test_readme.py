@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -100,5 +101,8 @@ def test_the_evaluation_command_fits_the_runner(smoke, tmp_path):
     (line,) = re.findall(r"^papermill .*04_evaluate.*?(?=  |$)", README, flags=re.M)
     _, notebook, _, *options = line.split()
     assert options == ["-p", "encoder", "udhr"]
-    tiny.papermill_command(notebook, tmp_path / "evaluated.ipynb", smoke, "-p", "encoder", "smoke")
-    assert list(smoke.glob("evaluations/*/udhr-*/rows.jsonl"))
+    few = ["-y", "{languages: [bul_Cyrl, tur_Latn]}"]
+    shutil.copytree(smoke / "smoke", tmp_path / "smoke")
+    tiny.papermill(notebook, tmp_path / "evaluated.ipynb", tmp_path, *options[:2], "smoke", *few)
+    (rows,) = tmp_path.glob("evaluations/*/udhr-*/rows.jsonl")
+    assert len(rows.read_text().splitlines()) == 2

@@ -186,6 +186,7 @@ print((peak() - before) / 1024)
 """
 
 
+@pytest.mark.slow
 def test_logits_of_all_masked_tokens_are_never_in_memory():
     "1,500 tokens x 250,002 tokens have 1,431 MB in float32; the plain head keeps two or more of it."
     grown = {}
