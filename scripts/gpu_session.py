@@ -315,7 +315,8 @@ def unpack(pack: Path, folder: Path) -> None:
     "Unpack once; a half unpacked folder is unpacked again."
     if not (folder / "unpacked").exists():
         with tarfile.open(pack) as archive:
-            archive.extractall(folder, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 and newer have it
+            archive.extractall(folder)
         (folder / "unpacked").write_text(f"{pack.name}\n", encoding="utf-8")
 
 

@@ -285,12 +285,13 @@ def test_fine_tuning_asks_for_each_source(monkeypatch):
     assert len(scores) == 4 * len(CODES) * 2 and [one.source_language for one in asked] == CODES[:4]
     assert {(one.mode, one.overrides["num_train_epochs"], one.seeds) for one in asked} == {("fine-tuned", 2, 2)}
     tuned = mean_matrix(scores, "f1_macro")
-    agreement = fine_tuned_transfer.compare_fine_tuned(p, -tuned, "outputs")
+    agreement, matrix = fine_tuned_transfer.compare_fine_tuned(p, -tuned, "outputs")
+    assert matrix.equals(mean_matrix(scores.assign(value=scores.value + 4), "f1_macro"))
     assert agreement.spearman["agreement"] == -1 and abs(agreement.spearman["permuted"]) < 0.6
     assert agreement.spearman["between seeds"] == 1
-    once = fine_tuned_transfer.compare_fine_tuned(p.model_copy(update={"seeds": 1}), -tuned, "outputs")
+    once, _ = fine_tuned_transfer.compare_fine_tuned(p.model_copy(update={"seeds": 1}), -tuned, "outputs")
     assert list(once.index) == ["agreement", "permuted"], "one seed has none to be compared with"
-    assert fine_tuned_transfer.compare_fine_tuned(TransferParams(), tuned, "outputs").empty
+    assert all(one.empty for one in fine_tuned_transfer.compare_fine_tuned(TransferParams(), tuned, "outputs"))
     with pytest.raises(UserError, match="overrides are for fine_tuned"):
         TransferParams(overrides={"num_train_epochs": 2})
 

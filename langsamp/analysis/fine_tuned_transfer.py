@@ -85,11 +85,12 @@ def rank_agreement(
 
 # %% ../../nbs/library/analysis/13c_fine_tuned_transfer.ipynb #0033034a
 def compare_fine_tuned(
-    p: TransferParams,  # Without `fine_tuned`, the table is empty
+    p: TransferParams,  # Without `fine_tuned`, both tables are empty
     frozen: pd.DataFrame,  # A row per source, a column per target
     outputs: Path | str,  # The `outputs/` folder
-) -> pd.DataFrame:  # From `rank_agreement`
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # From `rank_agreement`, and the fine-tuned scores as a matrix
     "Fine-tune the encoder on some sources, and compare their ranking with that of the frozen encoder."
     if not p.fine_tuned:
-        return pd.DataFrame(columns=["targets", "sources", "spearman", "low", "high"])
-    return rank_agreement(frozen, fine_tuned_scores(p, outputs), get_task(p.task).metrics[0], p.n_resamples)
+        return pd.DataFrame(columns=["targets", "sources", "spearman", "low", "high"]), pd.DataFrame()
+    scores, metric = fine_tuned_scores(p, outputs), get_task(p.task).metrics[0]
+    return rank_agreement(frozen, scores, metric, p.n_resamples), mean_matrix(scores, metric)
