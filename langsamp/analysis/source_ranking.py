@@ -115,8 +115,9 @@ def size_free_relations(
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #d6de2339
 def _percentiles(matrix: pd.DataFrame) -> pd.DataFrame:
     "Return the rank of each source among those that are known for its target, from 0 to 1; a single one has 0.5."
-    most = matrix.count() - 1
-    return ((matrix.rank() - 1) / most.clip(lower=1)).where(most > 0, matrix.rank() / 2)
+    ranks, most = matrix.rank(), matrix.count() - 1
+    found = np.where(most > 0, (ranks - 1) / most.clip(lower=1), ranks / 2)
+    return pd.DataFrame(found, matrix.index, matrix.columns)
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #906b4207
 def mean_rank(
