@@ -228,9 +228,8 @@ def test_a_run_adds_its_embeddings(six, capsys):
     assert learned["language embedding"].notna().all() and set(learned.index) == set(codes[1:])
     assert "does not count" not in capsys.readouterr().out
     unknown = rank_sources("wol_Latn", candidates=codes, run=six)
-    assert (
-        capsys.readouterr().out == "run six does not count: it was not trained on wol_Latn, or on none of the sources\n"
-    )
+    expected = "run six does not count: it does not know wol_Latn and a source; name another run\n"
+    assert capsys.readouterr().out == expected
     assert unknown.score.equals(rank_sources("wol_Latn", candidates=codes).score) and unknown.score.between(0, 1).all()
 
 
@@ -286,7 +285,7 @@ def test_fine_tuning_asks_for_each_source(monkeypatch):
     assert {(one.mode, one.overrides["num_train_epochs"], one.seeds) for one in asked} == {("fine-tuned", 2, 2)}
     tuned = mean_matrix(scores, "f1_macro")
     agreement, matrix = fine_tuned_transfer.compare_fine_tuned(p, -tuned, "outputs")
-    assert matrix.equals(mean_matrix(scores.assign(value=scores.value + 4), "f1_macro"))
+    assert matrix.equals(mean_matrix(scores.assign(value=scores.value + 4), "f1_macro")), "four calls later"
     assert agreement.spearman["agreement"] == -1 and abs(agreement.spearman["permuted"]) < 0.6
     assert agreement.spearman["between seeds"] == 1
     once, _ = fine_tuned_transfer.compare_fine_tuned(p.model_copy(update={"seeds": 1}), -tuned, "outputs")

@@ -285,8 +285,8 @@ def mediation(
     codes = sorted(rows.language.unique())
     resamples = family_resamples(codes, n_resamples)
     sums = _moments(rows, cells, resamples.member_FL, codes)
-    trained = sums.shape[1]
-    times_DK = np.random.default_rng(1).multinomial(trained, [1 / trained] * trained, n_resamples)
+    classifiers = sums.shape[1]
+    times_DK = np.random.default_rng(1).multinomial(classifiers, [1 / classifiers] * classifiers, n_resamples)
     drawn = np.einsum("df,dk->dfk", resamples.weights_DF, times_DK).reshape(n_resamples, -1)
     weights = np.concatenate([np.ones((1, drawn.shape[1])), drawn])
     found = _quantities((weights @ sums.reshape(drawn.shape[1], -1)).reshape(-1, *sums.shape[2:]))

@@ -430,10 +430,11 @@ def rank_sources(
     sources = list(candidates) or [one.code for one in load_labelled(task, data)[0] if "train" in one.splits]
     sources = sorted(code for code in set(sources) if str(parse_code(code)) != str(parse_code(target)))
     codes = [*sources, target]
-    rankers = known_relations(codes) | (learned_relations(Path(run), codes) if run else {})
+    learned = learned_relations(Path(run), codes) if run else {}
+    if run and learned and learned["language embedding"].loc[sources, target].isna().all():
+        print(f"run {Path(run).name} does not count: it does not know {target} and a source; name another run")
+    rankers = known_relations(codes) | learned
     rankers = {name: matrix.loc[sources, [target]] for name, matrix in rankers.items() if name != "English"}
-    if run and "most text" in rankers and rankers["language embedding"].isna().all(axis=None):
-        print(f"run {Path(run).name} does not count: it was not trained on {target}, or on none of the sources")
     order = mean_rank({name: matrix for name, matrix in rankers.items() if matrix.notna().any(axis=None)})[target]
     reasons = pd.DataFrame({name: matrix[target] for name, matrix in rankers.items()})
     reasons = reasons.assign(km=np.expm1(-reasons.pop("geography")).round())

@@ -78,9 +78,9 @@ def _stale_parts(parts: Sequence[Path], shares: Sequence[Mapping[str, Sequence[S
     return ", ".join(str(n) for n in others if not _is_written(parts[n], _checksums(shares[n])))
 
 # %% ../../nbs/library/corpora/15_build.ipynb #b3a8fcbd
-def _origins(parts: Sequence[Path], sources: Mapping[str, Sequence[Source]]) -> dict[str, Any]:
+def _origins(parts: Sequence[Path], sources: Mapping[str, Sequence[Source]]) -> Any:
     "Return where the text of the language-scripts in some parts comes from."
-    return {"origins": corpus_origins({code: sources[code] for code in codes_of(parts)})}
+    return corpus_origins({code: sources[code] for code in codes_of(parts)})
 
 # %% ../../nbs/library/corpora/15_build.ipynb #315ea852
 def build_corpus(
@@ -101,7 +101,7 @@ def build_corpus(
         if there and (stale := _stale_parts(parts, shares, task)):
             notices.append(f"files have changed since task {stale} of {of} ended; run it again to complete {p.name}")
         elif there:
-            facts = {"params": p.model_dump(), "warnings": without_notices(warnings), **_origins(parts, found)}
+            facts = {"params": p.model_dump(), "warnings": without_notices(warnings), "origins": _origins(parts, found)}
             join_parts(parts, folder, detector, p.remove_matches, unread, **facts)
             write_data_card(folder)
             shutil.rmtree(home.parent, ignore_errors=True)

@@ -157,5 +157,5 @@ class RunLogger(_MetricsLog):
 
     def close(self) -> None:
         "Remove the bar, end the session of the tracker, and close metrics.jsonl."
-        for part in filter(None, (self.progress, self.tracker, getattr(self.metrics, "file", None))):
+        for part in filter(None, (self.progress, self.tracker, self.metrics)):
             part.close()

@@ -202,6 +202,10 @@ class MetricsFile:
         self.file.write(json.dumps(values, allow_nan=False) + "\n")
         self.file.flush()
 
+    def close(self) -> None:
+        "Close the file."
+        self.file.close()
+
 # %% ../../nbs/library/training/00_run_dir.ipynb #55a28b1c
 def read_metrics(
     path: Path,  # A `metrics.jsonl`, there or not
