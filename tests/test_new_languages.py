@@ -116,6 +116,24 @@ def made_up(seed: int) -> PairResults:
     return PairResults(pd.DataFrame(), pd.DataFrame(cosines).T, donors)
 
 
+def test_random_vectors_close_no_more_of_the_gap_than_the_script_alone():
+    "Control: losses with `zero` and random vectors differ by noise. A fit is better, and `joint` is the whole gap."
+    tables = []
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        none, gap = random.normal(6, 0.5, len(NEW)), random.uniform(0.5, 2.5, len(NEW))
+        shares = {"joint": 1.0, "zero": 0.5, "random": 0.5, "fit": 0.7}
+        noise = {how: random.normal(0, 0.05, len(NEW)) * (how != "joint") for how in shares}
+        losses = {how: none - share * gap + noise[how] for how, share in shares.items()}
+        tables.append(pd.DataFrame({"none": none} | losses, NEW))
+    found = gap_closed(tables, 1000)
+    over = found[["over script low", "over script high"]]
+    assert over.loc["random"].iloc[0] < 0 < over.loc["random"].iloc[1] and over.loc["fit"].iloc[0] > 0.1
+    assert (found.loc["joint", ["mean", "low", "high"]] == 1).all() and found.low["zero"] < 0.5 < found.high["zero"]
+    fixed = found.high["zero"] - found.low["zero"]
+    assert fixed < 0.1, "gains and gaps vary together, so a share is known better than either"
+
+
 def test_a_random_vector_has_random_neighbours_and_a_near_one_those_of_the_joint_run():
     quality = neighbour_quality([made_up(seed).cosines for seed in range(3)], 300)
     random, near = [quality.xs(how, level="how") for how in ("random", "near")]

@@ -35,7 +35,7 @@ from langsamp.analysis.new_language_vectors import (
     write_vector,
 )
 from .plots import draw_intervals, new_figure
-from .statistics import family_bootstrap
+from .statistics import family_bootstrap, family_ratio
 from ..core.errors import UserError
 from ..encoding.fill_mask import open_model
 from ..encoding.new_language import MaskedStates, masked_states, shifted_loss
@@ -188,13 +188,21 @@ def _summary(tables: Sequence[pd.DataFrame], n_resamples: int) -> pd.DataFrame:
 def gap_closed(
     losses: Sequence[pd.DataFrame],  # Of `PairResults`, one per seed
     n_resamples: int = 10_000,  # Bootstrap resamples
-) -> pd.DataFrame:  # By way: mean share of the gap, its interval over families, the least and the greatest of a seed
+) -> pd.DataFrame:  # By way: mean share of the gap, its interval, least and greatest seed; the share over script
     "Compare the ways by loss; raise `UserError` if a joint run has no lower loss than its partner."
-    gains = [table.rsub(table["none"], axis=0).drop(columns="none") for table in losses]
-    gap = min(table.joint.mean() for table in gains)
-    if gap <= 0:
+    tables = [table.loc[losses[0].index] for table in losses]
+    gains = {how: np.stack([table["none"] - table[how] for table in tables]) for how in losses[0].columns.drop("none")}
+    seeds = pd.DataFrame({how: gain_SN.mean(1) for how, gain_SN in gains.items()})
+    if (gap := seeds.joint.min()) <= 0:
         raise UserError(f"a joint run predicts the new languages worse by {-gap:.3f} nats; there is no gap to close")
-    return _summary([table / table.joint.mean() for table in gains], n_resamples).sort_values("mean", kind="stable")
+    families, rows = [family_of(code) for code in losses[0].index], {}
+    for how, gain_SN in gains.items():
+        share = family_ratio(gain_SN, gains["joint"], families, n_resamples)
+        over = family_ratio(gain_SN - gains["zero"], gains["joint"], families, n_resamples)
+        rows[how] = [*share, *(seeds[how] / seeds.joint).agg(["min", "max"]), *over]
+    over_script = ["over script", "over script low", "over script high"]
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "min", "max", *over_script])
+    return found.rename_axis("how").sort_values("mean", kind="stable")
 
 # %% ../../nbs/library/analysis/15_new_languages.ipynb #00152587
 def gap_figure(
