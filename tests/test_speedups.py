@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import test_encoders
 import tiny
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,9 +28,16 @@ from langsamp.model.families import tiny_config
 from langsamp.model.langsamp import LangSAMPForMaskedLM, from_backbone
 from langsamp.model.linear_cross_entropy import linear_cross_entropy
 from langsamp.model.packed_attention import block_diagonal_mask
+from langsamp.params.pretrain import TrainingParams
 from langsamp.tokenization.train import trained_tokenizer
+from langsamp.training import loop as training
 
-TINY = tiny.config()
+TINY, CPU = tiny.config(), Accelerator(cpu=True)
+
+
+def seen_layouts(found: set) -> Callable[[torch.Tensor], None]:
+    "A hook that notes whether gradients are dense or sparse."
+    return lambda gradient: found.add(gradient.layout)
 
 
 def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -43,6 +52,28 @@ def furthest(ours: dict, theirs: dict) -> float:
     assert ours.keys() == theirs.keys()
     size = max(grad.abs().max() for grad in theirs.values())
     return max(((ours[name] - theirs[name]).abs().max() / size).item() for name in theirs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["language+script", "input+output", "logits"])
+def test_gradients_added_by_row_end_at_the_same_weights(monkeypatch, tmp_path, precision, variant):
+    "Three steps of two micro-batches; with the tables' rows, no micro-batch makes a gradient as long as the table."
+    p = TrainingParams(max_steps=3, global_batch_size=8, micro_batch_size=4, warmup_steps=1, precision=precision)
+    weights, layouts, whole = [], [], training.row_tables
+    for tables in (whole, lambda *_: []):
+        monkeypatch.setattr(training, "row_tables", tables)
+        model = from_backbone(TINY, ["eng", "rus"], ["Cyrl", "Latn"], variant, dropout=0.0)
+        hook = seen_layouts(found := set())
+        seen = [table.weight.register_hook(hook) for table in whole(model, CPU)]
+        t = training.Trainer(model.train(), tiny.synthetic_data(tmp_path), p)
+        for step in range(3):
+            t.train_step(step)
+        assert len(seen) == (4 if variant == "input+output" else 2)
+        assert not any(table.sparse for table in whole(model, CPU))
+        weights.append([weight.detach() for weight in model.parameters()])
+        layouts.append(found)
+    assert layouts == [{torch.sparse_coo}, {torch.strided}]
+    assert max((a - b).abs().max().item() for a, b in zip(*weights)) < 1e-5
 
 
 @test_encoders.every
