@@ -64,12 +64,12 @@ def test_gradients_added_by_row_end_at_the_same_weights(monkeypatch, tmp_path, p
         monkeypatch.setattr(training, "row_tables", tables)
         model = from_backbone(TINY, ["eng", "rus"], ["Cyrl", "Latn"], variant, dropout=0.0)
         hook = seen_layouts(found := set())
-        seen = [table.weight.register_hook(hook) for table in whole(model, CPU)]
+        seen = [table.weight.register_hook(hook) for table, _ in whole(model, CPU)]
         t = training.Trainer(model.train(), tiny.synthetic_data(tmp_path), p)
         for step in range(3):
             t.train_step(step)
         assert len(seen) == (4 if variant == "input+output" else 2)
-        assert not any(table.sparse for table in whole(model, CPU))
+        assert not any(table.sparse for table, _ in whole(model, CPU))
         weights.append([weight.detach() for weight in model.parameters()])
         layouts.append(found)
     assert layouts == [{torch.sparse_coo}, {torch.strided}]

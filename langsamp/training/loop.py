@@ -91,26 +91,27 @@ class Prefetcher:
 def row_tables(
     model: LangSAMPForMaskedLM,  # On its device
     accelerator: Accelerator,  # Of one process on a CPU, or nothing is returned
-) -> list[torch.nn.Embedding]:  # Those to which a gradient is added by rows
+) -> list[tuple[torch.nn.Embedding, torch.Tensor]]:  # Each table with the gradient that it keeps
     "Find the trained embeddings of languages and scripts."
     if accelerator.device.type != "cpu" or accelerator.num_processes > 1 or accelerator.is_fsdp2:
         return []
     names = [f"{place}{kind}_embeddings" for place in ("", "input_") for kind in ("language", "script")]
     tables = [getattr(model, name) for name in names]
-    return [table for table in tables if table is not None and table.weight.requires_grad]
+    trained = [table for table in tables if table is not None and table.weight.requires_grad]
+    return [(table, torch.zeros_like(table.weight)) for table in trained]
 
 # %% ../../nbs/library/training/04_loop.ipynb #f52e643b
 @contextmanager
 def gradients_by_row(
-    tables: Sequence[torch.nn.Embedding],  # From `row_tables`
+    tables: Sequence[tuple[torch.nn.Embedding, torch.Tensor]],  # From `row_tables`
 ) -> Generator[None]:
     "Start each table's gradient with zeros, and add only the rows that were read."
-    for table in tables:
-        table.weight.grad, table.sparse = torch.zeros_like(table.weight), True
+    for table, kept in tables:
+        table.weight.grad, table.sparse = kept.zero_(), True
     try:
         yield
     finally:
-        for table in tables:
+        for table, _ in tables:
             table.sparse = False
 
 # %% ../../nbs/library/training/04_loop.ipynb #d88d2983
@@ -186,7 +187,6 @@ class _Placement:
         self.ids = dict(zip(["language_ids", "script_ids"], language_script_ids(data.train.codes, model.config)))
         self.attention_kwargs = attention_kwargs(model, data.train, self.accelerator)
         self.dropout_mode = dropout_mode(model, p.torch_compile, self.accelerator)
-        self.row_tables = row_tables(model, self.accelerator)
         self.model, self.optimizer = _prepared(self.accelerator, model, p)
         self.state = dict.fromkeys(("step", "tokens", "best_step", "patience_counter"), 0) | _NO_LOSS
 
@@ -249,15 +249,20 @@ class _Losses(_Batches):
 class _Gradients(_Losses):
     "Gradients of a batch that is processed in micro-batches."
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.row_tables = row_tables(self.plain, self.accelerator)
+
     def accumulate_gradients(self, micro_batches: list[Batch], items: float) -> list[float]:
         "Add the gradients of micro-batches; their losses."
         losses = []
-        for part in micro_batches:
-            with nullcontext() if part is micro_batches[-1] else self.accelerator.no_sync(self.model):
-                with self.dropout_mode:
-                    loss = self.batch_loss(self.model, part, items)
-                self.accelerator.backward(loss)
-            losses.append(loss.detach())
+        with gradients_by_row(self.row_tables):
+            for part in micro_batches:
+                with nullcontext() if part is micro_batches[-1] else self.accelerator.no_sync(self.model):
+                    with self.dropout_mode:
+                        loss = self.batch_loss(self.model, part, items)
+                    self.accelerator.backward(loss)
+                losses.append(loss.detach())
         return [loss.item() for loss in losses]
 
 # %% ../../nbs/library/training/04_loop.ipynb #71bc24d5
@@ -270,8 +275,7 @@ class _Steps(_Gradients):
         masked, tokens = self.total((batch.labels_BL != -100).sum(), (batch.segments_BL > 0).sum())
         seed_dropout(self.p.seed, step, self.rank)
         micro_batches = list(batch.split(self.p.micro_batch_size))
-        with gradients_by_row(self.row_tables):
-            losses = self.accumulate_gradients(micro_batches, max(1.0, masked) / self.world)
+        losses = self.accumulate_gradients(micro_batches, max(1.0, masked) / self.world)
         (loss,) = self.total(sum(losses) / self.world)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.p.max_grad_norm or math.inf))
         if not math.isfinite(loss + norm):
