@@ -1,6 +1,7 @@
 "Two ways to change how neutral an encoder is: the dose of the embeddings, and an adversary."
 
 from functools import partial
+from itertools import product
 
 import pytest
 import tiny
@@ -9,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
+from langsamp.analysis.resources import exported_losses, level_differences
 from langsamp.core.errors import UserError
 from langsamp.core.files import read_json
 from langsamp.model.langsamp import LangSAMPConfig
@@ -45,6 +47,19 @@ def test_the_encoder_of_dose_zero_is_that_of_the_baseline(run):
     ]
     assert plain.keys() == zero.keys() and all(torch.equal(plain[name], zero[name]) for name in plain)
     assert not all(torch.equal(plain[name], double[name]) for name in plain)
+
+
+def test_labels_that_say_nothing_change_nothing(corpus, tmp_path):
+    "Control of the comparison of variants: embeddings lower the loss, embeddings of shuffled labels do not."
+    short = {"max_steps": 60, "save_steps": 60, "learning_rate": 1.5e-2, "dropout": 0.0}
+    runs = {variant: [] for variant in ("baseline", "language+script", "shuffled")}
+    for variant, seed in product(runs, (7, 8)):
+        runs[variant].append(tmp_path / f"{variant.partition('+')[0]}-{seed}")
+        name = runs[variant][-1].name
+        pretrain(tiny.params_of(corpus, run_name=name, variant=variant, seed=seed, **short), tmp_path)
+    losses = exported_losses(runs)
+    found = level_differences(losses, "baseline", n_resamples=50).query("level == 0").set_index("label").difference
+    assert found["language+script"] < -0.05 and abs(found["shuffled"]) < abs(found["language+script"]) / 4
 
 
 @pytest.mark.parametrize("more", [{"embedding_scale": 2.0}, {"variant": "adversarial", "adversarial_weight": 2.0}])
