@@ -34,6 +34,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from ..data.bundles import read_array
 from ..languages.codes import parse_code
+from ..model.backbones import set_dropout
 from ..params.benchmark import BASELINES, OURS
 from ..params.pretrain import PretrainParams
 from ..training.prepare import Corpus
@@ -177,13 +178,14 @@ class ReferenceModernBertForMaskedLM(_PaperHead, ModernBertForMaskedLM):
 
 # %% ../../nbs/library/benchmark/02_baselines.ipynb #9782d9ac
 def baseline_model(
-    recipe: Recipe,  # Its head
-    config: PreTrainedConfig,  # Of an XLM-R or a ModernBERT
+    recipe: Recipe,  # Its head and dropout
+    config: PreTrainedConfig,  # Of an XLM-R or a ModernBERT; it gets the dropout
     corpus: Corpus,  # Its languages and scripts
     seed: int,  # Of the weights
 ) -> PreTrainedModel:
     "Return a model with random weights."
     torch.manual_seed(seed)
+    set_dropout(config, recipe.dropout)
     if recipe.head == "all":
         return AutoModelForMaskedLM.from_config(config)
     rows = embedding_ids(corpus)
