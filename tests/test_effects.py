@@ -651,7 +651,7 @@ STAGES["figures/resource_levels"] = Stage(
         encoders=Effect([FEWER], "runs, .csv, differences.csv, languages.csv, costs.csv"),
         baseline=Effect(["A", ""], "differences.csv, costs.csv"),
         num_levels=Effect([2], ".csv, differences.csv"),
-        ids=Effect([["none"], ["mean"], ["identified"]], ".csv, differences.csv, languages.csv"),
+        ids=Effect([["none"], ["mean"], ["identified"]], "ids.csv"),
         n_resamples=Effect([60], "differences.csv"),
     ),
     outputs="runs",

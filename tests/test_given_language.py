@@ -7,8 +7,10 @@ import pytest
 import tiny
 
 from langsamp.analysis.interventions import encode_languages
+from langsamp.analysis.losses_by_id import IDS, _OtherIds, losses_with_ids, other_id_differences
 from langsamp.analysis.neutrality import family_resamples
 from langsamp.analysis.neutrality_plots import ParallelText, neutrality_table
+from langsamp.analysis.plots import validation_losses
 from langsamp.analysis.source_ranking import unlabelled_relations
 from langsamp.analysis.transfer import transfer_matrix
 from langsamp.core.errors import UserError
@@ -18,6 +20,7 @@ from langsamp.evaluation.datasets import load_labelled
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.model.langsamp import language_script_ids
 from langsamp.params.evaluate import EvaluationParams, TransferParams
+from langsamp.training.prepare import open_run, training_data
 from langsamp.training.pretrain import pretrain
 
 CODES = ("eng_Latn", "hin_Deva", "rus_Cyrl")
@@ -89,3 +92,36 @@ def test_a_model_returns_each_hidden_state_once(home):
 def test_fine_tuning_does_not_name_it(home):
     with pytest.raises(UserError, match="which fine-tuning does not give; use frozen"):
         values(home, "below@given", "sib200", mode="fine-tuned")
+
+
+@pytest.mark.parametrize("variant", ["language", "language+script", "input", "input+output", "logits"])
+def test_losses_with_other_ids(corpus, tmp_path, variant):
+    "Texts whose scripts differ are identified, whatever ids they come with; the mean is the same for all; none is not."
+    short = {"max_steps": 40, "save_steps": 40, "learning_rate": 2e-2, "dropout": 0.0}
+    p = tiny.params_of(corpus, run_name="run", variant=variant, **short)
+    pretrain(p, tmp_path)
+    found = {ids: losses_with_ids(tmp_path / "run", ids).set_index("code").loss for ids in IDS}
+    right = validation_losses(tmp_path / "run").query("exported").set_index("code").loss
+    assert np.allclose(found["identified"], right, atol=1e-4)
+    assert not np.allclose(found["none"], right, atol=1e-3) and not np.allclose(found["mean"], right, atol=1e-3)
+    assert not np.allclose(found["mean"], found["none"], atol=1e-4)
+    model, data = open_model(tmp_path / "run")[0], training_data(*open_run(tmp_path / "run"))
+    for ids, same in {"identified": right, "mean": found["mean"]}.items():
+        change = IDS[ids](model, data)  # `mean` changes the model, so it is last
+        trainer = _OtherIds(model, data, p, change=lambda inputs, change=change: change(swapped(inputs)))
+        wrong = {code: loss for code, (loss, _) in trainer.validate()["by_language_script"].items()}
+        assert np.allclose([wrong[code] for code in same.index], same, atol=1e-4), ids
+
+
+def swapped(inputs: dict) -> dict:
+    "Inputs with the ids of other languages and scripts."
+    names = ("language_ids", "script_ids")
+    return inputs | {name: (inputs[name] + 1) % len(CODES) for name in names}
+
+
+@pytest.mark.parametrize("variant", ["baseline", "shuffled"])
+def test_a_run_that_reads_no_ids_is_refused(corpus, tmp_path, variant):
+    pretrain(tiny.params_of(corpus, run_name="run", variant=variant, max_steps=2, warmup_steps=1), tmp_path)
+    with pytest.raises(UserError, match="ids make no difference"):
+        losses_with_ids(tmp_path / "run", "mean")
+    assert other_id_differences({"one": [tmp_path / "run"]}, ["mean"], 50).empty

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ import test_encoders
 import tiny
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,7 +33,8 @@ from langsamp.params.pretrain import TrainingParams
 from langsamp.tokenization.train import trained_tokenizer
 from langsamp.training import loop as training
 
-TINY, CPU = tiny.config(), Accelerator(cpu=True)
+TINY = tiny.config()
+CPU: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=1, is_fsdp2=False)  # An accelerator
 
 
 def seen_layouts(found: set) -> Callable[[torch.Tensor], None]:

@@ -14,20 +14,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .losses_by_id import losses_with_ids
 from .plots import check_comparable, new_figure, run_styles, unigram_table, validation_losses
 from .statistics import paired_comparison
 from ..core.errors import UserError
 from ..core.files import read_json
 from ..languages.codes import family_of
-from ..model.variants import VARIANTS
 from ..training.prepare import open_run
 from ..training.run_dir import read_metrics
 
 # %% ../../nbs/library/analysis/10_resources.ipynb #43195e4c
 def exported_losses(
     encoders: Mapping[str, Sequence[Path]],  # Label -> folders of finished runs, one per seed
-    ids: Sequence[str] = (),  # Other ids than the right ones, `none`, `mean` and `identified`: each is one more label
 ) -> pd.DataFrame:  # One row per run and language-script: label, run, variant, step, code, script, loss, masked, tokens
     "Read the validation loss of the exported weights and the training tokens, for each language-script."
     runs = [run for folders in encoders.values() for run in folders]
@@ -35,12 +32,13 @@ def exported_losses(
         raise UserError(
             f"no finished run at {', '.join(unfinished)}: run nbs/03_pretrain.ipynb with papermill until it finishes"
         )
-    each = [(label, run) for label, folders in encoders.items() for run in folders]
-    table = pd.concat([validation_losses(run).assign(label=label) for label, run in each], ignore_index=True)
+    tables = []
+    for label, folders in encoders.items():
+        for run in folders:
+            losses = validation_losses(run)
+            tables.append(losses.assign(label=label))
+    table = pd.concat(tables, ignore_index=True)
     _check_same(runs, table)
-    others = [(f"{label}, {name} id", run, name) for name in ids for label, run in each if _adds_embeddings(run)]
-    more = [losses_with_ids(run, name).assign(label=label) for label, run, name in others]
-    table = pd.concat([table, *more], ignore_index=True)
     filter_reports = open_run(runs[0])[1].report["filter_reports"]
     tokens = {filter_report["code"]: filter_report["splits"]["train"]["tokens"] for filter_report in filter_reports}
     kept = table[table.exported].drop(columns="exported").reset_index(drop=True)
@@ -53,11 +51,6 @@ def _check_same(runs: Sequence[Path], losses: pd.DataFrame) -> None:
     steps = losses.groupby("run", sort=False).step.max().to_dict()
     if len(set(steps.values())) > 1:
         raise UserError(f"the runs ended at different steps: {steps}; compare runs of the same length")
-
-# %% ../../nbs/library/analysis/10_resources.ipynb #deb574de
-def _adds_embeddings(run: Path) -> bool:
-    "Whether a run's variant adds embeddings, so that ids matter."
-    return bool(VARIANTS[open_run(run)[0].variant].places)
 
 # %% ../../nbs/library/analysis/10_resources.ipynb #71601b23
 def resource_levels(

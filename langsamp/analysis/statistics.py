@@ -102,27 +102,33 @@ def _ratio(sums: np.ndarray, sizes: np.ndarray, axis: int) -> np.ndarray:
 
 # %% ../../nbs/library/analysis/00_statistics.ipynb #940cdc7b
 def family_ratio(
-    numerators: np.ndarray,  # [S, N], a row per seed, a column per language
-    denominators: np.ndarray,  # [S, N]
+    numerators_SN: np.ndarray,  # A row per seed, a column per language
+    denominators_SN: np.ndarray,
     families: Sequence[str] | np.ndarray,  # [N], the family of each
     n_resamples: int = 10_000,  # Bootstrap resamples
     seed: int = 0,  # Of the random numbers
 ) -> tuple[float, float, float]:  # The ratio, averaged over seeds, and both ends of its 95 % percentile interval
-    "Divide the sums of each seed, and bootstrap the mean ratio by resampling whole families."
-    rows = [*np.atleast_2d(numerators), *np.atleast_2d(denominators)]
-    sums_F = [_family_sums(row_N, families)[0] for row_N in rows]
+    "Divide the sums of each seed; the interval is infinite if a denominator is not positive in 1 of 40 resamples."
+    if np.shape(numerators_SN) != np.shape(denominators_SN):
+        raise UserError(
+            f"numerators {np.shape(numerators_SN)} and denominators {np.shape(denominators_SN)} do not pair"
+        )
+    sums_F = [_family_sums(row_N, families)[0] for row_N in [*numerators_SN, *denominators_SN]]
     ratio = float(_mean_ratio(*sums_F, axis=-1))
     if len(sums_F[0]) == 1:
         return ratio, -np.inf, np.inf
     options = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": n_resamples}
-    interval = stats.bootstrap(sums_F, _mean_ratio, **options, rng=np.random.default_rng(seed)).confidence_interval
-    return ratio, float(interval.low), float(interval.high)
+    found = stats.bootstrap(sums_F, _mean_ratio, **options, rng=np.random.default_rng(seed)).bootstrap_distribution
+    if np.isnan(found).mean() > 1 / 40:
+        return ratio, -np.inf, np.inf
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return ratio, float(low), float(high)
 
-
+# %% ../../nbs/library/analysis/00_statistics.ipynb #ceb7eb33
 def _mean_ratio(*sums: np.ndarray, axis: int) -> np.ndarray:
-    "The mean over seeds of one sum over another; the first half of the arguments are the numerators."
-    sums_2SF = np.reshape(np.stack(sums), (2, -1, *sums[0].shape)).sum(axis=axis)
-    return (sums_2SF[0] / sums_2SF[1]).mean(axis=0)
+    "The mean over seeds of one sum over another, NaN where one of these is not positive; numerators come first."
+    top_S, bottom_S = np.reshape(np.stack(sums), (2, -1, *sums[0].shape)).sum(axis=axis)
+    return np.where((bottom_S > 0).all(0), (top_S / np.where(bottom_S > 0, bottom_S, 1)).mean(0), np.nan)
 
 # %% ../../nbs/library/analysis/00_statistics.ipynb #69effb5c
 def sign_test(

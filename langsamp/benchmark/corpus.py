@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -130,7 +130,7 @@ def _group_texts(lines: dict[str, list[list[int]]], size: int) -> dict[str, list
     return {name: [row[at : at + size] for at in range(0, len(row) - size + 1, size)] for name, row in joined.items()}
 
 # %% ../../nbs/library/benchmark/00_corpus.ipynb #233d6b2b
-def _reference_pass(corpus: str, tokenizer: str, home: str, processes: int, size: int = 512) -> dict[str, float]:
+def _reference_pass(corpus: str, tokenizer: str, home: str, size: int = 512) -> dict[str, float]:
     "Write Arrow files from text, with two maps per language-script."
     import datasets
     from transformers import AutoTokenizer
@@ -140,14 +140,14 @@ def _reference_pass(corpus: str, tokenizer: str, home: str, processes: int, size
     tokenizer_: Any = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     files = {path.name.partition(".")[0]: str(path) for path in sorted(Path(corpus).glob("*.txt"))}
     loaded: Any = datasets.load_dataset("text", data_files=files, cache_dir=home)
-    several, tokens, kept = processes if processes > 1 else None, 0, []
+    tokens, kept = 0, []
     for code in files:
         encoded = loaded[code].map(
             lambda rows: dict(tokenizer_(rows["text"], return_special_tokens_mask=True)),
-            batched=True, num_proc=several, remove_columns=["text"],
+            batched=True, remove_columns=["text"],
         )  # fmt: skip
         tokens += arrow.sum(arrow.list_value_length(encoded.data.column("input_ids"))).as_py() or 0
-        kept.append(encoded.map(_group_texts, batched=True, num_proc=several, fn_kwargs={"size": size}))
+        kept.append(encoded.map(_group_texts, batched=True, fn_kwargs={"size": size}))
     sequences = sum(len(one) for one in kept)
     return {"tokens": tokens, "lost tokens": tokens - size * sequences}
 
@@ -269,15 +269,15 @@ def corpus_pass(
     corpus: Path,  # A folder of text files
     tokenizer: Path,  # A prepared tokenizer folder
     scratch: Path,  # An empty folder; emptied again
-    processes: tuple[int, ...] = (1, 2),
+    processes: Sequence[int] = (1, 2),  # Of ours; the reference has one
     rounds: int = 3,
 ) -> pd.DataFrame:  # Rows `stage, variant, measure, value, unit, round`
     "Measure the way from text to sequences, alternating between ours and the reference's."
-    variants, rows = [(variant, n) for n in processes for variant in ("langsamp", "reference")], []
+    variants, rows = [*(("langsamp", {"processes": n}, n) for n in processes), ("reference", {}, 1)], []
     for number in range(rounds):
-        for variant, count in variants[:: 1 if number % 2 == 0 else -1]:
+        for variant, more, count in variants[:: 1 if number % 2 == 0 else -1]:
             home = scratch / f"{variant}-{count}"
-            figures = measure(f"{variant} pass", corpus=corpus, tokenizer=tokenizer, home=home, processes=count)
+            figures = measure(f"{variant} pass", corpus=corpus, tokenizer=tokenizer, home=home, **more)
             figures["disk"] = sum(f.stat().st_size for f in home.rglob("*") if f.is_file()) / 1e6
             shutil.rmtree(home)
             rows += _rows("corpus pass", f"{variant}, {count} process{'es' * (count > 1)}", figures, number)

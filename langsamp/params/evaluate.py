@@ -143,7 +143,7 @@ class ResourceParams(ComparisonParams):
     name: Name = Field("resources", description="Prefix of the output files")
     num_levels: int = Field(5, ge=2, description="Number of groups with equally many language-scripts")
     ids: list[Literal["none", "mean", "identified"]] = Field(
-        [], description="Also the loss if runs with embeddings are given no or other ids: none, mean, identified"
+        [], description="Also the loss of runs with embeddings with other ids: none, mean, identified"
     )
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #95deb1a2
