@@ -320,6 +320,29 @@ def test_the_command_ranks_candidates(capsys):
     assert "afr_Latn" in capsys.readouterr().err
 
 
+def test_text_of_the_target_orders_the_sources(tmp_path, six, monkeypatch, capsys):
+    "The source with sentences of the target's language is first, though by all else another is nearer."
+    monkeypatch.setenv("LANGSAMP_OUTPUTS", str(six.parent))
+    for number, (code, like) in enumerate(
+        {"bul_Cyrl": "hin_Deva", "eng_Latn": "eng_Latn", "vie_Latn": "rus_Cyrl"}.items()
+    ):
+        for split in ("train", "dev", "test"):
+            rows = [f"{i}\tsports\t{text}" for i, text in enumerate(tiny.sentences(like, 20, number))]
+            lines = "\n".join(["index_id\tcategory\ttext", *rows])
+            tiny.write(tmp_path / f"sets/sib200/{code}/{split}.tsv", f"{lines}\n")
+    text, encoder = tiny.sentences("rus_Cyrl", 20, 9), open_encoder("six", six.parent)
+    given = {"task": "sib200", "data": tmp_path / "sets", "text": text, "encoder": encoder}
+    found, plain = rank_sources("mkd_Cyrl", **given), rank_sources("mkd_Cyrl", "sib200", (), None, tmp_path / "sets")
+    assert found.index[0] == "vie_Latn" and plain.index[0] == "bul_Cyrl" and found.score.max() <= 1 + 1e-6
+    assert not np.allclose(found.score, rank_sources("mkd_Cyrl", **given, layer=0).score[found.index])
+    with pytest.raises(UserError, match="give both, lines and a task"):
+        rank_sources("mkd_Cyrl", candidates=["bul_Cyrl"], text=text, encoder=encoder)
+    tiny.write(tmp_path / "text/mkd_Cyrl.txt", "\n".join(text) + "\n")
+    words = ["task=sib200", f"data_dir={tmp_path / 'sets'}", f"corpus={tmp_path / 'text'}", "encoder=six"]
+    assert main(["sources", "target=mkd_Cyrl", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("vie_Latn")
+
+
 def write_topics(folder: Path, *codes: str) -> Path:
     "A data set with one training sentence in each language."
     for code in codes:
@@ -333,7 +356,8 @@ def write_topics(folder: Path, *codes: str) -> Path:
     [
         ("", {"eng_Latn", "deu_Latn"}),
         ("target=eng_Latn", {"deu_Latn"}),
-        ("candidates=nld_Latn", {"nld_Latn"}),
+        ("candidates=deu_Latn", {"deu_Latn"}),
+        ("candidates=nld_Latn", set()),
         ("data_dir={other}", {"eng_Latn", "swe_Latn"}),
         ("run={run}", {"eng_Latn", "deu_Latn"}),
         ("task=ud", set()),
@@ -343,14 +367,14 @@ def test_each_parameter_of_the_command_has_an_effect(word, sources, tmp_path, si
     places = {"other": write_topics(tmp_path / "other/sib200", "eng_Latn", "swe_Latn"), "run": six.name}
     data = write_topics(tmp_path / "one/sib200", "eng_Latn", "deu_Latn")
     monkeypatch.setenv("LANGSAMP_OUTPUTS", str(six.parent))
-    base = {"target": "afr_Latn", "data_dir": str(data)}
+    base = {"target": "afr_Latn", "task": "sib200", "data_dir": str(data)}
     name, _, value = word.format(**places).partition("=")
     words = [f"{key}={text}" for key, text in (base | ({name: value} if name else {})).items()]
     assert main(["sources", *words]) == (0 if sources else 2)
     lines = capsys.readouterr().out.splitlines()
     head = [line.startswith("code") for line in lines]
     assert {line.split()[0] for line in (lines[head.index(True) + 1 :] if sources else [])} == sources
-    assert ("language embedding" in "".join(lines)) == (name == "run")
+    assert ("run six does not count" in "".join(lines)) == (name == "run")
 
 
 @pytest.mark.parametrize("task", ["sib200", "ner"])

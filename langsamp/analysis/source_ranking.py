@@ -416,27 +416,62 @@ def ranker_figure(
         axis.set_xlabel({"regret": "regret (points, lower is better)"}.get(quality, f"{quality} (higher is better)"))
     return figure
 
-# %% ../../nbs/library/analysis/14_source_ranking.ipynb #aef55d5f
+# %% ../../nbs/library/analysis/14_source_ranking.ipynb #4497c017
+def _candidates(task: str, given: Sequence[str], data: Path | str) -> dict[str, LabelledDataset | None]:
+    "Return the languages to train on, each with its data if a task is named."
+    if not task:
+        return dict.fromkeys(map(str, map(parse_code, given)))
+    found = {one.code: one for one in load_labelled(task, data)[0] if "train" in one.splits}
+    if lacking := sorted(set(given) - found.keys()):
+        raise UserError(f"{task} has no training data in {', '.join(lacking)}; leave them out, or name no task")
+    return {code: one for code, one in found.items() if not given or code in given}
+
+# %% ../../nbs/library/analysis/14_source_ranking.ipynb #d232a60d
+def _text_cosines(
+    encoder: Encoder, layer: int, target: str, text: Sequence[str], datasets: Mapping[str, LabelledDataset | None]
+) -> pd.Series:
+    "Return the cosine of the mean vector of the target's sentences with that of each source's, at most 100 of each."
+
+    def mean_vector(code: str, sentences: Any) -> np.ndarray:
+        x_NH = in_language(encoder, code).encode(plain_sentences(sentences, 100), layer)
+        mean_H = (x_NH / np.linalg.norm(x_NH, axis=1, keepdims=True)).mean(0)
+        return mean_H / np.linalg.norm(mean_H)
+
+    if not (text := [line for line in text if line.strip()]) or None in datasets.values():
+        raise UserError("text of the target is compared with training sentences: give both, lines and a task")
+    own_H = mean_vector(target, text)
+    return pd.Series({x: mean_vector(x, one.splits["train"].texts) @ own_H for x, one in datasets.items() if one})
+
+# %% ../../nbs/library/analysis/14_source_ranking.ipynb #05463c9c
+def _reasons(target: str, sources: Sequence[str], run: Path | None) -> pd.DataFrame:
+    "Return the value of each ranker that needs no text of the target."
+    codes = [*sources, target]
+    learned = learned_relations(run, codes) if run else {}
+    if run and learned and learned["language embedding"].loc[sources, target].isna().all():
+        print(f"run {run.name} does not count: it does not know {target} and a source; name another run")
+    found = {name: matrix.loc[sources, target] for name, matrix in (known_relations(codes) | learned).items()}
+    return pd.DataFrame(found).drop(columns="English").dropna(axis=1, how="all")
+
+# %% ../../nbs/library/analysis/14_source_ranking.ipynb #a8d9e383
 def rank_sources(
     target: str,  # Language-script, such as `wol_Latn`; it needs no text
     task: str = "",  # Its training languages are the candidates: sib200, taxi1500, wikiann, ner or ud
-    candidates: Sequence[str] = (),  # Or these
+    candidates: Sequence[str] = (),  # Only these of the task's; without a task, any
     run: Path | str | None = None,  # A finished run; its embeddings and token frequencies count too
     data: Path | str = "",  # Folder of the task's data; by default `LANGSAMP_DATA`
-) -> pd.DataFrame:  # The best source first: `score`, its mean rank, and the value of each ranker as the reason
-    "Rank candidates for training by the mean of all rankers; no candidates are a `UserError`."
-    if not task and not candidates:
+    text: Sequence[str] = (),  # Unlabelled sentences of the target, if there are any; they need a task and an encoder
+    encoder: Encoder | None = None,  # From `open_encoder`, to compare text with
+    layer: int = -1,  # Of the encoder
+) -> pd.DataFrame:  # The best source first: `score`, and the value of each ranker as the reason
+    "Rank sources by mean text vectors, or without text by the mean of all ranks; no candidates are a `UserError`."
+    found = _candidates(task, candidates, data)
+    sources = sorted(code for code in found if code != str(parse_code(target)))
+    if not sources:
         raise UserError("no candidates: name a task whose data is there, or give candidates as codes")
-    sources = list(candidates) or [one.code for one in load_labelled(task, data)[0] if "train" in one.splits]
-    sources = sorted(code for code in set(sources) if str(parse_code(code)) != str(parse_code(target)))
-    codes = [*sources, target]
-    learned = learned_relations(Path(run), codes) if run else {}
-    if run and learned and learned["language embedding"].loc[sources, target].isna().all():
-        print(f"run {Path(run).name} does not count: it does not know {target} and a source; name another run")
-    rankers = known_relations(codes) | learned
-    rankers = {name: matrix.loc[sources, [target]] for name, matrix in rankers.items() if name != "English"}
-    order = mean_rank({name: matrix for name, matrix in rankers.items() if matrix.notna().any(axis=None)})[target]
-    reasons = pd.DataFrame({name: matrix[target] for name, matrix in rankers.items()})
-    reasons = reasons.assign(km=np.expm1(-reasons.pop("geography")).round())
+    reasons = _reasons(target, sources, Path(run) if run else None)
+    score = mean_rank({name: reasons[[name]].set_axis([target], axis=1) for name in reasons})[target]
+    if encoder:
+        score = _text_cosines(encoder, layer, target, text, {code: found[code] for code in sources})
+    reasons = reasons.assign(km=np.expm1(-reasons.pop("geography")).round()) if "geography" in reasons else reasons
     facts = code_facts(sources)[["name", "family"]]
-    return facts.assign(score=order).join(reasons).sort_values("score", ascending=False, kind="stable")
+    return facts.assign(score=score).join(reasons).sort_values("score", ascending=False, kind="stable")

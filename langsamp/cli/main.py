@@ -67,13 +67,6 @@ def _plan(p: pretrain_params.PlanParams, outputs: Path) -> None:
     print(plan_table(plan(p, outputs)).to_string(header=False))
 
 
-def _sources(p: evaluation_params.SourceParams, outputs: Path) -> None:
-    from langsamp.analysis.source_ranking import rank_sources
-
-    run = outputs / p.run if p.run else None
-    print(rank_sources(p.target, p.task, p.candidates, run, p.data_dir).head(20).round(2).to_string())
-
-
 def _evaluate(p: evaluation_params.EvaluationParams, outputs: Path) -> None:
     from langsamp.evaluation.evaluate import evaluate
     from langsamp.evaluation.results import means
@@ -81,6 +74,20 @@ def _evaluate(p: evaluation_params.EvaluationParams, outputs: Path) -> None:
     results, warnings = evaluate(p, outputs)
     print("\n".join([*(f"warning: {line}" for line in warnings), means(results).to_string(index=False)]))
     print("chance: random vectors in retrieval, always the commonest training label in labelled tasks")
+
+# %% ../../nbs/library/cli/00_main.ipynb #d5516149
+def _sources(p: evaluation_params.SourceParams, outputs: Path) -> None:
+    from langsamp.analysis.new_language_vectors import read_lines
+    from langsamp.analysis.source_ranking import rank_sources
+    from langsamp.encoding.open_encoder import open_encoder
+
+    run = outputs / p.run if p.run else None
+    text = read_lines(p.corpus, [p.target], outputs, 100)[p.target] if p.corpus else []
+    encoder = open_encoder(p.encoder, outputs) if p.corpus else None
+    found = rank_sources(p.target, p.task, p.candidates, run, p.data_dir, text, encoder, p.layer)
+    print(found.head(20).round(2).to_string())
+    if len(found) > 20:
+        print(f"the first 20 of {len(found)} candidates")
 
 # %% ../../nbs/library/cli/00_main.ipynb #330719da
 def _add_language(p: evaluation_params.AddLanguageParams, outputs: Path) -> None:

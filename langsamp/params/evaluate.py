@@ -220,11 +220,14 @@ class TransferParams(Params):
 class SourceParams(Params):
     "A target language, and the languages that a model could be trained on for it."
 
-    target: str = Field("wol_Latn", description="Language code of the target; no text is needed")
-    task: LabelledTask = Field("sib200", description=f"Its training languages: {', '.join(LABELLED)}")
-    candidates: list[str] = Field([], description="Language codes, instead of those of the task")
+    target: str = Field("wol_Latn", description="Language code of the target")
+    task: Literal[LabelledTask, ""] = Field("", description=f"Its training languages: {', '.join(LABELLED)}; or none")
+    candidates: list[str] = Field([], description="Only these language codes of the task's; without a task, any")
     run: str = Field("", description="A finished run under outputs/ whose embeddings count too; empty: none")
     data_dir: str = Field("", description="Folder of the task's data; empty: LANGSAMP_DATA")
+    corpus: str = Field("", description="Unlabelled text of the target, compared with the task's: a folder, udhr, …")
+    encoder: str = Field("e5-small", description="Encoder that compares text: a run, e5-small, a name or a folder")
+    layer: int = Field(-1, description="Layer of the encoder; -1 is the last")
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #bd95d336
 class NeutralityTransferParams(ComparisonParams):
