@@ -335,8 +335,11 @@ def test_text_of_the_target_orders_the_sources(tmp_path, six, monkeypatch, capsy
     found, plain = rank_sources("mkd_Cyrl", **given), rank_sources("mkd_Cyrl", "sib200", (), None, tmp_path / "sets")
     assert found.index[0] == "vie_Latn" and plain.index[0] == "bul_Cyrl" and found.score.max() <= 1 + 1e-6
     assert not np.allclose(found.score, rank_sources("mkd_Cyrl", **given, layer=0).score[found.index])
-    with pytest.raises(UserError, match="give both, lines and a task"):
+    with pytest.raises(UserError, match="give lines, and a task with data"):
         rank_sources("mkd_Cyrl", candidates=["bul_Cyrl"], text=text, encoder=encoder)
+    for half in ({"text": text}, {"encoder": encoder}):
+        with pytest.raises(UserError, match="give both, or none"):
+            rank_sources("mkd_Cyrl", "sib200", data=tmp_path / "sets", **half)
     tiny.write(tmp_path / "text/mkd_Cyrl.txt", "\n".join(text) + "\n")
     words = ["task=sib200", f"data_dir={tmp_path / 'sets'}", f"corpus={tmp_path / 'text'}", "encoder=six"]
     assert main(["sources", "target=mkd_Cyrl", *words]) == 0

@@ -417,11 +417,16 @@ def ranker_figure(
     return figure
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #4497c017
+def _codes(given: Sequence[str]) -> list[str]:
+    "Return codes as they are written here."
+    return [str(parse_code(code)) for code in given]
+
+
 def _candidates(task: str, given: Sequence[str], data: Path | str) -> dict[str, LabelledDataset | None]:
     "Return the languages to train on, each with its data if a task is named."
     if not task:
-        return dict.fromkeys(map(str, map(parse_code, given)))
-    found = {one.code: one for one in load_labelled(task, data)[0] if "train" in one.splits}
+        return dict.fromkeys(_codes(given))
+    found, given = {one.code: one for one in load_labelled(task, data)[0] if "train" in one.splits}, _codes(given)
     if lacking := sorted(set(given) - found.keys()):
         raise UserError(f"{task} has no training data in {', '.join(lacking)}; leave them out, or name no task")
     return {code: one for code, one in found.items() if not given or code in given}
@@ -438,7 +443,7 @@ def _text_cosines(
         return mean_H / np.linalg.norm(mean_H)
 
     if not (text := [line for line in text if line.strip()]) or None in datasets.values():
-        raise UserError("text of the target is compared with training sentences: give both, lines and a task")
+        raise UserError("text of the target is compared with training sentences: give lines, and a task with data")
     own_H = mean_vector(target, text)
     return pd.Series({x: mean_vector(x, one.splits["train"].texts) @ own_H for x, one in datasets.items() if one})
 
@@ -451,6 +456,14 @@ def _reasons(target: str, sources: Sequence[str], run: Path | None) -> pd.DataFr
         print(f"run {run.name} does not count: it does not know {target} and a source; name another run")
     found = {name: matrix.loc[sources, target] for name, matrix in (known_relations(codes) | learned).items()}
     return pd.DataFrame(found).drop(columns="English").dropna(axis=1, how="all")
+
+# %% ../../nbs/library/analysis/14_source_ranking.ipynb #1a737e62
+def _shown(reasons: pd.DataFrame, score: pd.Series) -> pd.DataFrame:
+    "Return name, family, score and reasons of each source, with its distance in kilometres; the best first."
+    if "geography" in reasons:
+        reasons = reasons.assign(km=np.expm1(-reasons.pop("geography")).round())
+    facts = code_facts(list(reasons.index))[["name", "family"]]
+    return facts.assign(score=score).join(reasons).sort_values("score", ascending=False, kind="stable")
 
 # %% ../../nbs/library/analysis/14_source_ranking.ipynb #a8d9e383
 def rank_sources(
@@ -470,8 +483,9 @@ def rank_sources(
         raise UserError("no candidates: name a task whose data is there, or give candidates as codes")
     reasons = _reasons(target, sources, Path(run) if run else None)
     score = mean_rank({name: reasons[[name]].set_axis([target], axis=1) for name in reasons})[target]
+    if bool(encoder) != bool(text):
+        raise UserError("text is compared by an encoder: give both, or none")
     if encoder:
         score = _text_cosines(encoder, layer, target, text, {code: found[code] for code in sources})
-    reasons = reasons.assign(km=np.expm1(-reasons.pop("geography")).round()) if "geography" in reasons else reasons
-    facts = code_facts(sources)[["name", "family"]]
-    return facts.assign(score=score).join(reasons).sort_values("score", ascending=False, kind="stable")
+        reasons.insert(0, "mean vector", score)
+    return _shown(reasons, score)

@@ -85,7 +85,7 @@ def _sources(p: evaluation_params.SourceParams, outputs: Path) -> None:
     text = read_lines(p.corpus, [p.target], outputs, 100)[p.target] if p.corpus else []
     encoder = open_encoder(p.encoder, outputs) if p.corpus else None
     found = rank_sources(p.target, p.task, p.candidates, run, p.data_dir, text, encoder, p.layer)
-    print(found.head(20).round(2).to_string())
+    print(found.head(20).round(3).to_string())
     if len(found) > 20:
         print(f"the first 20 of {len(found)} candidates")
 
