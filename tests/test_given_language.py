@@ -96,7 +96,7 @@ def test_fine_tuning_does_not_name_it(home):
 
 @pytest.mark.parametrize("variant", ["language", "language+script", "input", "input+output", "logits"])
 def test_losses_with_other_ids(corpus, tmp_path, variant):
-    "Texts whose scripts differ are identified, whatever ids they come with; the mean is the same for all; none is not."
+    "Texts in different scripts are identified whatever ids are given; with the mean embedding, ids make no difference."
     short = {"max_steps": 40, "save_steps": 40, "learning_rate": 2e-2, "dropout": 0.0}
     p = tiny.params_of(corpus, run_name="run", variant=variant, **short)
     pretrain(p, tmp_path)

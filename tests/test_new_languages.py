@@ -130,8 +130,8 @@ def test_random_vectors_close_no_more_of_the_gap_than_the_script_alone():
     over = found[["over script low", "over script high"]]
     assert over.loc["random"].iloc[0] < 0 < over.loc["random"].iloc[1] and over.loc["fit"].iloc[0] > 0.1
     assert (found.loc["joint", ["mean", "low", "high"]] == 1).all() and found.low["zero"] < 0.5 < found.high["zero"]
-    fixed = found.high["zero"] - found.low["zero"]
-    assert fixed < 0.1, "gains and gaps vary together, so a share is known better than either"
+    width = found.high["zero"] - found.low["zero"]
+    assert width < 0.1, "gains and gaps vary together, so a share is known better than either"
 
 
 def test_a_random_vector_has_random_neighbours_and_a_near_one_those_of_the_joint_run():

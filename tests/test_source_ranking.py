@@ -344,6 +344,8 @@ def test_text_of_the_target_orders_the_sources(tmp_path, six, monkeypatch, capsy
     words = ["task=sib200", f"data_dir={tmp_path / 'sets'}", f"corpus={tmp_path / 'text'}", "encoder=six"]
     assert main(["sources", "target=mkd_Cyrl", *words]) == 0
     assert capsys.readouterr().out.splitlines()[2].startswith("vie_Latn")
+    assert main(["sources", "target=mkd_Cyrl", *words, "layer=9"]) == 2
+    assert "layer 9: the encoder has layers 1 to" in capsys.readouterr().err
 
 
 def write_topics(folder: Path, *codes: str) -> Path:
