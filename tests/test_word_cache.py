@@ -3,6 +3,7 @@
 import gzip
 import random
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from langsamp.corpora.text import Source
 from langsamp.data import shards
+from langsamp.model.e5_small import xlmr_tokenizer
 from langsamp.tokenization import train, word_cache
 from langsamp.tokenization.train import CorpusTokenizer, pretrained_tokenizer, train_tokenizer
 from langsamp.tokenization.word_cache import encodes_by_word
@@ -160,3 +162,48 @@ def test_a_large_corpus_is_read_in_part_to_train_a_tokenizer(tmp_path, monkeypat
     assert 20_000 < sum(map(len, sampled)) < 36_000  # Rates count on the text that is not read
     monkeypatch.setattr(train, "READ_BYTES", 10**9)
     assert abs(len([*train.smoothed_sample(sources, budget=30_000)]) - len(sampled)) < 0.2 * len(sampled)
+
+
+def test_words_share_a_line(tmp_path, monkeypatch):
+    "Sixteen to a call, except words with a joiner, which may become two words, and where a word loses its `▁`."
+    encoder, asked = saved(unigram(), tmp_path), []
+    texts = [" ".join(f"{first}{second}" for second in "theofmir") for first in "theofmir"]
+
+    def ask(lines, **given):
+        asked.extend(lines)
+        return encode(lines, **given)
+
+    encode, words = encoder.words.fast.encode_batch_fast, encoder.words
+    monkeypatch.setattr(words, "fast", SimpleNamespace(encode_batch_fast=ask))
+    expected = [np.array(ids, "<u4").tobytes() for ids in whole(encoder, texts)]
+    assert words.lines(texts) == expected and len(asked) == 4
+    asked.clear()
+    words.lines(["می‌خواهم größer мир"])
+    assert len(asked) == 2 and "می‌خواهم" in asked
+    words.ids.clear()
+    words.starts = np.zeros_like(words.starts)
+    assert words.lines(texts) == expected and len(asked) > 50
+
+
+def test_a_model_without_marks_encodes_each_word(tmp_path):
+    "Nothing tells where a word begins if `▁` is no token, or a whole word may be unknown."
+    assert unigram().token_to_id("▁") is not None
+    unmarked = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("▁a", -1.0)], unk_id=0))
+    whole_words = Tokenizer(models.WordLevel({"<unk>": 0, "▁a": 1, "▁": 2}, unk_token="<unk>"))
+    for tokenizer in (unmarked, whole_words):
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        words = word_cache.WordCache(tokenizer, np.zeros(9, bool))
+        assert words.starts is None
+        lines = ["a b a", "ab bb", "b"]
+        expected = [np.array(tokenizer.encode(line).ids, "<u4").tobytes() for line in lines]
+        assert words.lines(lines) == expected
+
+
+@pytest.mark.slow
+def test_any_character_of_a_word_in_the_tokenizer_of_xlm_r(tmp_path):
+    "Its normalizer makes spaces of some characters."
+    encoder = CorpusTokenizer(pretrained_tokenizer(str(xlmr_tokenizer()), tmp_path))
+    letters = [chr(at) for at in range(33, 0x11000) if not chr(at).isspace() and not 0xD800 <= at < 0xE000]
+    texts = [" ".join(f"a{letter}b {letter}" for letter in letters[at : at + 40]) for at in range(0, len(letters), 40)]
+    texts += [f"{word} a" for text in texts for word in text.split(" ")]
+    assert [ids_L.tolist() for ids_L in encoder(texts)] == whole(encoder, texts)

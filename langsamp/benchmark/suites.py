@@ -297,6 +297,9 @@ def _sentences(p: BenchmarkParams, count: int, outputs: Path) -> list[str]:
     return [text for texts in lines.values() for text in texts][:count]
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #f5da5c61
+_ENCODING_SIZE = "2x64/16384"  # Its tokenizer needs a token for each of the 4,613 characters of UDHR
+
+
 def encoding_suite(
     p: BenchmarkParams,  # Its `encoding`
     encoder: str,  # A size such as `2x128` for random weights, or a name for `open_encoder`
@@ -305,7 +308,7 @@ def encoding_suite(
     until: float = math.inf,  # By `time.monotonic`
 ) -> list[dict[str, Any]]:
     "Measure one encoder with our `encode` and with sentence-transformers."
-    suite, size = EncodingSpeedParams.model_validate(p.encoding), next(iter(p.sizes), "2x64/1000")
+    suite, size = EncodingSpeedParams.model_validate(p.encoding), next(iter(p.sizes), _ENCODING_SIZE)
     steps = StepParams(tokens_per_micro_batch=p.max_seq_length, tokens_per_step=p.max_seq_length)
     corpus = _prepare_text(p, steps, size, outputs, folder)[1]
     write_json(folder / "sentences.json", _sentences(p, suite.sentences, outputs))

@@ -7,13 +7,14 @@ __all__ = ['encodes_by_word', 'WordCache']
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #fab93476
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #11c9e3ca
 def _facts(part: Any) -> dict[str, Any]:
@@ -51,15 +52,20 @@ def encodes_by_word(
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #af029626
 _LONGEST = 48  # Characters
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # Letters may be joined by them, within a word
+_JOINED = re.compile("[\u200c\u200d]").search
 
 
 def _stands_alone(word: str) -> bool:
     "Whether a word has the same ids in any line; a doubtful one has not."
-    if not 0 < len(word) <= _LONGEST or not (word[0] + word[-1]).isprintable():
+    if not 0 < len(word) <= _LONGEST:
+        return False
+    if word.isascii():
+        return word.isprintable()
+    if not (word[0] + word[-1]).isprintable():
         return False
     if not word.translate(_JOINERS).isprintable() or "▁" in word or "\ufffd" in word:
         return False
-    return word.isascii() or unicodedata.category(word[0])[0] != "M" and " " not in unicodedata.normalize("NFKC", word)
+    return unicodedata.category(word[0])[0] != "M" and " " not in unicodedata.normalize("NFKC", word)
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #f15d9fd4
 def _as_bytes(ids: Sequence[int]) -> bytes:
@@ -84,7 +90,7 @@ class WordCache:
         size: int = 2**15,  # Words that are kept
     ) -> None:
         self.fast, self.size, (self.head, self.tail) = fast, size, _frame(fast)
-        self.special = {*np.flatnonzero(special).tolist()}
+        self.special, self.starts = special, _word_starts(fast, len(special))
         self.ids: dict[str, bytes | None] = {}  # `None` for a word that does not stand alone
 
     def lines(self, texts: Sequence[str]) -> list[bytes | None]:
@@ -95,14 +101,42 @@ class WordCache:
         _learn(self, set(chain.from_iterable(words_T)).difference(self.ids))
         return [_joined(self, words) for words in words_T]
 
+# %% ../../nbs/library/tokenization/00a_word_cache.ipynb #cfc38730
+def _word_starts(fast: Tokenizer, size: int) -> np.ndarray | None:
+    "Whether each id begins a word, [V]; `None` for a model in which a word may begin with another piece."
+    if not isinstance(fast.model, (models.Unigram, models.BPE)) or fast.token_to_id("▁") is None:
+        return None
+    pieces = map(fast.id_to_token, range(size))
+    return np.fromiter(((piece or "").startswith("▁") for piece in pieces), bool)
+
+# %% ../../nbs/library/tokenization/00a_word_cache.ipynb #be10ceab
+def _encode_each(words: WordCache, alone: Sequence[str]) -> list[bytes | None]:
+    "The ids of words; `None` for one with a special token."
+    encoded = words.fast.encode_batch_fast(alone, add_special_tokens=False)
+    return [_as_bytes(one.ids) if not words.special[one.ids].any() else None for one in encoded]
+
+# %% ../../nbs/library/tokenization/00a_word_cache.ipynb #b7833d2f
+def _encode_together(words: WordCache, alone: Sequence[str], count: int = 16) -> list[bytes | None]:
+    "The same, with several words to a line."
+    if words.starts is None:
+        return _encode_each(words, alone)
+    lines = [" ".join(alone[at : at + count]) for at in range(0, len(alone), count)]
+    encoded = words.fast.encode_batch_fast(lines, add_special_tokens=False)
+    ids_N = np.array([*chain.from_iterable(line.ids for line in encoded)], "<u4")
+    begins = np.flatnonzero(words.starts[ids_N])
+    if len(begins) != len(alone) or words.special[ids_N].any():
+        return _encode_each(words, alone)
+    numbers, ends = ids_N.tobytes(), [*(4 * begins[1:]).tolist(), 4 * len(ids_N)]
+    return [numbers[begin:end] for begin, end in zip((4 * begins).tolist(), ends)]
+
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #2dd5f9ef
 def _learn(words: WordCache, new: Iterable[str]) -> None:
     "Encode words that are not in the cache."
     words.ids.update(dict.fromkeys(new))
     alone = [*filter(_stands_alone, new)]
-    for word, encoded in zip(alone, words.fast.encode_batch_fast(alone, add_special_tokens=False)):
-        if words.special.isdisjoint(encoded.ids):
-            words.ids[word] = _as_bytes(encoded.ids)
+    joined = {*filter(_JOINED, alone)}  # They may become two words
+    for encode, some in ((_encode_each, [*joined]), (_encode_together, [word for word in alone if word not in joined])):
+        words.ids.update(zip(some, encode(words, some)))
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #e2eccd4d
 def _joined(words: WordCache, line: Iterable[str]) -> bytes | None:
