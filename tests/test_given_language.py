@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from langsamp.analysis import losses_by_id
 from langsamp.analysis.interventions import encode_languages
 from langsamp.analysis.losses_by_id import IDS, _OtherIds, losses_with_ids, other_id_differences
 from langsamp.analysis.neutrality import family_resamples
@@ -117,6 +118,28 @@ def swapped(inputs: dict) -> dict:
     "Inputs with the ids of other languages and scripts."
     names = ("language_ids", "script_ids")
     return inputs | {name: (inputs[name] + 1) % len(CODES) for name in names}
+
+
+@pytest.mark.parametrize("variant", ["language+script", "input"])
+def test_embeddings_that_say_nothing_make_no_id_worse(corpus, tmp_path, variant, monkeypatch):
+    "With tables of zeros, the difference of every other id is null in every language."
+    pretrain(tiny.params_of(corpus, run_name="run", variant=variant, max_steps=4, warmup_steps=1), tmp_path)
+
+    def emptied(run):
+        model, tokenizer = open_model(run)
+        tables = [
+            part for name, part in model.named_modules() if name.endswith(("language_embeddings", "script_embeddings"))
+        ]
+        assert tables and all(table.weight.data.abs().max() > 0 for table in tables)
+        [table.weight.data.zero_() for table in tables]
+        return model, tokenizer
+
+    monkeypatch.setattr(losses_by_id, "open_model", emptied)
+    same = losses_with_ids(tmp_path / "run", "identified").set_index("code").loss
+    monkeypatch.setattr(losses_by_id, "validation_losses", lambda run: same.reset_index().assign(exported=True))
+    found = other_id_differences({"one": [tmp_path / "run"]}, ["none", "mean", "identified"], 50)
+    assert len(found) == 3 and found.difference.abs().max() < 1e-6
+    assert (found.low <= 0).all() and (found.high >= 0).all()
 
 
 @pytest.mark.parametrize("variant", ["baseline", "shuffled"])

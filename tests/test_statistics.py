@@ -11,6 +11,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from langsamp.analysis import statistics as c
+from langsamp.analysis.encoder_comparison import compare
 from langsamp.analysis.table_plots import paper_comparison, paper_results, score_figure, sortable_table
 from langsamp.analysis.tables import (
     group_differences,
@@ -21,6 +22,7 @@ from langsamp.analysis.tables import (
     seed_differences,
     training_tokens,
 )
+from langsamp.benchmark.report import overhead_table
 from langsamp.core.errors import UserError
 from langsamp.core.files import write_json
 from langsamp.encoding.open_encoder import open_encoder
@@ -438,3 +440,42 @@ def test_a_page_of_one_encoder_compares_nothing(evaluated):
     options = "{encoders: {LangSAMP: [langsamp-42]}, scores: ['tatoeba:raw:acc10'], name: one}"
     tiny.papermill("nbs/figures/main_results.ipynb", evaluated / "one.ipynb", evaluated, "-y", options)
     assert (evaluated / "figures/one.png").exists()
+
+
+def overhead_rows(random: np.random.Generator, slower: float) -> pd.DataFrame:
+    "Sixty rounds of a program, and of one that takes that many times as long, on a machine with other work."
+    columns, made = ["stage", "variant", "size", "round", "measure", "value", "unit"], []
+    for variant, times in (("baseline", 1.0), ("language+script", slower)):
+        made.append(("overhead", variant, "4x256", 0, "parameters", 1e6, ""))
+        load = np.random.default_rng(0).uniform(0.5, 1, 60)  # The same for both
+        for number, speed in enumerate(1000 * load * random.normal(1, 0.05, 60) / times):
+            values = {"speed": speed, "CPU speed": speed, "memory": 1e9}
+            made += [("overhead", variant, "4x256", number, measure, value, "") for measure, value in values.items()]
+    return pd.DataFrame(made, columns=columns)
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.05])
+def test_a_program_costs_nothing_more_than_itself(slower):
+    "In 40 benchmarks the interval misses the truth as often as it says, and finds 5 per cent in nearly all."
+    random = np.random.default_rng(1)
+    found = pd.concat([overhead_table(overhead_rows(random, slower)) for _ in range(40)])
+    more = 100 * (slower - 1)
+    assert found.level.between(0.95, 0.98).all() and ((found.low <= more) & (found.high >= more)).sum() >= 34
+    assert (found.low > 0).mean() < 0.1 if slower == 1 else (found.low > 0).mean() > 0.9
+
+
+def test_an_encoder_of_noise_is_at_chance():
+    "Its interval over families has chance in it as often as it says, and that of a better one has not."
+    random, covered = np.random.default_rng(0), {"noise": 0, "better": 0}
+    for _ in range(30):
+        made = [
+            {"encoder": label, "layer": 8, "pooling": "mean", "task": "sib200", "mode": "frozen", "name": code}
+            | {"target": code, "metric": metric, "value": 0.2 + (metric == "acc1") * (random.normal(0, 0.05) + gain)}
+            for label, gain in {"noise": 0.0, "better": 0.1}.items()
+            for code in paper_groups("sib200")
+            for metric in ("acc1", "chance_acc1")
+        ]
+        table = compare(pd.DataFrame(made), ["sib200:frozen:acc1"], 300).set_index("encoder")
+        for label, row in table.iterrows():
+            covered[label] += row.low <= row.chance <= row.high
+    assert covered["noise"] >= 25 and covered["better"] == 0

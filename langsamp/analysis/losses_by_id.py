@@ -22,7 +22,7 @@ from ..data.unigrams import unigram_probabilities
 from ..encoding.fill_mask import open_model
 from ..languages.codes import family_of
 from ..model.langsamp import LangSAMPForMaskedLM, language_script_ids
-from ..model.variants import VARIANTS, IdentifiedEmbedding
+from ..model.variants import VARIANTS, LanguageIdentifier
 from ..training.loop import Data, Trainer
 from ..training.prepare import open_run, training_data
 
@@ -62,11 +62,10 @@ def _with_identified(model: LangSAMPForMaskedLM, data: Data) -> Callable[[Inputs
     "Identify the language-script of each text by its tokens."
     codes, p_PV = unigram_probabilities(data.train, data.token_ids)
     languages, scripts = language_script_ids(codes, model.config)
-    unused = nn.Embedding(1, 1), torch.zeros(len(codes), 1)  # Only the identifier of the layer is used
-    identifier = IdentifiedEmbedding(unused[0], torch.from_numpy(p_PV), unused[1])
+    identify = LanguageIdentifier(torch.from_numpy(p_PV))
 
     def identified(inputs: Inputs) -> Inputs:
-        found_B: Tensor = identifier.identify(inputs["input_ids"].cpu())
+        found_B: Tensor = identify(inputs["input_ids"].cpu())
         ids = {"language_ids": languages[found_B], "script_ids": scripts[found_B]}
         return inputs | {name: given.to(inputs["input_ids"].device) for name, given in ids.items()}
 

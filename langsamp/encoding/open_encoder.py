@@ -26,7 +26,7 @@ from ..model.adapt_checkpoint import find_backbone
 from ..model.backbones import module_path, share_hooks, with_module
 from ..model.files import check_vocab_size, load_encoder, load_model
 from ..model.langsamp import LangSAMPForMaskedLM, language_script_ids
-from ..model.variants import VARIANTS, IdentifiedEmbedding, ShiftedEmbedding
+from ..model.variants import VARIANTS, IdentifiedEmbedding, LanguageIdentifier, ShiftedEmbedding
 from ..tokenization.train import load_tokenizer
 from ..training.prepare import open_run
 from ..training.pretrain import HOW_TO_REMAKE, initial_model, initial_weights_hash, longest_text
@@ -121,7 +121,7 @@ def _with_input_embeddings(
     if how == "mean":
         words.weight += shift_PH.mean(0)
         return model, {}
-    layer = IdentifiedEmbedding(words, torch.from_numpy(p_PV), shift_PH)
+    layer = IdentifiedEmbedding(words, LanguageIdentifier(torch.from_numpy(p_PV)), shift_PH)
     return with_module(model, module_path(model, words), layer), {}
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #52f7b07f
