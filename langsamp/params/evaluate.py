@@ -229,6 +229,10 @@ class SourceParams(Params):
     encoder: str = Field("e5-small", description="Encoder that compares text: a run, e5-small, a name or a folder")
     layer: int = Field(-1, description="Layer of the encoder; -1 is the last")
 
+    def conflicts(self) -> list[str]:
+        unread = [name for name in ("encoder", "layer") if getattr(self, name) != type(self).model_fields[name].default]
+        return [f"{name} compares text of the target: give corpus too" for name in unread if not self.corpus]
+
 # %% ../../nbs/library/params/03_evaluate.ipynb #bd95d336
 class NeutralityTransferParams(ComparisonParams):
     "Encoders whose neutrality is changed, and how transfer is measured."
