@@ -1209,3 +1209,11 @@ def test_a_field_that_changes_no_number_has_a_purpose():
                     "at once",
                 }
                 assert numbers or effect.why, f"{label}: {name} needs a reason"
+
+
+def test_the_start_of_a_run_is_measured_as_often_and_with_as_many_languages_as_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark_run, "xlmr_tokenizer", lambda: "tokenizer")
+    monkeypatch.setattr(benchmark_run, "pretrained_tokenizer", lambda *_: "tokenizer")
+    monkeypatch.setattr(corpus_suite, "startup_time", lambda *given: given)
+    asked = benchmark_params.CorpusPassParams(rounds=2, languages=7, gigabytes=0.5)
+    assert dict(benchmark_run._corpus_jobs(asked, tmp_path, tmp_path))["start"]()[2:] == (0.5, 2, 7)

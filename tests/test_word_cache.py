@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from langsamp.corpora.text import Source
@@ -19,6 +19,7 @@ from langsamp.tokenization.word_cache import encodes_by_word
 
 WORDS = "the of ein größer мир мы 東京 ประเทศ می‌خواهم e\u0301t\u00e9 <s> </s> <mask> 😀 👨‍👩‍👧 ㎏ ﬁn Ⅳ".split()
 ODD = ["\u0301", "\u200b", "¨", "▁", "a▁b", "\ufeff", "\u00ad", "\u200da", "x" * 60, "\U0010fffe", "…", "⑴", "\ue000"]
+ODD += ["{2,}", "a{2,}", "\uff9e\u0301", "\u0e33\u0301", "\u0eb3\u0301", "\uff9f", "\u0301\u0301a"]
 
 
 def saved(tokenizer: Tokenizer, folder) -> CorpusTokenizer:
@@ -106,6 +107,7 @@ def other_tokenizers() -> dict[str, Tokenizer]:
         "a normalizer that joins words": unigram(normalizer=spaces),
         "bytes": bytes_,
         "no pre-tokenizer": Tokenizer(models.BPE()),
+        "a pattern that is text": unigram(normalizer=normalizers.Replace(" {2,}", " ")),
     }
 
 
@@ -204,6 +206,25 @@ def test_any_character_of_a_word_in_the_tokenizer_of_xlm_r(tmp_path):
     "Its normalizer makes spaces of some characters."
     encoder = CorpusTokenizer(pretrained_tokenizer(str(xlmr_tokenizer()), tmp_path))
     letters = [chr(at) for at in range(33, 0x11000) if not chr(at).isspace() and not 0xD800 <= at < 0xE000]
-    texts = [" ".join(f"a{letter}b {letter}" for letter in letters[at : at + 40]) for at in range(0, len(letters), 40)]
+    words = [f"a{letter}b {letter} {letter}{mark}" for letter in letters for mark in "\u0301\u093f"]
+    texts = [" ".join(words[at : at + 40]) for at in range(0, len(words), 40)]
     texts += [f"{word} a" for text in texts for word in text.split(" ")]
     assert [ids_L.tolist() for ids_L in encoder(texts)] == whole(encoder, texts)
+
+
+@pytest.mark.parametrize("spaces", ["", "Replace"])
+def test_accents_that_are_stripped_leave_nothing_behind(spaces, tmp_path):
+    "A line that normalizes to nothing has no `▁` either, and what is joined in a line is not split by the cache."
+    parts = [normalizers.NFKD(), normalizers.StripAccents()]
+    parts += [normalizers.Replace(Regex(" {2,}"), " ")] * bool(spaces)
+    encoder = saved(unigram(normalizer=normalizers.Sequence(parts)), tmp_path)
+    assert encoder.words
+    for seed in range(3):
+        texts = [*ODD, *lines(200, 0.5, seed)]
+        assert [ids_L.tolist() for ids_L in encoder(texts)] == whole(encoder, texts)
+
+
+def test_a_trained_tokenizer_joins_spaces_and_keeps_a_pattern_in_the_text():
+    fast = train_tokenizer([" ".join(WORDS), "a {2,} b"] * 3, 400, sorted({*"".join(WORDS), *"{2,}"}))
+    assert fast.encode("the  of").ids == fast.encode("the of").ids
+    assert "{" in "".join(fast.encode("a {2,} b").tokens)

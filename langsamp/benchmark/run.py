@@ -71,7 +71,7 @@ def _corpus_jobs(q: CorpusPassParams, outputs: Path, scratch: Path) -> Iterator[
     yield "memory", partial(corpus_suite.corpus_pass_memory, tokenizer, work, tuple(q.megabytes))
     yield "sampling", partial(corpus_suite.sampling_speed, work, q.languages, q.rounds)
     yield "batches", partial(corpus_suite.batch_speed, work, q.rounds)
-    yield "start", partial(corpus_suite.startup_time, tokenizer, work, q.gigabytes)
+    yield "start", partial(corpus_suite.startup_time, tokenizer, work, q.gigabytes, q.rounds, q.languages)
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #1654babd
 def _jobs(p: BenchmarkParams, outputs: Path, folder: Path) -> Iterator[tuple[str, str, Callable[[float], Any]]]:

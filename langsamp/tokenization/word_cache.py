@@ -26,11 +26,11 @@ _BY_CHARACTER = {"NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Lowercase"
 
 
 def _normalizes_words(normalizer: dict[str, Any]) -> bool:
-    "Whether a normalizer never looks beyond a word; `Replace` may join spaces, which clean lines do not have."
+    "Whether a normalizer never looks beyond a word; it may join spaces, which clean lines do not have."
     if not normalizer or normalizer["type"] in _BY_CHARACTER:
         return True
     if normalizer["type"] == "Replace":
-        return {*normalizer["pattern"].values()} == {" {2,}"}
+        return normalizer["pattern"] == {"Regex": " {2,}"}
     return normalizer["type"] == "Sequence" and all(map(_normalizes_words, normalizer["normalizers"]))
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #85b06457
@@ -65,7 +65,8 @@ def _stands_alone(word: str) -> bool:
         return False
     if not word.translate(_JOINERS).isprintable() or "▁" in word or "\ufffd" in word:
         return False
-    return unicodedata.category(word[0])[0] != "M" and " " not in unicodedata.normalize("NFKC", word)
+    normal = unicodedata.normalize("NFKC", word)
+    return " " not in normal and not {unicodedata.category(letters[0])[0] for letters in (word, normal)} & {"M"}
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #f15d9fd4
 def _as_bytes(ids: Sequence[int]) -> bytes:
@@ -98,7 +99,7 @@ class WordCache:
         words_T = [text.split(" ") for text in texts]
         if len(self.ids) > self.size:
             self.ids.clear()
-        _learn(self, set(chain.from_iterable(words_T)).difference(self.ids))
+        _learn(self, [word for word in dict.fromkeys(chain.from_iterable(words_T)) if word not in self.ids])
         return [_joined(self, words) for words in words_T]
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #cfc38730
@@ -130,7 +131,7 @@ def _encode_together(words: WordCache, alone: Sequence[str], count: int = 16) ->
     return [numbers[begin:end] for begin, end in zip((4 * begins).tolist(), ends)]
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #2dd5f9ef
-def _learn(words: WordCache, new: Iterable[str]) -> None:
+def _learn(words: WordCache, new: Sequence[str]) -> None:
     "Encode words that are not in the cache."
     words.ids.update(dict.fromkeys(new))
     alone = [*filter(_stands_alone, new)]
