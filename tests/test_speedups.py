@@ -1,5 +1,6 @@
 "Fast paths change the time and nothing else: fused loss, last layer at masked positions, dropout, packed sequences."
 
+import os
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from langsamp.model.packed_attention import block_diagonal_mask
 from langsamp.params.pretrain import TrainingParams
 from langsamp.tokenization.train import trained_tokenizer
 from langsamp.training import loop as training
+from langsamp.training.precision import native_bf16
 
 TINY = tiny.config()
 CPU: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=1, is_fsdp2=False)  # An accelerator
@@ -307,3 +309,41 @@ def test_a_packing_is_the_same_bytes_when_made_again(packed, tmp_path):
     files = sorted(f.name for f in once.iterdir())
     assert [(once / name).read_bytes() for name in files] == [(twice / name).read_bytes() for name in files]
     assert (once / "train.starts").read_bytes() != (home / "packed" / once.name / "train.starts").read_bytes()
+
+
+PRODUCTS = """
+import os, sys, torch
+from pathlib import Path
+from langsamp.model.cpu_kernels import limit_kept_kernels
+if sys.argv[1] == "few":
+    limit_kept_kernels()
+layer = torch.nn.Linear(256, 1024).bfloat16()
+with torch.no_grad():
+    for rows in range(200, 1000):
+        layer(torch.zeros(rows, 256, dtype=torch.bfloat16))
+status = Path("/proc/self/status").read_text()
+print(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY"), status.partition("VmRSS:")[2].split()[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not native_bf16(torch.device("cpu")), reason="only native bf16 products use oneDNN's kernels")
+def test_kernels_of_many_shapes_are_not_kept(monkeypatch):
+    "Of 800 shapes, 64 kernels take less memory than all."
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    run = [
+        subprocess.run([sys.executable, "-c", PRODUCTS, how], capture_output=True, text=True) for how in ("few", "all")
+    ]
+    (few, kept), (all_, grown) = [done.stdout.split() for done in run]
+    assert (few, all_) == ("64", "None") and int(kept) < int(grown) - 5_000, (kept, grown)
+
+
+def test_a_trainer_limits_the_kernels_that_are_kept(monkeypatch, tmp_path):
+    "Unless somebody chose a number."
+    for given, kept in ((None, "64"), ("9", "9")):
+        monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+        if given:
+            monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", given)
+        model = from_backbone(TINY, ["eng", "rus"], ["Cyrl", "Latn"], "baseline", dropout=0.0)
+        training.Trainer(model, tiny.synthetic_data(tmp_path), TrainingParams(global_batch_size=4, micro_batch_size=4))
+        assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
