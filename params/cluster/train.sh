@@ -20,5 +20,5 @@ source .venv/bin/activate
 params=${1:?a params file}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=4
-srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node 4 --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID" \
+srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node 4 --max-restarts 3 --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID" \
     --rdzv_endpoint "$first:29500" -m langsamp.training.pretrain "$params"
