@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
@@ -21,6 +22,7 @@ from langsamp.evaluation.datasets import load_labelled
 from langsamp.evaluation.evaluate import evaluate
 from langsamp.model.langsamp import language_script_ids
 from langsamp.params.evaluate import EvaluationParams, TransferParams
+from langsamp.training.loop import Trainer
 from langsamp.training.prepare import open_run, training_data
 from langsamp.training.pretrain import pretrain
 
@@ -135,8 +137,13 @@ def test_embeddings_that_say_nothing_make_no_id_worse(corpus, tmp_path, variant,
         return model, tokenizer
 
     monkeypatch.setattr(losses_by_id, "open_model", emptied)
-    same = losses_with_ids(tmp_path / "run", "identified").set_index("code").loss
-    monkeypatch.setattr(losses_by_id, "validation_losses", lambda run: same.reset_index().assign(exported=True))
+    (model, _), (p, kept) = emptied(tmp_path / "run"), open_run(tmp_path / "run")
+    right = {
+        code: loss
+        for code, (loss, _) in Trainer(model, training_data(p, kept), p).validate()["by_language_script"].items()
+    }
+    recorded = pd.DataFrame({"run": "run", "code": right.keys(), "loss": right.values(), "exported": True})
+    monkeypatch.setattr(losses_by_id, "validation_losses", lambda run: recorded)
     found = other_id_differences({"one": [tmp_path / "run"]}, ["none", "mean", "identified"], 50)
     assert len(found) == 3 and found.difference.abs().max() < 1e-6
     assert (found.low <= 0).all() and (found.high >= 0).all()

@@ -319,7 +319,9 @@ def test_the_command_ranks_candidates(capsys):
     assert main(["sources", "target=afr_Latin", "candidates=nld_Latn"]) == 2
     assert "afr_Latn" in capsys.readouterr().err
     assert main(["sources", "target=afr_Latn", "candidates=nld_Latn", "layer=3"]) == 2
-    assert "layer compares text of the target: give corpus too" in capsys.readouterr().err
+    assert "layer compares text of the target: give corpus, or leave layer out" in capsys.readouterr().err
+    assert main(["sources", "target=afr_Latn", "candidates=nld_Latn", "encoder=six"]) == 2
+    assert "encoder compares text of the target: give corpus, or leave encoder out" in capsys.readouterr().err
 
 
 def test_text_of_the_target_orders_the_sources(tmp_path, six, monkeypatch, capsys):

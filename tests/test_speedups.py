@@ -1,6 +1,5 @@
 "Fast paths change the time and nothing else: fused loss, last layer at masked positions, dropout, packed sequences."
 
-import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +32,6 @@ from langsamp.model.packed_attention import block_diagonal_mask
 from langsamp.params.pretrain import TrainingParams
 from langsamp.tokenization.train import trained_tokenizer
 from langsamp.training import loop as training
-from langsamp.training.precision import native_bf16
 
 TINY = tiny.config()
 CPU: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=1, is_fsdp2=False)  # An accelerator
@@ -311,39 +309,29 @@ def test_a_packing_is_the_same_bytes_when_made_again(packed, tmp_path):
     assert (once / "train.starts").read_bytes() != (home / "packed" / once.name / "train.starts").read_bytes()
 
 
-PRODUCTS = """
-import os, sys, torch
-from pathlib import Path
-from langsamp.model.cpu_kernels import limit_kept_kernels
-if sys.argv[1] == "few":
-    limit_kept_kernels()
-layer = torch.nn.Linear(256, 1024).bfloat16()
-with torch.no_grad():
-    for rows in range(200, 1000):
-        layer(torch.zeros(rows, 256, dtype=torch.bfloat16))
-status = Path("/proc/self/status").read_text()
-print(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY"), status.partition("VmRSS:")[2].split()[0])
+RUN_WITHOUT_CACHE = """
+import json, sys
+from functools import partial
+from langsamp.params.pretrain import PretrainParams
+from langsamp.training import pretrain
+
+pretrain.limit_primitive_cache = partial(pretrain.limit_primitive_cache, 0)
+pretrain.pretrain(PretrainParams(**json.loads(sys.argv[1])), sys.argv[2])
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not native_bf16(torch.device("cpu")), reason="only native bf16 products use oneDNN's kernels")
-def test_kernels_of_many_shapes_are_not_kept(monkeypatch):
-    "Of 800 shapes, 64 kernels take less memory than all."
-    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
-    run = [
-        subprocess.run([sys.executable, "-c", PRODUCTS, how], capture_output=True, text=True) for how in ("few", "all")
-    ]
-    (few, kept), (all_, grown) = [done.stdout.split() for done in run]
-    assert (few, all_) == ("64", "None") and int(kept) < int(grown) - 5_000, (kept, grown)
-
-
-def test_a_trainer_limits_the_kernels_that_are_kept(monkeypatch, tmp_path):
-    "Unless somebody chose a number."
-    for given, kept in ((None, "64"), ("9", "9")):
-        monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
-        if given:
-            monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", given)
-        model = from_backbone(TINY, ["eng", "rus"], ["Cyrl", "Latn"], "baseline", dropout=0.0)
-        training.Trainer(model, tiny.synthetic_data(tmp_path), TrainingParams(global_batch_size=4, micro_batch_size=4))
-        assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
+@pytest.mark.parametrize("variable", ["", "DNNL_PRIMITIVE_CACHE_CAPACITY"])
+def test_onednn_keeps_as_many_kernels_as_a_run_says(variable, monkeypatch, tmp_path):
+    "It is told before its first operation: with room for none, no kernel is used twice, unless the user chose."
+    for name in ("DNNL_PRIMITIVE_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.setenv(name, "1024")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ONEDNN_VERBOSE", "2")
+    if variable:
+        monkeypatch.setenv(variable, "1024")
+    p = tiny.params_of(
+        tiny.write_corpus(tmp_path / "text"), run_name="run", max_steps=2, warmup_steps=1, precision="bf16"
+    )
+    command = [sys.executable, "-c", RUN_WITHOUT_CACHE, p.model_dump_json(), str(tmp_path)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "create:cache_miss" in out and ("create:cache_hit" in out) == bool(variable)

@@ -167,7 +167,7 @@ def test_a_large_corpus_is_read_in_part_to_train_a_tokenizer(tmp_path, monkeypat
 
 
 def test_words_share_a_line(tmp_path, monkeypatch):
-    "Sixteen to a call, except words with a joiner, which may become two words, and where a word loses its `▁`."
+    "Sixteen to a line, except words with a joiner, which may become two words, and where a word loses its `▁`."
     encoder, asked = saved(unigram(), tmp_path), []
     texts = [" ".join(f"{first}{second}" for second in "theofmir") for first in "theofmir"]
 

@@ -67,7 +67,7 @@ class LanguageIdentifier(nn.Module):
         self.register_buffer("log_VP", p_PV.log().clamp(min=_FLOOR).T.float().contiguous())
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        "Return the number of the most likely one for each text, `[B]`."
+        "Return the index of the most likely one for each text, `[B]`."
         return F.embedding(ids_BL, self.log_VP).sum(1).argmax(1)
 
 # %% ../../nbs/library/model/04a_variants.ipynb #aedbdce5

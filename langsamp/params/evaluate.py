@@ -231,7 +231,8 @@ class SourceParams(Params):
 
     def conflicts(self) -> list[str]:
         unread = [name for name in ("encoder", "layer") if getattr(self, name) != type(self).model_fields[name].default]
-        return [f"{name} compares text of the target: give corpus too" for name in unread if not self.corpus]
+        mend = "{0} compares text of the target: give corpus, or leave {0} out"
+        return [mend.format(name) for name in unread if not self.corpus]
 
 # %% ../../nbs/library/params/03_evaluate.ipynb #bd95d336
 class NeutralityTransferParams(ComparisonParams):

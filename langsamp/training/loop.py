@@ -29,7 +29,7 @@ from ..data.packing import PackedSequences
 from ..data.shards import TokenDataset
 from ..data.unigrams import mean_loss, unigram_losses
 from ..model.backbones import position_offset
-from ..model.cpu_kernels import FastDropout, limit_kept_kernels
+from ..model.cpu_kernels import FastDropout
 from ..model.langsamp import LangSAMPForMaskedLM, language_script_ids
 from langsamp.model.packed_attention import (
     block_diagonal_mask,
@@ -174,7 +174,6 @@ class _Placement:
     "Model, optimiser and data on the devices of this process, and the state that a checkpoint keeps."
 
     def __init__(self, model: LangSAMPForMaskedLM, data: Data, p: TrainingParams) -> None:
-        limit_kept_kernels()
         self.accelerator = make_accelerator(resolve_precision(p.precision))
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if p.global_batch_size % (p.micro_batch_size * self.world):

@@ -59,6 +59,7 @@ from ..data.unigrams import plateau_warning, unigram_probabilities
 from ..languages.codes import parse_code
 from ..model.adapt_checkpoint import find_backbone, weight_checksums
 from ..model.backbones import is_encoder_alone, max_sequence_length
+from ..model.cpu_kernels import limit_primitive_cache
 from ..model.files import check_config, library_errors, without_progress_bars
 from langsamp.model.langsamp import (
     LangSAMPForMaskedLM,
@@ -155,6 +156,7 @@ def initial_model(
     outputs: Path | str = "outputs",  # With adapted checkpoints in `adapted/`
 ) -> LangSAMPForMaskedLM:  # The same stock weights in all variants
     "The model before step 0: a checkpoint or random weights, with the LangSAMP embeddings that it has and new ones."
+    limit_primitive_cache()
     codes = [parse_code(shard.name.rpartition("-")[0]) for shard in corpus.shards]
     languages, scripts = sorted({c.language for c in codes}), sorted({c.script for c in codes})
     start = find_backbone(p.backbone, outputs) if p.backbone else scratch_config(p, corpus.facts, p.max_seq_length)
