@@ -66,7 +66,7 @@ def _stands_alone(word: str) -> bool:
     if not word.translate(_JOINERS).isprintable() or "▁" in word or "\ufffd" in word:
         return False
     normal = unicodedata.normalize("NFKC", word)
-    return " " not in normal and not {unicodedata.category(letters[0])[0] for letters in (word, normal)} & {"M"}
+    return " " not in normal and "M" not in (unicodedata.category(word[0])[0], unicodedata.category(normal[0])[0])
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #f15d9fd4
 def _as_bytes(ids: Sequence[int]) -> bytes:
