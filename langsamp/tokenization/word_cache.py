@@ -107,8 +107,8 @@ def _word_starts(fast: Tokenizer, size: int) -> np.ndarray | None:
     "Whether each id begins a word, [V]; `None` for a model in which a word may begin with another piece."
     if not isinstance(fast.model, (models.Unigram, models.BPE)) or fast.token_to_id("▁") is None:
         return None
-    pieces = map(fast.id_to_token, range(size))
-    return np.fromiter(((piece or "").startswith("▁") for piece in pieces), bool)
+    tokens = map(fast.id_to_token, range(size))
+    return np.fromiter(((token or "").startswith("▁") for token in tokens), bool)
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #be10ceab
 def _encode_each(words: WordCache, alone: Sequence[str]) -> list[bytes | None]:
