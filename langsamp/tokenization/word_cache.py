@@ -104,7 +104,7 @@ class WordCache:
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #cfc38730
 def _word_starts(fast: Tokenizer, size: int) -> np.ndarray | None:
-    "Whether each id begins a word, [V]; `None` for a model in which a word may begin with another piece."
+    "Whether each id begins a word, [V]; `None` for a model in which a word may begin with another token."
     if not isinstance(fast.model, (models.Unigram, models.BPE)) or fast.token_to_id("▁") is None:
         return None
     tokens = map(fast.id_to_token, range(size))
@@ -136,8 +136,9 @@ def _learn(words: WordCache, new: Sequence[str]) -> None:
     words.ids.update(dict.fromkeys(new))
     alone = [*filter(_stands_alone, new)]
     joined = {*filter(_JOINED, alone)}  # They may become two words
-    for encode, some in ((_encode_each, [*joined]), (_encode_together, [word for word in alone if word not in joined])):
-        words.ids.update(zip(some, encode(words, some)))
+    others = [word for word in alone if word not in joined]
+    words.ids.update(zip(joined, _encode_each(words, [*joined])))
+    words.ids.update(zip(others, _encode_together(words, others)))
 
 # %% ../../nbs/library/tokenization/00a_word_cache.ipynb #e2eccd4d
 def _joined(words: WordCache, line: Iterable[str]) -> bytes | None:
