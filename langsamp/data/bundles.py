@@ -8,7 +8,6 @@ __all__ = ['BUNDLE_BYTES', 'FEW', 'DTYPES', 'group_languages', 'is_bundle', 'sha
 
 # %% ../../nbs/library/data/00_bundles.ipynb #93482a8a
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,20 +75,14 @@ DTYPES = {"tokens": "<u4", "ends": "<u8", "starts": "<u8", "lengths": "<u4", "se
 class ArrayFiles:
     "Open files of a folder, to which the arrays of shards are appended."
 
-    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], shards: Iterable[str], stack: ExitStack) -> None:
         self.files = {name: stack.enter_context(open(folder / name, "wb")) for name in names}
-        self.index: dict[str, dict[str, int]] = {}  # Elements of each file, by shard
-        self.counts = Counter(dict.fromkeys(names, 0))  # Of the shard that is being written
+        self.index = {shard: dict.fromkeys(names, 0) for shard in shards}  # Elements of each file
 
-    def append(self, name: str, array: np.ndarray) -> None:
-        "Append to a file."
+    def append(self, shard: str, name: str, array: np.ndarray) -> None:
+        "Append to a file, after what earlier shards have in it."
         self.files[name].write(array.astype(DTYPES[name.rpartition(".")[2]], copy=False).data)
-        self.counts[name] += len(array)
-
-    def end_shard(self, name: str) -> None:
-        "Note what was written since the end of the last shard."
-        self.index[name] = dict(self.counts)
-        self.counts = Counter(dict.fromkeys(self.files, 0))
+        self.index[shard][name] += len(array)
 
 # %% ../../nbs/library/data/00_bundles.ipynb #8c54264b
 class Span(NamedTuple):

@@ -83,7 +83,7 @@ def _fill_sequences(
 SENTENCES_PER_CHUNK = 2**20  # Sentences packed together, so that memory does not grow with the text
 
 # %% ../../nbs/library/data/02_packing.ipynb #fbf57569
-def _append_split(ends_N: np.ndarray, split: str, size: int, files: ArrayFiles) -> dict[str, int]:
+def _append_split(ends_N: np.ndarray, shard: str, split: str, size: int, files: ArrayFiles) -> dict[str, int]:
     "Append the packed sequences of one split of a shard, some sentences at a time; return counts."
     begin, done = 0, 0
     facts = {"sentences": len(ends_N), "cut": 0, "tokens": 0, "squares": 0}
@@ -91,9 +91,9 @@ def _append_split(ends_N: np.ndarray, split: str, size: int, files: ArrayFiles) 
         some_N = np.array(ends_N[at : at + SENTENCES_PER_CHUNK])
         starts_G, lengths_G = _segments(some_N, begin, size)
         order_G, counts_S = _fill_sequences(lengths_G, size)
-        files.append(f"{split}.starts", starts_G[order_G])
-        files.append(f"{split}.lengths", lengths_G[order_G])
-        files.append(f"{split}.sequences", np.cumsum(counts_S) + done)
+        files.append(shard, f"{split}.starts", starts_G[order_G])
+        files.append(shard, f"{split}.lengths", lengths_G[order_G])
+        files.append(shard, f"{split}.sequences", np.cumsum(counts_S) + done)
         facts["cut"] += int((np.diff(some_N, prepend=np.uint64(begin)) > size).sum())
         facts["tokens"] += int(lengths_G.sum())
         facts["squares"] += int((lengths_G**2).sum())
@@ -158,13 +158,12 @@ def _write_packing(
     names = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("starts", "lengths", "sequences")]
     spans = {split: find_spans(shards, f"{split}.ends") for split in ("train", "validation")}
     with ExitStack() as stack:
-        files = ArrayFiles(part, names, stack)
+        files = ArrayFiles(part, names, [shard.name for shard in shards], stack)
         for number, shard in enumerate(shards):
             splits[shard.name] = {}
             for split, (file, start, count) in [(split, spans[split][number]) for split in spans]:
                 ends_N = map_once(file, "<u8")[start : start + count]
-                splits[shard.name][split] = _append_split(ends_N, split, size, files)
-            files.end_shard(shard.name)
+                splits[shard.name][split] = _append_split(ends_N, shard.name, split, size, files)
     return splits, files.index
 
 # %% ../../nbs/library/data/02_packing.ipynb #a7fc120b

@@ -8,7 +8,7 @@ __all__ = ['MAX_MAPPINGS', 'source_hash', 'shard_path', 'write_shard', 'text_siz
            'drop_table']
 
 # %% ../../nbs/library/data/00_shards.ipynb #e74cf61f
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -52,39 +52,67 @@ def source_hash(
 class _Split:
     "One split of a shard: what is appended to the files, and counts of it."
 
-    def __init__(self, split: str, files: ArrayFiles, encoder: CorpusTokenizer) -> None:
-        self.split, self.files, self.encoder = split, files, encoder
+    def __init__(self, shard: str, split: str, files: ArrayFiles) -> None:
+        self.append = partial(files.append, shard)
+        self.tokens, self.ends = f"{split}.tokens", f"{split}.ends"
         self.facts: dict[str, Any] = {"lines": 0, "tokens": 0, "unknown": 0, "characters": 0}
 
-    def write(self, texts: list[str]) -> None:
-        "Tokenize and append lines."
-        encodable, lost = self.encoder.remove_unencodable(texts)
-        ids_N, ends_T = self.encoder.flat(encodable)
-        self.files.append(f"{self.split}.tokens", ids_N)
-        self.files.append(f"{self.split}.ends", ends_T + np.uint64(self.facts["tokens"]))
+    def write(self, texts: list[str], ids_N: np.ndarray, ends_T: np.ndarray, unknown: int, lost: Counter[str]) -> None:
+        "Append lines, given their ids, where each line ends, and what has no token."
+        self.append(self.tokens, ids_N)
+        self.append(self.ends, ends_T + np.uint64(self.facts["tokens"]))
         self.facts["lines"] += len(texts)
         self.facts["tokens"] += len(ids_N)
-        self.facts["unknown"] += self.encoder.unknown(ids_N) + lost.total()
+        self.facts["unknown"] += unknown + lost.total()
         if lost:
             self.facts["lost"] = lost + Counter(self.facts.get("lost", {}))
         self.facts["characters"] += sum(map(len, texts))
 
+# %% ../../nbs/library/data/00_shards.ipynb #a5f5028c
+class _Shard:
+    "The text of one language-script: its lines, and what became of them."
+
+    def __init__(self, name: str, files: ArrayFiles) -> None:
+        self.filter_report = FilterReport(name.rpartition("-")[0])
+        self.splits = {split: _Split(name, split, files) for split in ("train", "validation")}
+
+    def lines(self, sources: Sequence[Source], stop: bool) -> Iterator[tuple[_Split, str]]:
+        "The clean lines of its files, each with its split."
+        for split, text in clean_lines(sources, self.filter_report, stop):
+            yield self.splits[split], text
+
+    def report(self) -> dict[str, Any]:
+        "The filter report, and what was written."
+        facts = {split: written.facts for split, written in self.splits.items()}
+        return {**filter_report_facts(self.filter_report), "splits": facts}
+
 # %% ../../nbs/library/data/00_shards.ipynb #d4c7d9ea
 def _batches(
-    lines: Iterable[tuple[str, str]],  # Split and text
+    lines: Iterable[tuple[Any, str]],  # Each with the part of the corpus that it is from
     size: int = 1024,  # Lines at most
     characters: int = 2**20,  # About as many at most; a batch has at least one line
-) -> Iterator[tuple[str, list[str]]]:
-    "Group lines into batches of one split each."
-    batch: dict[str, list[str]] = {"train": [], "validation": []}
-    free = 1.0
-    for split, text in lines:
-        batch[split].append(text)
+) -> Iterator[dict[Any, list[str]]]:
+    "Group lines into batches of any parts, each with its lines in order."
+    batch, free = defaultdict[Any, list[str]](list), 1.0
+    for part, text in lines:
+        batch[part].append(text)
         free -= max(1 / size, len(text) / characters)
         if free <= 0:
-            yield from ((which, texts) for which, texts in batch.items() if texts)
-            batch, free = {"train": [], "validation": []}, 1.0
-    yield from ((which, texts) for which, texts in batch.items() if texts)
+            yield batch
+            batch, free = defaultdict[Any, list[str]](list), 1.0
+    if batch:
+        yield batch
+
+# %% ../../nbs/library/data/00_shards.ipynb #78e152dd
+def _write_batch(encoder: CorpusTokenizer, batch: Mapping[_Split, list[str]]) -> None:
+    "Tokenize the lines of several splits together, and append them to each."
+    encodable, losses = zip(*map(encoder.remove_unencodable, batch.values()))
+    ids_N, ends_T = encoder.flat([*chain.from_iterable(encodable)])
+    last, begin = np.cumsum([*map(len, encodable)]), 0
+    for (split, texts), lost, own_T in zip(batch.items(), losses, np.split(ends_T, last[:-1])):
+        own_N = ids_N[begin : int(own_T[-1])]
+        split.write(texts, own_N, own_T - np.uint64(begin), encoder.unknown(own_N), lost)
+        begin = int(own_T[-1])
 
 # %% ../../nbs/library/data/00_shards.ipynb #9d9b325f
 def _run_behind(thread: Executor, jobs: Iterable[Callable[[], Any]], most: int = 4) -> None:
@@ -177,40 +205,20 @@ def _write_missing(
 def _write_files(folder: Path, sources: Mapping[str, Sequence[Source]], tokenizer: Path, stop: bool) -> None:
     "Write the files of a folder: the arrays of one shard after another, and the filter reports."
     index: dict[str, Any] = {}  # Filled before the manifest is written
-    names, reports = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("tokens", "ends")], {}
+    names = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("tokens", "ends")]
     with atomic_folder(folder, **({"shards": index} if is_bundle(folder) else {})) as part:
         encoder = _load_tokenizer(tokenizer, _tokenizer_hash(tokenizer))
         with ThreadPoolExecutor(1) as thread, ExitStack() as stack:
-            files = ArrayFiles(part, names, stack)
-            jobs = (_append_shard(name, some, files, encoder, stop, reports) for name, some in sources.items())
-            _run_behind(thread, chain.from_iterable(jobs))
+            files = ArrayFiles(part, names, sources, stack)
+            shards = {name: _Shard(name, files) for name in sources}
+            lines = chain.from_iterable(shards[name].lines(some, stop) for name, some in sources.items())
+            _run_behind(thread, (partial(_write_batch, encoder, batch) for batch in _batches(lines)))
         index |= files.index
+        reports = {name: shard.report() for name, shard in shards.items()}
         if is_bundle(folder):
             write_json(part / "filter_reports.json", reports)
         else:
             write_json(part / "filter_report.json", reports[folder.name])
-
-# %% ../../nbs/library/data/00_shards.ipynb #ba016e30
-def _append_shard(
-    name: str,
-    sources: Sequence[Source],
-    files: ArrayFiles,
-    encoder: CorpusTokenizer,
-    stop: bool,
-    reports: dict[str, dict[str, Any]],  # Receives the filter report
-) -> Iterator[Callable[[], None]]:  # Jobs, to be run in order
-    "Append the lines of one language-script to the files."
-    filter_report = FilterReport(name.rpartition("-")[0])
-    splits = {split: _Split(split, files, encoder) for split in ("train", "validation")}
-    for split, texts in _batches(clean_lines(sources, filter_report, stop)):
-        yield partial(splits[split].write, texts)
-
-    def end() -> None:
-        facts = {split: written.facts for split, written in splits.items()}
-        reports[name] = {**filter_report_facts(filter_report), "splits": facts}
-        files.end_shard(name)
-
-    yield end
 
 # %% ../../nbs/library/data/00_shards.ipynb #9107b447
 def text_sizes(
