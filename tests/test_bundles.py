@@ -4,20 +4,23 @@ import hashlib
 import os
 import runpy
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from langsamp.core.files import sha256
 from langsamp.corpora.registry import find_corpus
-from langsamp.data import bundles
+from langsamp.data import bundles, shards
 from langsamp.data.bundles import FEW, group_languages, read_array, shard_folder, shard_folders
 from langsamp.data.packing import PackedSequences, pack_shards
 from langsamp.data.shards import TokenDataset, read_filter_reports, shard_path, text_sizes, write_shard, write_shards
 from langsamp.params.pretrain import PretrainParams
-from langsamp.tokenization.train import trained_tokenizer
+from langsamp.tokenization.train import CorpusTokenizer, pretrained_tokenizer, trained_tokenizer
 from langsamp.training.prepare import Corpus, open_run, prepare, training_data
 from langsamp.training.shard_tasks import assign_languages, run_shard_task
 
@@ -167,6 +170,50 @@ def test_sequences_are_those_of_separate_folders(text, whole, tmp_path, small_bu
     for a, b in zip(alone, prepared.shards):
         for file in ("train.tokens", "train.ends", "validation.tokens", "validation.ends"):
             assert (read_array(a, file) == read_array(b, file)).all()
+
+
+def test_small_languages_are_tokenized_together(text, whole, tmp_path, monkeypatch):
+    "A bundle with fewer lines than a batch needs one call of the tokenizer, not one for each language and split."
+    calls, flat = [], CorpusTokenizer.flat
+    monkeypatch.setattr(CorpusTokenizer, "flat", lambda self, texts: calls.append(len(texts)) or flat(self, texts))
+    written = write_shards(find_corpus(str(text))[0], next((whole / "data/tokenizers").iterdir()), tmp_path)
+    assert len(written) == 60 and len(shard_folders(written)) == 1
+    assert calls == [sum(sum(report["kept"].values()) for report in read_filter_reports(written))]
+
+
+def latin_tokenizer(folder: Path, unk: int | None) -> Path:
+    "A tokenizer of Latin letters, with an unknown token or without."
+    names = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "mask": "<mask>"} | ({} if unk is None else {"unk": "<unk>"})
+    vocabulary = [
+        (token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>", *"▁<>/abcdefghijklmnopqrstuvwxyz")
+    ]
+    fast = Tokenizer(models.Unigram(vocabulary, unk_id=unk))
+    fast.pre_tokenizer, frame = pre_tokenizers.Metaspace(), [("<s>", 0), ("</s>", 2)]
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=frame)
+    given = PreTrainedTokenizerFast(tokenizer_object=fast, **{f"{k}_token": v for k, v in names.items()})
+    given.save_pretrained(folder / "given")
+    return pretrained_tokenizer(str(folder / "given"), folder / "kept")
+
+
+@pytest.mark.parametrize("unk", [None, 3])
+def test_files_do_not_depend_on_the_batches(tmp_path, monkeypatch, unk):
+    "A line, seven lines of any languages, or all at a time; some languages have text without a token, or no lines."
+    corpus = write_text(tmp_path / "text", 40)
+    for code in CODES[:40:3]:
+        for split in ("train", "validation"):
+            tiny.write(corpus / f"{split}/{code}.txt", f"Ω and {split}\n<s> is text\nno Ω Ж\n")
+    for code in (CODES[0], CODES[20], CODES[39]):
+        for split in ("train", "validation"):
+            tiny.write(corpus / f"{split}/{code}.txt", "\n")
+    sources, found, batches = find_corpus(str(corpus))[0], [], shards._batches
+    for size in (1, 7, 1024):
+        monkeypatch.setattr(shards, "_batches", partial(batches, size=size))
+        written = write_shards(sources, latin_tokenizer(tmp_path, unk), tmp_path / f"{size}")
+        found.append({f.name: f.read_bytes() for f in shard_folder(written[0]).iterdir()})
+    facts = [report["splits"]["train"] for report in read_filter_reports(written)]
+    assert found[0] == found[1] == found[2] and len(found[0]) == 6 and len(written) == 40
+    assert [facts[n]["lines"] for n in (0, 20, 39)] == [0, 0, 0] and facts[3]["unknown"] >= 3
+    assert facts[3].get("lost") == ({"Ω": 2, "Ж": 1} if unk is None else None)
 
 
 def killed_on_separate_folders(step: int) -> None:

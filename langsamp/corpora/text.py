@@ -14,7 +14,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class FilterReport:
 # %% ../../nbs/library/corpora/01_text.ipynb #59c9281d
 def filter_report_facts(filter_report: FilterReport) -> dict[str, Any]:
     "Return a filter report as JSON; `bad_files` only if there are any."
-    return {name: value for name, value in asdict(filter_report).items() if value or name != "bad_files"}
+    return {name: value for name, value in vars(filter_report).items() if value or name != "bad_files"}
 
 # %% ../../nbs/library/corpora/01_text.ipynb #af497672
 def describe_bad_lines(

@@ -102,9 +102,9 @@ def _read_index(folder: Path) -> dict[str, dict[str, int]]:
 # %% ../../nbs/library/data/00_bundles.ipynb #45d7b9b1
 def _spans(folder: Path, file: str) -> dict[str, Span]:
     "Where each shard of a bundle lies in one of its files."
-    start, spans = 0, {}
+    start, spans, path = 0, {}, folder / file
     for name, counts in _read_index(folder).items():
-        spans[name] = Span(folder / file, start, counts[file])
+        spans[name] = Span(path, start, counts[file])
         start += counts[file]
     return spans
 
@@ -125,13 +125,14 @@ def find_spans(
     bundles: dict[Path, dict[str, Span]] = {}
     size, spans = np.dtype(DTYPES[file.rpartition(".")[2]]).itemsize, []
     for shard in shards:
-        folder = folder_of(shard)
-        if is_bundle(folder) and folder not in bundles:
-            bundles[folder] = _spans(folder, file)
-        if is_bundle(folder):
-            spans.append(bundles[folder][shard.name])
+        parent = shard.parent
+        if is_bundle(parent):
+            if parent not in bundles:
+                bundles[parent] = _spans(folder_of(shard), file)
+            spans.append(bundles[parent][shard.name])
         else:
-            spans.append(Span(folder / file, 0, (folder / file).stat().st_size // size))
+            path = folder_of(shard) / file
+            spans.append(Span(path, 0, path.stat().st_size // size))
     return spans
 
 # %% ../../nbs/library/data/00_bundles.ipynb #edd386c5

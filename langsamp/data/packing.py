@@ -208,10 +208,11 @@ class _Packing(NamedTuple):
 # %% ../../nbs/library/data/02_packing.ipynb #1a522a06
 def _packing_facts(shards: Sequence[Path], split: str, size: int) -> list[dict[str, int]]:
     "The counts of one split of each packed shard; the manifest of a bundle is read once."
-    read, found = cache(lambda packing: (read_manifest(packing) or {})["splits"]), []
+    read, found = cache(lambda folder: (read_manifest(packing_path(folder, size)) or {})["splits"]), []
     for shard in shards:
-        splits = read(packing_path(shard, size))
-        found.append((splits[shard.name] if is_bundle(shard_folder(shard)) else splits)[split])
+        folder = shard_folder(shard)
+        splits = read(folder)
+        found.append((splits[shard.name] if is_bundle(folder) else splits)[split])
     return found
 
 # %% ../../nbs/library/data/02_packing.ipynb #d3058b0c

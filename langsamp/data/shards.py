@@ -237,11 +237,13 @@ def shard_paths(
 ) -> dict[str, Path]:  # By language-script
     "Return the paths of the shards, in folders of their own or in bundles, whether they exist or not."
     with ThreadPoolExecutor(threads) as pool:
-        shards = dict(zip(sources, pool.map(lambda code: shard_path(code, sources[code], tokenizer, home), sources)))
+        apply = pool.map if threads > 1 else map  # One thread is slower than none
+        shards = dict(zip(sources, apply(lambda code: shard_path(code, sources[code], tokenizer, home), sources)))
     for group in group_languages(text_sizes(sources)) if groups is None else groups:
         if len(group) > 1:
             names = [shards[code].name for code in group]
-            shards |= {c: home / f"bundle-{content_hash(names)}" / name for c, name in zip(group, names)}
+            bundle = home / f"bundle-{content_hash(names)}"
+            shards |= {code: bundle / name for code, name in zip(group, names)}
     return shards
 
 # %% ../../nbs/library/data/00_shards.ipynb #fbc2ec77
