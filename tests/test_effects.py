@@ -467,11 +467,11 @@ def see_evaluation(bench: Bench, names: dict[str, Any], outputs: Path) -> Observ
 
 
 SCORES = "retrieval, topics"
-TUNED = {"mode": "fine-tuned", "tasks": ["sib200"], "seeds": 1}
+TUNED = {"mode": "fine-tuned", "tasks": ["sib200"], "seeds": 1, "precision": "auto"}
 
 STAGES["04_evaluate"] = Stage(
     analysis_params.EvaluationParams,
-    {"encoder": "langsamp-7", "tasks": ["tatoeba", "sib200"], "data_dir": "@sets", "seeds": 1},
+    {"encoder": "langsamp-7", "tasks": ["tatoeba", "sib200"], "data_dir": "@sets", "seeds": 1, "precision": "fp32"},
     see_evaluation,
     {
         "encoder": Effect(["baseline-7", "langsamp-8"], f"folder, warnings, {SCORES}"),
@@ -482,8 +482,9 @@ STAGES["04_evaluate"] = Stage(
         "layer": Effect([0], SCORES),
         "pooling": Effect(["cls", "last"], SCORES),
         "similarity": Effect(["csls", "margin"], "retrieval"),
-        "mode": Effect(["fine-tuned"], "learnt, topics", given={"tasks": ["sib200"], "seeds": 1}),
+        "mode": Effect(["fine-tuned"], "learnt, topics", given={k: v for k, v in TUNED.items() if k != "mode"}),
         "seeds": Effect([2, 3], "seeds, topics"),
+        "precision": Effect(["bf16"], "retrieval", perhaps="topics"),
         "overrides": Effect(
             [{"num_train_epochs": 1}, {"num_train_epochs": 2}], "learnt", given=TUNED, perhaps="topics"
         ),

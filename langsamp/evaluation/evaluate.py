@@ -7,16 +7,19 @@ __all__ = ['plateau_warnings', 'evaluate']
 
 # %% ../../nbs/library/evaluation/08_evaluate.ipynb #27e5ccb3
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
 
 from ..core.errors import UserError
 from ..core.files import read_json
 from ..data.unigrams import plateau_warning
-from ..encoding.open_encoder import open_encoder
-from .results import COLUMNS, open_results, protocol_version, results_folder
-from .tasks import get_task
+from ..encoding.open_encoder import Encoder, open_encoder
+from .results import COLUMNS, open_results, protocol_version, results_folder, task_folder
+from .tasks import Task, get_task
 from ..params.evaluate import EvaluationParams
+from ..training.precision import native_bf16
 
 # %% ../../nbs/library/evaluation/08_evaluate.ipynb #6a8356fe
 def plateau_warnings(
@@ -29,23 +32,41 @@ def plateau_warnings(
     warning = plateau_warning(result["validation_loss"], result["unigram_loss"])
     return [f"{folder.name}: {warning}"] if warning else []
 
+# %% ../../nbs/library/evaluation/08_evaluate.ipynb #5f5007cc
+def _settings(
+    p: EvaluationParams,
+    task: Task,
+    encoder: Encoder,
+    folder: Path,  # Of the encoder's results
+) -> dict[str, Any]:
+    "Return everything that determines the results of a task; `auto` keeps the precision of results that are there."
+    protocol = task.protocol(p)
+    common = {"task": task.name, "protocol": protocol, "source": p.source_language, "encoder": encoder.identity}
+    exact = common | task.settings(p) | {"code": protocol_version(protocol)}
+    half = exact | {"precision": "bf16"}
+    if protocol == "fine-tuned" or p.precision == "fp32":
+        return exact
+    if p.precision == "bf16":
+        return half
+    begun = [settings for settings in (exact, half) if task_folder(folder, settings).exists()]
+    return (begun or [half if native_bf16(encoder.model.device) else exact])[0]
+
 # %% ../../nbs/library/evaluation/08_evaluate.ipynb #8936a50a
 def evaluate(
     p: EvaluationParams,  # The encoder, the tasks and their settings
     outputs: Path | str,  # The `outputs/` folder
 ) -> tuple[pd.DataFrame, list[str]]:  # Columns as in `read_results`; warnings
     "Compute the results that are missing, and return those of this request; raise `UserError` if there are none."
-    encoder, found, warnings = (
-        open_encoder(p.encoder, outputs),
-        [],
-        plateau_warnings(Path(outputs) / p.encoder.partition("@")[0]),
-    )
+    encoder, found = open_encoder(p.encoder, outputs), []
+    warnings = plateau_warnings(Path(outputs) / p.encoder.partition("@")[0])
     folder = results_folder(encoder.identity, outputs)
     for task in map(get_task, p.tasks):
-        protocol = task.protocol(p)
-        common = {"task": task.name, "protocol": protocol, "source": p.source_language, "encoder": encoder.identity}
-        settings = common | task.settings(p) | {"code": protocol_version(protocol)}
-        with open_results(folder, settings, p.encoder, task.describe(p.data_dir)) as results:
+        settings = _settings(p, task, encoder, folder)
+        half = settings.get("precision") == "bf16"
+        with (
+            open_results(folder, settings, p.encoder, task.describe(p.data_dir)) as results,
+            torch.autocast(encoder.model.device.type, torch.bfloat16, enabled=half),
+        ):
             rows, more = task.evaluate(p, encoder, results)
         found += [{"run": p.encoder, "task": task.name, "layer": settings["layer"]} | row for row in rows]
         warnings += more

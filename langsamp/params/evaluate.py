@@ -45,6 +45,9 @@ class EvaluationParams(Params):
         "frozen", description="Labelled tasks: frozen (a linear probe on sentence embeddings) or fine-tuned"
     )
     seeds: Seeds = Field(5, description="Number of seeds for labelled tasks: 42, 43, …")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Of the frozen encoder; auto is bf16 where the processor or GPU has it natively, else fp32"
+    )
     overrides: dict[str, Any] = Field({}, description="Hyperparameters that replace the paper's, for mode fine-tuned")
 
     def conflicts(self) -> list[str]:
@@ -68,6 +71,9 @@ def _unused_settings(p: EvaluationParams) -> list[str]:
         and not retrieval,
         "pooling is for retrieval and topics with mode frozen; leave pooling out": p.pooling != "mean" and not pooled,
         "layer is for retrieval and mode frozen; leave layer out": p.layer != -1 and tuned and not retrieval,
+        "precision is for retrieval and mode frozen; leave precision out": p.precision != "auto"
+        and tuned
+        and not retrieval,
         f"data_dir is not read by {tasks}; leave data_dir out": p.data_dir and {*p.tasks} <= _WITHOUT_FOLDER,
     }
     return [phrase for phrase, holds in wrong.items() if holds]
