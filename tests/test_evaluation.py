@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import tiny
+import torch
 
 from langsamp.cli.main import _evaluate as _print_evaluation
 from langsamp.core.errors import UserError
@@ -312,6 +313,28 @@ def test_means_keep_sources_and_settings_apart(eval_params, outputs):
     assert found.groupby("layer").source.agg(set)[-1] == {"eng_Latn", "deu_Latn"}
     with pytest.raises(UserError, match="sib200, frozen, of .* was evaluated with two settings"):
         means(pd.concat([table[table.task == "sib200"]] * 2))
+
+
+@pytest.mark.parametrize("task", ["tatoeba", "sib200"])
+def test_a_frozen_encoder_computes_in_bf16_where_it_is_native(task, data, tmp_path, monkeypatch):
+    "Its products are rounded where bf16 is native or asked for; what was begun in fp32 stays in fp32."
+    encoder, kinds = open_encoder(str(tiny.stock_checkpoint(tmp_path)), tmp_path), set()
+    products = encoder.model.encoder.layer[0].intermediate.dense
+    products.register_forward_hook(lambda module, args, out: kinds.add(out.dtype))
+    monkeypatch.setattr("langsamp.evaluation.evaluate.open_encoder", lambda *_: encoder)
+
+    def precision(native: bool, place: str, asked: str = "auto", **more) -> set[torch.dtype]:
+        monkeypatch.setattr("langsamp.evaluation.evaluate.native_bf16", lambda device: native)
+        kinds.clear()
+        p = EvaluationParams(encoder="any", tasks=[task], data_dir=str(data), seeds=1, precision=asked, **more)
+        evaluate(p, tmp_path / place)
+        return kinds
+
+    assert precision(True, "a") == precision(False, "b", "bf16") == {torch.bfloat16}
+    assert precision(False, "c") == precision(True, "d", "fp32") == {torch.float32}
+    assert precision(True, "c", languages=["deu_Latn"]) == set(), "nothing was left to do"
+    assert precision(False, "e", languages=["deu_Latn"]) == precision(True, "e") == {torch.float32}
+    assert precision(True, "f", languages=["deu_Latn"]) == {torch.bfloat16} == precision(False, "f")
 
 
 @pytest.mark.slow
