@@ -99,7 +99,9 @@ def utilization(
 # %% ../../nbs/library/benchmark/06_report.ipynb #10bd474f
 def overhead_table(
     rows: pd.DataFrame,  # Of a benchmark
-) -> pd.DataFrame:  # By size, more in per cent: time (low, high, level), CPU time, memory (low, high), parameters
+) -> (
+    pd.DataFrame
+):  # By size, more in per cent: time (low, high, level), CPU time (low, high), memory (low, high), parameters
     "Compare the same variant with and without embeddings, in per cent."
     found: list[dict[str, Any]] = []
     for size, part in rows[rows.stage == "overhead"].groupby("size", sort=False):
@@ -113,6 +115,7 @@ def overhead_table(
         )
         count = _select(part, "overhead", "parameters").set_index("variant").value
         numbers = {"time": time["median"], "low": time["low"], "high": time["high"], "CPU time": used["median"]}
+        numbers |= {"CPU_low": used["low"], "CPU_high": used["high"]}
         numbers |= {"memory": peak["median"], "memory_low": peak["low"], "memory_high": peak["high"]}
         numbers |= {"parameters": count["language+script"] / count["baseline"]}
         found.append(
