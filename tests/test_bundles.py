@@ -201,7 +201,7 @@ def test_files_do_not_depend_on_the_batches(tmp_path, monkeypatch, unk):
     corpus = write_text(tmp_path / "text", 40)
     for code in CODES[:40:3]:
         for split in ("train", "validation"):
-            tiny.write(corpus / f"{split}/{code}.txt", f"Ω and {split}\n<s> is text\nno Ω Ж\n")
+            tiny.write(corpus / f"{split}/{code}.txt", f"no Ж in {split}\n<s> is text\nno Ω Ж\n")
     for code in (CODES[0], CODES[20], CODES[39]):
         for split in ("train", "validation"):
             tiny.write(corpus / f"{split}/{code}.txt", "\n")
@@ -213,7 +213,7 @@ def test_files_do_not_depend_on_the_batches(tmp_path, monkeypatch, unk):
     facts = [report["splits"]["train"] for report in read_filter_reports(written)]
     assert found[0] == found[1] == found[2] and len(found[0]) == 6 and len(written) == 40
     assert [facts[n]["lines"] for n in (0, 20, 39)] == [0, 0, 0] and facts[3]["unknown"] >= 3
-    assert facts[3].get("lost") == ({"Ω": 2, "Ж": 1} if unk is None else None)
+    assert facts[3].get("lost") == ({"Ж": 2, "Ω": 1} if unk is None else None)
 
 
 def killed_on_separate_folders(step: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from langsamp.cli.main import _evaluate as _print_evaluation
 from langsamp.core.errors import UserError
 from langsamp.encoding.open_encoder import Encoder, open_encoder
+from langsamp.evaluation import finetune
 from langsamp.evaluation.bitext import load_bitexts
 from langsamp.evaluation.datasets import LabelledDataset, LabelledTexts, load_labelled
 from langsamp.evaluation.evaluate import evaluate
@@ -334,7 +335,48 @@ def test_a_frozen_encoder_computes_in_bf16_where_it_is_native(task, data, tmp_pa
     assert precision(False, "c") == precision(True, "d", "fp32") == {torch.float32}
     assert precision(True, "c", languages=["deu_Latn"]) == set(), "nothing was left to do"
     assert precision(False, "e", languages=["deu_Latn"]) == precision(True, "e") == {torch.float32}
-    assert precision(True, "f", languages=["deu_Latn"]) == {torch.bfloat16} == precision(False, "f")
+    assert precision(True, "f", languages=["deu_Latn"]) == {torch.bfloat16} == precision(False, "f", layer=1)
+
+
+def test_a_failed_evaluation_decides_no_precision(data, unbroken, tmp_path, outputs, monkeypatch):
+    "Nor do results of another task; results of another encoder do, so that both can be compared."
+    monkeypatch.setattr("langsamp.evaluation.evaluate.native_bf16", lambda device: False)
+    p = EvaluationParams(encoder=str(outputs / unbroken.name / "backbone"), tasks=["tatoeba"], data_dir=str(data))
+    with pytest.raises(UserError):
+        evaluate(p.replace(precision="bf16", data_dir=str(tmp_path / "nothing")), tmp_path)
+    assert {*evaluate(p, tmp_path)[0].precision} == {"fp32"}
+    monkeypatch.setattr("langsamp.evaluation.evaluate.native_bf16", lambda device: True)
+    other = p.replace(encoder=str(tiny.stock_checkpoint(tmp_path)))
+    assert {*evaluate(other, tmp_path)[0].precision} == {"fp32"}
+    assert {*evaluate(other.replace(tasks=["sib200"], seeds=1), tmp_path)[0].precision} == {"bf16"}
+
+
+def test_two_precisions_are_not_compared(data, unbroken, tmp_path, outputs):
+    names = [str(outputs / unbroken.name / "backbone"), str(tiny.stock_checkpoint(tmp_path))]
+    common = {"tasks": ["tatoeba"], "data_dir": str(data)}
+    for name, precision, language in zip((*names, names[1]), ("fp32", "bf16", "fp32"), ("fra", "fra", "rus")):
+        evaluate(EvaluationParams(encoder=name, precision=precision, languages=[language], **common), tmp_path)
+        if precision == "bf16":
+            with pytest.raises(UserError, match="in bf16 and of .*backbone` in fp32, of tatoeba, raw, cannot"):
+                read_results(names, tmp_path)
+    with pytest.raises(UserError, match="in bf16 and of .* in fp32, of tatoeba"):
+        read_results(names[1:], tmp_path)
+
+
+def test_fine_tuning_is_in_no_context_that_keeps_cast_weights(data, tmp_path, monkeypatch):
+    "Autocast forgets them when the outermost context ends, which must be that of one forward pass."
+    depths, logits = set(), finetune.task_logits
+
+    def noting_depth(*given):
+        depths.add(torch.autocast_increment_nesting())
+        torch.autocast_decrement_nesting()
+        return logits(*given)
+
+    monkeypatch.setattr(finetune, "task_logits", noting_depth)
+    few = {"num_train_epochs": 1, "micro_batch_size": 16}
+    p = EvaluationParams(encoder=str(tiny.stock_checkpoint(tmp_path)), tasks=["sib200"], data_dir=str(data), seeds=1)
+    found, _ = evaluate(p.replace(mode="fine-tuned", overrides=few), tmp_path)
+    assert depths == {1} and {*found.precision} == {""}
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class FilterReport:
 
 # %% ../../nbs/library/corpora/01_text.ipynb #59c9281d
 def filter_report_facts(filter_report: FilterReport) -> dict[str, Any]:
-    "Return a filter report as JSON; `bad_files` only if there are any."
+    "Return a filter report as JSON, not copied; `bad_files` only if there are any."
     return {name: value for name, value in vars(filter_report).items() if value or name != "bad_files"}
 
 # %% ../../nbs/library/corpora/01_text.ipynb #af497672

@@ -65,7 +65,7 @@ class _Split:
         self.facts["tokens"] += len(ids_N)
         self.facts["unknown"] += unknown + lost.total()
         if lost:
-            self.facts["lost"] = lost + Counter(self.facts.get("lost", {}))
+            self.facts["lost"] = Counter(self.facts.get("lost", {})) + lost
         self.facts["characters"] += sum(map(len, texts))
 
 # %% ../../nbs/library/data/00_shards.ipynb #a5f5028c

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['POOLINGS', 'mean_pooling', 'cls_pooling', 'last_pooling', 'pooling_of', 'truncated_config', 'truncated_encoder',
-           'padding_id', 'encode', 'encode_layers']
+           'padding_id', 'encode', 'computing_in', 'encode_layers']
 
 # %% ../../nbs/library/encoding/00_encoder.ipynb #f965d112
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,14 @@ def encode(
     pool, run = pooling_of(pooling), truncated_encoder(model.eval(), layer)
     states = lambda **batch: [run(**batch)]  # noqa: E731
     return _pooled(states, 1, pool, sentences, model, tokenizer, batch_size)[0]
+
+# %% ../../nbs/library/encoding/00_encoder.ipynb #7f2b896a
+def computing_in(
+    precision: str,  # fp32 or bf16
+    device: torch.device,  # Of the encoder
+) -> AbstractContextManager:
+    "A context in which an encoder computes in a precision; its weights must not change inside."
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 # %% ../../nbs/library/encoding/00_encoder.ipynb #84eb727d
 @torch.no_grad()

@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from ..core.errors import UserError
 from ..core.files import read_json
 from ..data.unigrams import plateau_warning
+from ..encoding.encoder import computing_in
 from ..encoding.open_encoder import Encoder, open_encoder
-from .results import COLUMNS, open_results, protocol_version, results_folder, task_folder
+from langsamp.evaluation.results import (
+    COLUMNS,
+    kept_precisions,
+    open_results,
+    precision_of,
+    protocol_version,
+    results_folder,
+)
 from .tasks import Task, get_task
+from ..model.cpu_kernels import limit_primitive_cache
 from ..params.evaluate import EvaluationParams
 from ..training.precision import native_bf16
 
@@ -39,17 +47,16 @@ def _settings(
     encoder: Encoder,
     folder: Path,  # Of the encoder's results
 ) -> dict[str, Any]:
-    "Return everything that determines the results of a task; `auto` keeps the precision of results that are there."
-    protocol = task.protocol(p)
+    "Return everything that determines the results of a task; fp32 is not named."
+    protocol, precision = task.protocol(p), p.precision
     common = {"task": task.name, "protocol": protocol, "source": p.source_language, "encoder": encoder.identity}
-    exact = common | task.settings(p) | {"code": protocol_version(protocol)}
-    half = exact | {"precision": "bf16"}
-    if protocol == "fine-tuned" or p.precision == "fp32":
-        return exact
-    if p.precision == "bf16":
-        return half
-    begun = [settings for settings in (exact, half) if task_folder(folder, settings).exists()]
-    return (begun or [half if native_bf16(encoder.model.device) else exact])[0]
+    settings = common | task.settings(p) | {"code": protocol_version(protocol)}
+    if protocol == "fine-tuned":
+        return settings
+    if precision == "auto":
+        native = "bf16" if native_bf16(encoder.model.device) else "fp32"
+        precision = (kept_precisions(folder, settings) or [native])[0]
+    return settings | ({"precision": precision} if precision != "fp32" else {})
 
 # %% ../../nbs/library/evaluation/08_evaluate.ipynb #8936a50a
 def evaluate(
@@ -57,18 +64,19 @@ def evaluate(
     outputs: Path | str,  # The `outputs/` folder
 ) -> tuple[pd.DataFrame, list[str]]:  # Columns as in `read_results`; warnings
     "Compute the results that are missing, and return those of this request; raise `UserError` if there are none."
+    limit_primitive_cache()
     encoder, found = open_encoder(p.encoder, outputs), []
     warnings = plateau_warnings(Path(outputs) / p.encoder.partition("@")[0])
     folder = results_folder(encoder.identity, outputs)
     for task in map(get_task, p.tasks):
         settings = _settings(p, task, encoder, folder)
-        half = settings.get("precision") == "bf16"
+        common = {"run": p.encoder, "task": task.name, "layer": settings["layer"], "precision": precision_of(settings)}
         with (
             open_results(folder, settings, p.encoder, task.describe(p.data_dir)) as results,
-            torch.autocast(encoder.model.device.type, torch.bfloat16, enabled=half),
+            computing_in(common["precision"], encoder.model.device),
         ):
             rows, more = task.evaluate(p, encoder, results)
-        found += [{"run": p.encoder, "task": task.name, "layer": settings["layer"]} | row for row in rows]
+        found += [common | row for row in rows]
         warnings += more
     if not found:
         raise UserError("\n".join([f"nothing to evaluate in {', '.join(p.tasks)}", *warnings[:20]]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PROTOCOL_MODULES', 'results_folder', 'Results', 'record_request', 'task_folder', 'open_results',
-           'protocol_version', 'stored_results', 'read_results', 'means']
+           'precision_of', 'kept_precisions', 'protocol_version', 'stored_results', 'read_results', 'means']
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #bcf1a5c4
 import json
@@ -115,7 +115,7 @@ def task_folder(
     "Return the folder of one task's results."
     return folder / f"{settings['task']}-{content_hash(dict(settings))}"
 
-
+# %% ../../nbs/library/evaluation/06_results.ipynb #cb7b262e
 @contextmanager
 def open_results(
     folder: Path,  # As `results_folder` returns it
@@ -137,8 +137,40 @@ def open_results(
     except Timeout:
         raise UserError(f"another evaluation is running in {place}; wait for it, or stop it") from None
 
+# %% ../../nbs/library/evaluation/06_results.ipynb #2857c600
+def precision_of(
+    settings: Mapping[str, Any],  # Of an evaluation
+) -> str:  # fp32 or bf16; empty for fine-tuning, where it is not chosen
+    "Return the precision of a frozen encoder."
+    return settings.get("precision", "fp32" if settings["protocol"] != "fine-tuned" else "")
+
+# %% ../../nbs/library/evaluation/06_results.ipynb #02e12a43
+def kept_precisions(
+    folder: Path,  # As `results_folder` returns it
+    settings: Mapping[str, Any],  # Of an evaluation in fp32
+) -> list[str]:  # Empty if there are no results
+    "Return the precisions of a task's results, those of this encoder and these settings first."
+    found = [read_json(path.with_name("settings.json"))["settings"] for path in folder.parent.glob("*/*/rows.jsonl")]
+    same = [one for one in found if all(one.get(name) == settings[name] for name in ("task", "protocol", "code"))]
+    same.sort(key=lambda one: ({**one, "precision": 0} != {**settings, "precision": 0}, precision_of(one) == "bf16"))
+    return [precision_of(one) for one in same]
+
+# %% ../../nbs/library/evaluation/06_results.ipynb #a5ae7ce3
+def _check_precisions(results: pd.DataFrame) -> pd.DataFrame:
+    "Return results; raise `UserError` if those of a task are in two precisions."
+    for (task, mode), part in results.groupby(["task", "mode"], sort=False):
+        first = part.drop_duplicates("precision").sort_values("precision")
+        if len(first) > 1:
+            places = " and ".join(f"of `{run}` in {precision}" for run, precision in zip(first.run, first.precision))
+            raise UserError(
+                f"results {places}, of {task}, {mode}, cannot be compared: evaluate with the same `precision`, "
+                "and delete the others under outputs/evaluations/"
+            )
+    return results
+
 # %% ../../nbs/library/evaluation/06_results.ipynb #4392c419
 COLUMNS = ["run", "task", "mode", "layer", "source", "target", "name", "seed", "metric", "value", "items", "data"]
+COLUMNS += ["precision"]
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #5ac951e8
 PROTOCOL_MODULES = {
@@ -163,7 +195,7 @@ def _current_rows(
     for path in sorted(folder.glob("*/settings.json")):
         settings = read_json(path)["settings"]
         if settings["code"] == protocol_version(settings["protocol"]):
-            common = {"task": settings["task"], "layer": settings["layer"]}
+            common = {"task": settings["task"], "layer": settings["layer"], "precision": precision_of(settings)}
             data, units = _read_request(path.with_name("request.json"))
             rows += [common | row for row in _table(_read_rows(path.with_name("rows.jsonl")), units, data)]
     return rows
@@ -175,14 +207,14 @@ def stored_results(
 ) -> pd.DataFrame:  # Columns as in `COLUMNS`; empty if it was never evaluated
     "Read the results of an encoder with its current weights and this code."
     folder = results_folder(open_encoder(run, outputs).identity, outputs)
-    return pd.DataFrame(_current_rows(folder), columns=COLUMNS).assign(run=run)
+    return _check_precisions(pd.DataFrame(_current_rows(folder), columns=COLUMNS).assign(run=run))
 
 
 def read_results(
     runs: Sequence[str],  # Encoders, as `open_encoder` names them
     outputs: Path | str,  # The `outputs/` folder
 ) -> pd.DataFrame:  # Columns as in `COLUMNS`; one row per run, task, language, seed and metric
-    "Read the results of some encoders; raise `UserError` for one that was never evaluated."
+    "Read the results of some encoders; raise `UserError` for one that was never evaluated, and for two precisions."
     tables = []
     for run in runs:
         rows = stored_results(run, outputs)
@@ -192,7 +224,7 @@ def read_results(
                 "run nbs/04_evaluate.ipynb"
             )
         tables.append(rows)
-    return pd.concat(tables, ignore_index=True)
+    return _check_precisions(pd.concat(tables, ignore_index=True))
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #4a53ab1d
 _KEYS = ["run", "task", "mode", "layer", "source", "metric"]
