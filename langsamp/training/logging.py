@@ -9,6 +9,7 @@ __all__ = ['ProgressLines', 'ProgressBar', 'masked_tokens', 'describe_validation
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,21 +43,22 @@ class ProgressLines(_PlainMessages):
 
     def __init__(self, steps: int, step: int = 0, lines: int = 20, most: float = 30) -> None:
         self.steps, self.every, self.most = steps, max(1, steps // lines), most
-        self.printed = time.monotonic(), step  # When the last line was due, and its step
+        self.printed = deque([(time.monotonic(), step)], maxlen=5)  # When the last lines were due, and their steps
         self.since: list[tuple[float, int, float]] = []
 
     def __call__(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         "Record a finished step, and print if a line is due."
         self.since.append((loss, tokens, seconds))
-        elapsed = (now := time.monotonic()) - self.printed[0]
-        if step % self.every and step != self.steps and elapsed < self.most:
+        now, (begun, first) = time.monotonic(), self.printed[0]
+        if step % self.every and step != self.steps and now - self.printed[-1][0] < self.most:
             return
-        left = elapsed / (step - self.printed[1]) * (self.steps - step)
+        left = (now - begun) / (step - first) * (self.steps - step)
         losses, tokens_seen, duration = map(sum, zip(*self.since))
         mean, speed = losses / len(self.since), tokens_seen / max(duration, 1e-9)
         line = f"step {step:>6}/{self.steps}  loss {mean:.3f}  {speed:>7,.0f} tokens/s  {_clock(left)} left"
         print(f"{line}{_gpu_memory()}", flush=True)
-        self.since, self.printed = [], (now, step)
+        self.since = []
+        self.printed.append((now, step))
 
 # %% ../../nbs/library/training/01_logging.ipynb #4dc92432
 def _clock(seconds: float) -> str:
