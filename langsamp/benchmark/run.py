@@ -27,7 +27,8 @@ from langsamp.benchmark.suites import (
     training_suite,
     unfinished_row,
 )
-from ..core.files import content_hash
+from ..core.code_version import code_version
+from ..core.files import content_hash, read_json, write_text
 from ..corpora.mediawiki import mediawiki_corpus
 from ..corpora.registry import open_corpus
 from ..corpora.udhr import udhr_corpus
@@ -99,6 +100,15 @@ def _print_precisions() -> str:
     print(f"…_bf16 are in bf16, all others in fp32; the default of a run is {default} here", flush=True)
     return default
 
+# %% ../../nbs/library/benchmark/05_run.ipynb #a580d91e
+def _add_session(folder: Path, text: str) -> None:
+    "Add a session to provenance.json; print that parts may have been measured by other code, if a session had it."
+    session = {"default_precision": _print_precisions(), "code": code_version("benchmark.run")}
+    add_provenance(folder, text, seed=42, **session)
+    versions = {session.get("code") for session in read_json(folder / "provenance.json")["sessions"]}
+    if len(versions) > 1 and any((folder / "parts").glob("*.csv")):
+        print(f"parts in {folder} may be of another version of the code; delete it to measure all again", flush=True)
+
 # %% ../../nbs/library/benchmark/05_run.ipynb #ee5121d3
 def run_benchmark(
     p: BenchmarkParams,
@@ -113,10 +123,10 @@ def run_benchmark(
         check_same_params(folder, params)
         check_same_data(folder, text)
         write_params(folder, params)
-        add_provenance(folder, text, seed=42, default_precision=_print_precisions())
+        _add_session(folder, text)
         scratch = outputs / "data" / "benchmarks" / f"{p.name}-{content_hash(params, text)}"
         scratch.mkdir(parents=True, exist_ok=True)
-        jobs = {scratch / f"{number:02d}.csv": job for number, job in enumerate(_jobs(p, outputs, scratch))}
+        jobs = {folder / f"parts/{number:02d}.csv": job for number, job in enumerate(_jobs(p, outputs, scratch))}
         for number, (path, job) in enumerate(jobs.items()):
             missing = sum(not other.exists() for other in [*jobs][number:])
             _measure(path, *job, share_of_time(until, max(1, missing)))
@@ -150,9 +160,10 @@ def _measure(path: Path, stage: str, part: str, job: Callable[[float], Any], unt
     "Run a measurement unless its result exists, and print how long it took; unfinished ones are not kept as results."
     if path.exists():
         return print(f"{stage}, {part}: kept", flush=True)
-    started, temporary = time.monotonic(), path.with_suffix(".part-")
+    started = time.monotonic()
     rows = pd.DataFrame(_rows_or_failure(stage, part, job, until), columns=COLUMNS)
-    rows.to_csv(temporary, index=False, float_format="%.8g")
     complete = not rows.measure.str.startswith(UNFINISHED).any()
-    temporary.replace(path if complete else path.with_suffix(".unfinished"))
+    path.parent.mkdir(exist_ok=True)
+    text = rows.to_csv(index=False, float_format="%.8g")
+    write_text(path if complete else path.with_suffix(".unfinished"), text)
     print(f"{stage}, {part}: {time.monotonic() - started:.0f} s{'' if complete else ', not complete'}", flush=True)
