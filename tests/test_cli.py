@@ -116,7 +116,7 @@ def test_help_lists_every_parameter_with_its_description(capsys):
         (["pretrain", "max_steps=5.5"], "`max_steps` must be a whole number, not 5.5"),
         (["plan", "max_stepps=5"], "did you mean `max_steps`?"),
         (["push", "repo_id=mine"], "repo_id must be OWNER/NAME"),
-        (["card", "run=none"], "is not a finished run"),
+        (["card", "run=none"], "no run at"),
     ],
 )
 def test_a_mistake_is_named_and_ends_with_2(words, message, capsys):

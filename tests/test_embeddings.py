@@ -165,7 +165,7 @@ def test_a_variant_without_script_embeddings_has_zeros_and_one_without_language_
     assert not initial_embeddings(short / "language").script_PH.any()
     with pytest.raises(UserError, match="run baseline has variant `baseline` and no language embeddings"):
         read_embeddings(short / "baseline")
-    with pytest.raises(UserError, match="no finished run at .*nothing"):
+    with pytest.raises(UserError, match="no run at .*nothing"):
         read_embeddings(short / "nothing")
 
 
@@ -377,7 +377,7 @@ def test_runs_that_cannot_be_compared_are_an_error(short, corpus, unbroken):
     pretrain(tiny.params_of(corpus, run_name="longer", **longer), short)
     with pytest.raises(UserError, match="ended at different steps: .*'short': 2.*'longer': 3"):
         exported_losses({"a": [short / "short"], "b": [short / "longer"]})
-    with pytest.raises(UserError, match="no finished run at .*nothing"):
+    with pytest.raises(UserError, match="no run at .*nothing"):
         exported_losses({"a": [short / "nothing"]})
     other = tiny.write_corpus(short / "other-text", lines=30)
     pretrain(tiny.params_of(other, run_name="other", max_steps=2, warmup_steps=0, save_steps=2), short)

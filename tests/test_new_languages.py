@@ -169,6 +169,28 @@ def test_the_command_adds_a_language(home, monkeypatch, capsys):
     assert "there is a model at" in (errors := capsys.readouterr().err) and "needs lines of text" in errors
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sources run=ADDED target=ukr_Cyrl candidates=eng_Latn",
+        "add-language run=ADDED language=deu_Latn name=twice",
+        "card run=ADDED",
+        "push run=ADDED repo_id=me/it",
+        "evaluate encoder=ADDED",
+        "evaluate encoder=ADDED@given",
+        "evaluate encoder=init:ADDED",
+        "pretrain run_name=next backbone=run:ADDED",
+    ],
+)
+def test_a_command_that_needs_a_run_says_what_add_language_wrote(words, home, monkeypatch, capsys):
+    monkeypatch.setenv("LANGSAMP_OUTPUTS", str(home))
+    if not (home / "added").exists():
+        assert main(["add-language", "run=fewer-7", "language=ukr_Cyrl", "name=added"]) == 0
+    capsys.readouterr()
+    assert main(words.replace("ADDED", "added").split()) == 2
+    assert f"{home / 'added'} is not a run, but a model to which" in capsys.readouterr().err
+
+
 def test_the_page_measures_all_seeds(home, monkeypatch):
     "Each parameter has its effect."
     monkeypatch.setenv("LANGSAMP_OUTPUTS", str(home))

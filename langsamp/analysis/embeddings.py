@@ -97,9 +97,7 @@ def _gather(
 # %% ../../nbs/library/analysis/07_embeddings.ipynb #f7e4c243
 def _facts_of(run: Path) -> pd.DataFrame:
     "Collect the facts of a run's language-scripts, with training tokens and sampled sequences."
-    if not (run / "result.json").exists():
-        raise UserError(f"no finished run at {run}: run nbs/03_pretrain.ipynb with papermill until it finishes")
-    p, corpus = open_run(run)
+    p, corpus = open_run(run, finished=True)
     if p.variant not in ("language+script", "language"):
         raise UserError(
             f"run {run.name} has variant `{p.variant}` and no language embeddings; "

@@ -59,7 +59,7 @@ def packing_table(
     layer: int = -1,  # Layer that is pooled for retrieval
 ) -> pd.DataFrame:  # One row per run: losses, unigram baseline, retrieval in per cent, training tokens
     "Evaluate each run on both packings and on retrieval."
-    opened = [open_run(run) for run in runs]
+    opened = [open_run(run, finished=True) for run in runs]
     _check_pairs([p for p, _ in opened])
     by_packing = [
         [run for run, (p, _) in zip(runs, opened) if p.packing == packing] for packing in ("sentences", "stream")

@@ -20,7 +20,7 @@ from ..core.errors import UserError
 from ..core.files import read_json
 from ..languages.codes import family_of
 from ..training.prepare import open_run
-from ..training.run_dir import read_metrics
+from ..training.run_dir import check_run, read_metrics
 
 # %% ../../nbs/library/analysis/10_resources.ipynb #43195e4c
 def exported_losses(
@@ -28,10 +28,8 @@ def exported_losses(
 ) -> pd.DataFrame:  # One row per run and language-script: label, run, variant, step, code, script, loss, masked, tokens
     "Read the validation loss of the exported weights and the training tokens, for each language-script."
     runs = [run for folders in encoders.values() for run in folders]
-    if unfinished := [str(run) for run in runs if not (run / "result.json").exists()]:
-        raise UserError(
-            f"no finished run at {', '.join(unfinished)}: run nbs/03_pretrain.ipynb with papermill until it finishes"
-        )
+    for run in runs:
+        check_run(run)
     tables = []
     for label, folders in encoders.items():
         for run in folders:

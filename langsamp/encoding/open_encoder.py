@@ -18,7 +18,7 @@ import torch
 
 from ..core.errors import UserError
 from ..core.files import content_hash
-from ..core.manifests import verify
+from ..core.manifests import refuse_model_without_run, verify
 from ..data.masking import TokenIds
 from ..data.unigrams import unigram_probabilities
 from .encoder import encode
@@ -87,9 +87,7 @@ def in_language(
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #48e35519
 def _backbone_of(folder: Path) -> tuple[str, Any, Any]:
     "Return variant, encoder and tokenizer of a finished run."
-    if not (folder / "result.json").exists():
-        raise UserError(f"{folder} is not a finished run; run papermill nbs/03_pretrain.ipynb to the end")
-    variant, place = open_run(folder)[0].variant, folder / "backbone"
+    variant, place = open_run(folder, finished=True)[0].variant, folder / "backbone"
     return variant, load_encoder(place, HOW_TO_REMAKE), load_tokenizer(str(place))
 
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #6000851b
@@ -141,6 +139,7 @@ def _initial_encoder(folder: Path) -> tuple[str, Any, Any]:
 # %% ../../nbs/library/encoding/01_open_encoder.ipynb #264a2f15
 def _other_checkpoint(name: str, outputs: Path) -> tuple[str, Any, Any]:
     "Open a checkpoint by the name of an adapted checkpoint, a name on the Hub or a folder."
+    refuse_model_without_run(outputs / name.partition("@")[0])
     place = find_backbone(name, outputs)
     try:
         model = load_encoder(place, dtype=torch.float32)

@@ -25,6 +25,7 @@ from .results import means, stored_results
 from ..params.publish import PublishParams
 from ..training.model_card import LICENCE_FILE, PARTS, model_card, run_facts
 from ..training.pretrain import HOW_TO_REMAKE
+from ..training.run_dir import check_run
 
 # %% ../../nbs/library/evaluation/09_publish.ipynb #9c150008
 def _languages(sets: pd.DataFrame) -> str | int:
@@ -51,8 +52,7 @@ def stored_scores(
 # %% ../../nbs/library/evaluation/09_publish.ipynb #9c15000a
 def _result_of(folder: Path) -> dict[str, Any]:
     "The result of a run; one that is not finished is a `UserError`."
-    if not (folder / "result.json").exists():
-        raise UserError(f"{folder} is not a finished run; run papermill nbs/03_pretrain.ipynb to the end")
+    check_run(folder)
     return read_json(folder / "result.json")
 
 # %% ../../nbs/library/evaluation/09_publish.ipynb #9c15000b

@@ -17,7 +17,7 @@ from ..core.downloads import explain_cache_errors
 from ..core.errors import UserError
 from ..core.files import content_hash, read_json, sha256, write_json
 from ..core.locks import file_lock
-from ..core.manifests import atomic_folder, is_intact, verify
+from ..core.manifests import atomic_folder, is_intact, refuse_model_without_run, verify
 from ..corpora.registry import open_corpus
 from ..corpora.text import Source
 from ..data.shards import source_hash
@@ -38,6 +38,7 @@ def _model_of_run(
 ) -> Path:
     "The folder `model/` of a finished run (`UserError`)."
     folder = outputs / name.removeprefix("run:")
+    refuse_model_without_run(folder)
 
     if not (folder / "params.yaml").exists():
         raise UserError(f"no run `{folder.name}` under {outputs}, for backbone `{name}`; check the name")

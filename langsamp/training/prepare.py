@@ -35,7 +35,7 @@ from ..params.pretrain import CorpusParams, PretrainParams
 from ..tokenization.coverage import lost_text_warnings, unknown_text_warnings
 from ..tokenization.train import pretrained_tokenizer, trained_tokenizer
 from .loop import Data
-from .run_dir import read_params
+from .run_dir import check_run, read_params
 
 # %% ../../nbs/library/training/05_prepare.ipynb #215daed4
 @dataclass(frozen=True)
@@ -256,10 +256,10 @@ def write_corpus_report(corpus: Corpus, folder: Path) -> None:
 # %% ../../nbs/library/training/05_prepare.ipynb #4785360b
 def open_run(
     folder: Path,  # A run's folder under outputs/
+    finished: bool = False,  # Whether it must be
 ) -> tuple[PretrainParams, Corpus]:  # Its parameters, and its prepared text
     "Open a run: its parameters and its corpus; another folder is a `UserError`."
-    if not (folder / "corpus.json").exists():
-        raise UserError(f"no run at {folder}: make it with papermill nbs/03_pretrain.ipynb")
+    check_run(folder, finished)
     p, kept = read_params(folder), read_json(folder / "corpus.json")
     outputs, report = folder.parent, {k: v for k, v in kept.items() if k not in ("identity", "tokenizer", "shards")}
     corpus = Corpus(outputs / kept["tokenizer"], [outputs / shard for shard in kept["shards"]], report)
