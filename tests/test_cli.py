@@ -10,11 +10,14 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
+import nbformat
 import papermill
 import pytest
 import tiny
 import yaml
+from nbformat.v4 import new_code_cell, new_notebook
 
+from langsamp.cli import main as cli
 from langsamp.cli.main import COMMANDS, FIGURES, main
 from langsamp.core.cards import card_metadata
 from langsamp.core.errors import UserError
@@ -203,6 +206,31 @@ def test_a_figure_needs_a_checkout_and_leaves_its_outputs_alone(tmp_path, monkey
     ((source, target, values), outputs) = drawn[0]
     assert source == tiny.ROOT / "nbs/figures/pretraining.ipynb" and values["runs"] == ["smoke"]
     assert Path(outputs) == tmp_path / "outputs" and target == tmp_path / "outputs/figures/pretraining.ipynb"
+
+
+SLOW_LAST_ANSWER = """
+import time
+kernel = get_ipython().kernel
+answer = kernel.shell_handlers["kernel_info_request"]
+async def answer_slowly(*message):
+    await answer(*message)
+    time.sleep(0.5)
+kernel.shell_handlers["kernel_info_request"] = answer_slowly
+"""
+
+
+def test_the_kernel_of_a_figure_is_not_interrupted_in_its_last_answer(tmp_path, monkeypatch, capfd):
+    "It printed that, after a figure without any error; an error in the notebook is still one."
+    cells = [new_code_cell("runs = []", metadata={"tags": ["parameters"]}), new_code_cell(SLOW_LAST_ANSWER)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "figure.ipynb")
+    monkeypatch.setattr(cli, "_figure_notebook", lambda name: tmp_path / "figure.ipynb")
+    assert main(["figure", "pretraining"]) == 0
+    assert "KeyboardInterrupt" not in (printed := capfd.readouterr()).err + printed.out
+    notebook.cells.append(new_code_cell("1 / 0"))
+    nbformat.write(notebook, tmp_path / "figure.ipynb")
+    assert main(["figure", "pretraining"]) == 2 and "ZeroDivisionError" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -116,6 +116,23 @@ def _push(p: PublishParams, outputs: Path) -> None:
 # %% ../../nbs/library/cli/00_main.ipynb #05a69442
 _REPOSITORY = "https://github.com/langsamp/langsamp"
 
+# %% ../../nbs/library/cli/00_main.ipynb #d91d0dab
+def _patient_kernel_manager() -> Any:
+    "Return the class of kernel managers that shut down a kernel when it is idle."
+    from jupyter_client.manager import AsyncKernelManager
+
+    class PatientKernelManager(AsyncKernelManager):
+        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+            client: Any = self.client()
+            client.start_channels()
+            with suppress(RuntimeError, TimeoutError):  # A busy kernel is interrupted, as after ctrl-C
+                await client.wait_for_ready(timeout=3)
+                await client.execute_interactive("", silent=True, timeout=3)  # Returns when the kernel is idle
+            client.stop_channels()
+            await super().shutdown_kernel(now, restart)
+
+    return PatientKernelManager
+
 # %% ../../nbs/library/cli/00_main.ipynb #c11a0012
 class Figure(NamedTuple):
     "A figure: the parameters of its notebook, and what it shows."
@@ -157,7 +174,8 @@ def _figure(name: str, p: Any, outputs: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ["LANGSAMP_OUTPUTS"] = str(outputs.absolute())  # For the notebook
     try:
-        papermill.execute_notebook(source, target, p.model_dump(), progress_bar=False)
+        manager = _patient_kernel_manager()
+        papermill.execute_notebook(source, target, p.model_dump(), progress_bar=False, kernel_manager_class=manager)
     except papermill.PapermillExecutionError as error:
         raise UserError(f"{error.ename}: {error.evalue}; see {target}") from None
     print(target)
