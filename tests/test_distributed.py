@@ -1,6 +1,7 @@
 "Any number of processes gives the result of one, with DDP or FSDP, and the number may change during a run."
 
 import json
+import math
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -15,9 +17,12 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForMaskedLM, XLMRobertaConfig
 
+from langsamp.benchmark import suites
+from langsamp.benchmark.report import process_table
 from langsamp.core.errors import UserError
 from langsamp.core.manifests import find_damage
 from langsamp.model.langsamp import from_backbone
+from langsamp.params.benchmark import BenchmarkParams
 from langsamp.params.pretrain import TrainingParams
 from langsamp.training.distributed import apply_fsdp, encoder_layers
 from langsamp.training.loop import Trainer
@@ -220,3 +225,26 @@ def test_layers_are_found_in_any_family(stem):
     with torch.device("meta"):
         mlm = AutoModelForMaskedLM.from_config(config)
     assert len(encoder_layers(mlm)) == tiny.SHAPE["num_hidden_layers"]
+
+
+def test_the_benchmark_trains_by_one_process_and_by_several_in_turn(tmp_path, monkeypatch):
+    "Two processes by their command; when the time is over, the rounds that are complete stay."
+    few = {"size": "1x32/200", "tokens_per_step": 128, "tokens_per_micro_batch": 32, "steps": 4, "rounds": 2}
+    p = BenchmarkParams(
+        corpus=str(tiny.write_corpus(tmp_path / "texts")), languages=[], max_seq_length=32, processes=few
+    )
+    train, seen = suites._train, []
+    monkeypatch.setattr(suites, "_train", lambda *given: seen.append(given[:4]) or float(len(seen)))
+    rows = suites.processes_suite(p, tmp_path, tmp_path)
+    plans = [(1, 1), (1, 2), (2, 1)]
+    assert [given[2:] for given in seen] == [*plans, *plans[::-1]]
+    assert [row["round"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    table = process_table(pd.DataFrame(rows))
+    assert table.ratio.tolist() == [(2 / 1 + 5 / 6) / 2, (3 / 1 + 4 / 6) / 2, (3 / 2 + 4 / 5) / 2]
+    assert train(*seen[0][:2], 2, 1, math.inf) > 0
+    sessions = json.loads((tmp_path / "benchmark/provenance.json").read_text())["sessions"]
+    assert [session["machine"]["processes"] for session in sessions] == [2]
+    monkeypatch.setattr(suites, "_train", train)
+    assert [row["measure"] for row in suites.processes_suite(p, tmp_path, tmp_path, 0)] == ["cut: 0 of 2 rounds"]
+    with pytest.raises(UserError, match="ended with status 2: .*nothing.yaml"):
+        train(tmp_path / "nothing.yaml", tmp_path, 1, 1, math.inf)

@@ -837,6 +837,13 @@ def sizes_in(variant: str, corpus: Path | None = None, folder: Path | None = Non
     return [variant, texts, size, values.get("processes"), (values.get("params") or {}).get("max_seq_length")]
 
 
+def trained(params: Path, outputs: Path, processes: int, threads: int, until: float) -> list[Any]:
+    "Return what the command for several processes is given."
+    values = yaml.safe_load(params.read_text())
+    names = ("num_layers", "global_batch_size", "micro_batch_size", "max_steps", "precision")
+    return [processes, threads, *(values[name] for name in names)]
+
+
 def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Observed:
     "Observe the rows of the benchmark, and the work behind them."
     (folder,) = (outputs / "benchmarks").iterdir()
@@ -855,6 +862,7 @@ def see_benchmark(bench: Bench, names: dict[str, Any], outputs: Path) -> Observe
         "losses": [what["loss"] for what in found],
         "compiled": [what["compiled"] for what in found],
         "texts": [what["texts"] for kind, _, what in work if "texts" in what and kind[1] == "encoding"],
+        "trained": bench.noted.get("_train", []),
         "measured": bench.noted.get("measure", []),
         "gigabytes": bench.noted.get("synthetic_run", []),
     }
@@ -878,6 +886,8 @@ LOSS = {
 LOSS |= {"variants": ["reference", "langsamp"]}
 OVERHEAD = TRAINING_SPEED | {"size": "1x32/200", "languages": [610], "variants": ["langsamp"]}
 PASS = {"corpus": "udhr", "files": 4, "rounds": 1, "megabytes": [1], "languages": 9, "gigabytes": 0.001}
+PROCESSES = {"size": "1x32/200", "processes": 2, "steps": 4, "rounds": 1, "variants": ["langsamp"]}
+PROCESSES |= {"tokens_per_step": 128, "tokens_per_micro_batch": 32}
 ENCODE = {"encoders": ["1x32"], "sentences": 8, "rounds": 1, "seconds": 0.5}
 MORE = (
     "processes, measurements, tokens, parameters, flops, micro-batches, losses, compiled"  # Where more processes train
@@ -895,6 +905,7 @@ STAGES["06_benchmark"] = Stage(
         "overhead": Effect([OVERHEAD], f"rows, {MORE}"),
         "equal_loss": Effect([{}], f"rows, {MORE}"),
         "encoding": Effect([ENCODE], "rows, processes, measurements, texts"),
+        "processes": Effect([PROCESSES], "rows, trained"),
         "corpus_pass": Effect([PASS], "rows, measured, gigabytes"),
         "corpus": Effect(["@other"], f"flops, {TRAINS}"),
         "languages": Effect([["eng_Latn"]], f"parameters, flops, {TRAINS}"),
@@ -969,6 +980,24 @@ STAGES["encoding suite"] = suite_stage(
     **ROUNDS,
     encoders=Effect([["2x32"]], "rows", perhaps="processes"),
     sentences=Effect([12], "texts"),
+)
+STAGES["processes suite"] = suite_stage(
+    benchmark_params.ProcessesParams,
+    PROCESSES,
+    ("processes",),
+    tokens_per_step=[
+        Effect([256], "trained"),
+        Effect([96], refused="tokens_per_step must be a multiple of tokens_per_micro_batch 32 in 2 processes"),
+    ],
+    tokens_per_micro_batch=[
+        Effect([64], "trained"),
+        Effect([16], refused="tokens_per_micro_batch 16 must be a multiple of max_seq_length 32"),
+    ],
+    variants=Effect([["langsamp_bf16"]], "trained"),
+    size=Effect(["2x32/200"], "rows, trained"),
+    processes=Effect([4], "rows, trained"),
+    steps=Effect([8], "trained"),
+    rounds=Effect([2], "trained"),
 )
 STAGES["corpus pass"] = suite_stage(
     benchmark_params.CorpusPassParams,
@@ -1125,6 +1154,7 @@ def bench(places):
         patch.setattr(InProcess, "bench", made, raising=False)
         patch.setattr(suites, "Worker", InProcess)
         made.spy(corpus_suite, "measure", sizes_in, measured)
+        made.spy(suites, "_train", trained, lambda *more: 1.0)
         few = corpus_suite.synthetic_shards
         patch.setattr(
             corpus_suite, "synthetic_shards", lambda home, languages=550, *more: few(home, min(languages, 20), 2)

@@ -153,14 +153,16 @@ def test_the_benchmark_measures_every_stage(tmp_path):
     tiny.papermill_command("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *arguments)
     folder = tmp_path / "benchmarks/quick"
     rows = pd.read_csv(folder / "rows.csv", keep_default_na=False)
-    assert {*rows.stage} == {"training", "overhead", "equal loss", "encoding"} and rows.value.gt(0).all()
+    assert {*rows.stage} == {"training", "overhead", "equal loss", "encoding", "processes"} and rows.value.gt(0).all()
     ends = [
-        f"{name}.{end}" for name in ("ratios", "utilization", "losses", "encoding") for end in ("png", "csv", "json")
+        f"{name}.{end}"
+        for name in ("ratios", "utilization", "losses", "encoding", "processes")
+        for end in ("png", "csv", "json")
     ]
     assert [name for name in ends if not (folder / name).exists()] == []
     before = (folder / "rows.csv").read_bytes()
     printed = tiny.papermill_command("nbs/06_benchmark.ipynb", tmp_path / "b.ipynb", tmp_path, *arguments)
-    assert printed.count("kept") == 4 and (folder / "rows.csv").read_bytes() == before
+    assert printed.count("kept") == 5 and (folder / "rows.csv").read_bytes() == before
 
 
 # The stages before a run

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PEAK_FLOPS', 'COLOURS', 'ratio_table', 'fastest_langsamp_variants', 'mfu_peak', 'utilization', 'overhead_table',
-           'loss_table', 'ratio_figure', 'utilization_figure', 'overhead_figure', 'loss_figure', 'finished_rows',
-           'save_figures']
+           'process_table', 'loss_table', 'ratio_figure', 'utilization_figure', 'overhead_figure', 'loss_figure',
+           'finished_rows', 'save_figures']
 
 # %% ../../nbs/library/benchmark/06_report.ipynb #b7d89092
 import re
 from collections.abc import Sequence
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,21 @@ def overhead_table(
         )
     return pd.DataFrame(found)
 
+# %% ../../nbs/library/benchmark/06_report.ipynb #65c6c1fc
+def process_table(
+    rows: pd.DataFrame,  # Of a benchmark
+) -> pd.DataFrame:  # size, variant, baseline, ratio, low, high, level, speed, baseline_speed
+    "Compare training with more threads, and with more processes, with those that have fewer, round by round."
+    found = []
+    for size, part in _select(rows, "processes").groupby("size", sort=False):
+        median = part.groupby("variant", sort=False).value.median()
+        for baseline, variant in combinations(median.index, 2):
+            if {*part["round"][part.variant == variant]} & {*part["round"][part.variant == baseline]}:
+                speeds = median[variant], median[baseline]
+                found.append((size, variant, baseline, *ratio_interval(part, variant, baseline).values(), *speeds))
+    names = ["size", "variant", "baseline", "ratio", "low", "high", "level", "speed", "baseline_speed"]
+    return pd.DataFrame(found, columns=names)
+
 # %% ../../nbs/library/benchmark/06_report.ipynb #8c163614
 def loss_table(
     rows: pd.DataFrame,  # Of a benchmark
@@ -173,7 +188,7 @@ def _points(axes: Any, table: pd.DataFrame, baselines: Sequence[str]) -> None:
         ends = [part.ratio - part.low, part.high - part.ratio]
         axes.errorbar(
             part.ratio, places, xerr=ends, fmt="s" if "stream" in variant else "o", ms=5,
-            color=COLOURS[variant], label=_display_name(variant),
+            color=COLOURS.get(variant, f"C{number}"), label=_display_name(variant),
         )  # fmt: skip
     axes.set(
         yticks=range(len(baselines)), yticklabels=[_display_name(baseline) for baseline in baselines], xscale="log"
@@ -277,8 +292,9 @@ def save_figures(
     tables = {"ratios": training, "overhead": overhead, "encoding": ratio_table(rows, "encoding")}
     tables |= {"utilization": utilization(rows)} if (rows.stage == "training").any() else {}
     tables |= {"losses": loss_table(rows)} if (rows.stage == "equal loss").any() else {}
-    drawn = {"ratios": ratio_figure, "encoding": ratio_figure, "overhead": overhead_figure}
+    drawn = {"ratios": ratio_figure, "encoding": ratio_figure, "processes": ratio_figure, "overhead": overhead_figure}
     drawn |= {"utilization": utilization_figure, "losses": loss_figure}
+    tables |= {"processes": process_table(rows)}
     tables = {name: table for name, table in tables.items() if len(table)}
     for name, table in tables.items():
         flat = table.reset_index() if name == "utilization" else table

@@ -23,6 +23,7 @@ from langsamp.benchmark.suites import (
     encoding_suite,
     equal_loss_suite,
     overhead_suite,
+    processes_suite,
     share_of_time,
     training_suite,
     unfinished_row,
@@ -40,6 +41,7 @@ from langsamp.params.benchmark import (
     EncodingSpeedParams,
     EqualLossParams,
     OverheadParams,
+    ProcessesParams,
     TrainingSpeedParams,
 )
 from ..tokenization.train import pretrained_tokenizer
@@ -92,6 +94,8 @@ def _jobs(p: BenchmarkParams, outputs: Path, folder: Path) -> Iterator[tuple[str
     if p.encoding:
         for encoder in EncodingSpeedParams.model_validate(p.encoding).encoders:
             yield "encoding", encoder, partial(encoding_suite, p, encoder, *here)
+    if p.processes:
+        yield "processes", ProcessesParams.model_validate(p.processes).size, partial(processes_suite, p, *here)
 
 # %% ../../nbs/library/benchmark/05_run.ipynb #0a5ae095
 def _print_precisions() -> str:

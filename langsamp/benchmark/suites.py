@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'run_params', 'extend_vocabulary', 'timing_rows', 'worker_groups', 'unfinished_row', 'share_of_time',
-           'training_suite', 'overhead_suite', 'equal_loss_suite', 'encoding_suite']
+           'training_suite', 'overhead_suite', 'equal_loss_suite', 'encoding_suite', 'processes_suite']
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #5cfa7ff1
 import math
+import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ import pandas as pd
 from .baselines import RECIPES
 from .interleaved import Worker, run_interleaved
 from .workers import write_corpus_paths
+from ..core.errors import UserError
 from ..core.files import write_json
 from ..core.manifests import atomic_folder, find_damage
 from ..corpora.registry import find_corpus
@@ -34,6 +37,7 @@ from langsamp.params.benchmark import (
     EncodingSpeedParams,
     EqualLossParams,
     OverheadParams,
+    ProcessesParams,
     StepParams,
     TrainingSpeedParams,
     shape_of,
@@ -41,6 +45,7 @@ from langsamp.params.benchmark import (
 from ..params.pretrain import ModelParams, PretrainParams
 from ..training.prepare import Corpus, prepare, training_data
 from ..training.pretrain import scratch_config
+from ..training.run_dir import read_metrics, write_params
 
 # %% ../../nbs/library/benchmark/04_suites.ipynb #c9c955d4
 XLMR_VOCAB_SIZE = 250_002
@@ -317,3 +322,61 @@ def encoding_suite(
     with _running_workers(specs, folder, p.threads, until) as workers:
         timings = run_interleaved(workers, suite.rounds, suite.seconds, until)
     return [*timing_rows(timings, "encoding", encoder, "sentences")]
+
+# %% ../../nbs/library/benchmark/04_suites.ipynb #995a9cc4
+def _train(params: Path, outputs: Path, processes: int, threads: int, until: float) -> float:
+    "Train a run by its command and return its tokens per second, after a quarter of the steps; ends at a time."
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher * (processes > 1), "-m", "langsamp.training.pretrain", str(params), str(outputs)]
+    run, log, count = outputs / "benchmark", outputs / f"{processes}x{threads}.log", str(threads)
+    shutil.rmtree(run, ignore_errors=True)  # A finished run would not be trained again
+    environment = os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    with open(log, "wb") as file:
+        process = subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, env=environment)
+    try:
+        status = process.wait(min(max(0, until - time.monotonic()), TIMEOUT_MAX))
+    finally:
+        if process.poll() is None:
+            process.terminate()  # The launcher ends its processes
+            process.wait()
+    if status:
+        end = "; ".join(log.read_text(errors="replace").strip().splitlines()[-2:])
+        raise UserError(f"{processes} processes ended with status {status}: {end}. Its whole output is in {log}")
+    steps = [line for line in read_metrics(run / "metrics.jsonl") if "tokens" in line]
+    counted = steps[len(steps) // 4 :]
+    return sum(step["tokens"] for step in counted) / sum(step["seconds"] for step in counted)
+
+# %% ../../nbs/library/benchmark/04_suites.ipynb #c8962717
+def _process_run(p: BenchmarkParams, suite: ProcessesParams, outputs: Path, folder: Path) -> Path:
+    "Write the parameters of a run that is trained in a folder; corpora are those of `outputs`."
+    if not (folder / "corpora").is_symlink():
+        (folder / "corpora").symlink_to((outputs / "corpora").absolute())
+    recipe, architecture = RECIPES[suite.variants[0]], _architecture(p, suite.size, folder)
+    chosen = {"precision": recipe.precision, "dropout": recipe.dropout, "packing": recipe.text}
+    steps = {"max_steps": suite.steps, "save_steps": suite.steps}
+    write_params(folder, run_params(p, suite, suite.size, architecture=architecture, **chosen, **steps).model_dump())
+    return folder / "params.yaml"
+
+# %% ../../nbs/library/benchmark/04_suites.ipynb #b7072501
+def processes_suite(
+    p: BenchmarkParams,  # Its `processes`
+    outputs: Path,
+    folder: Path,
+    until: float = math.inf,  # By `time.monotonic`
+) -> list[dict[str, Any]]:
+    "Train a run with one thread, with several threads, and with as many processes of one thread."
+    suite, rows = ProcessesParams.model_validate(p.processes), []
+    params, count = _process_run(p, suite, outputs, folder), suite.processes
+    plans = {"1 process, 1 thread": (1, 1), f"1 process, {count} threads": (1, count)}
+    plans |= {f"{count} processes, 1 thread each": (count, 1)}
+    for number in range(suite.rounds):
+        for name, plan in [*plans.items()][:: -1 if number % 2 else 1]:
+            try:
+                speed = _train(params, folder, *plan, until)
+            except subprocess.TimeoutExpired:
+                return [
+                    *rows,
+                    unfinished_row("processes", "all", suite.size, f"cut: {number} of {suite.rounds} rounds"),
+                ]
+            rows.append(_row("processes", name, suite.size, number, "speed", speed, "tokens/s"))
+    return rows
