@@ -44,6 +44,7 @@ from langsamp.params import pretrain as params
 from langsamp.params import publish as publish_params
 from langsamp.params.base import Params
 from langsamp.params.evaluate import EvaluationParams
+from langsamp.params.yaml_reader import read_yaml
 from langsamp.training import loop
 from langsamp.training.pretrain import pretrain
 
@@ -839,7 +840,7 @@ def sizes_in(variant: str, corpus: Path | None = None, folder: Path | None = Non
 
 def trained(params: Path, outputs: Path, processes: int, threads: int, until: float) -> list[Any]:
     "Return what the command for several processes is given."
-    values = yaml.safe_load(params.read_text())
+    values = read_yaml(params)
     names = ("num_layers", "global_batch_size", "micro_batch_size", "max_steps", "precision")
     return [processes, threads, *(values[name] for name in names)]
 

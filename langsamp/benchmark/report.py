@@ -290,11 +290,11 @@ def save_figures(
     rows = finished_rows(rows)
     training, overhead = ratio_table(rows), overhead_table(rows)
     tables = {"ratios": training, "overhead": overhead, "encoding": ratio_table(rows, "encoding")}
+    tables |= {"processes": process_table(rows)}
     tables |= {"utilization": utilization(rows)} if (rows.stage == "training").any() else {}
     tables |= {"losses": loss_table(rows)} if (rows.stage == "equal loss").any() else {}
     drawn = {"ratios": ratio_figure, "encoding": ratio_figure, "processes": ratio_figure, "overhead": overhead_figure}
     drawn |= {"utilization": utilization_figure, "losses": loss_figure}
-    tables |= {"processes": process_table(rows)}
     tables = {name: table for name, table in tables.items() if len(table)}
     for name, table in tables.items():
         flat = table.reset_index() if name == "utilization" else table

@@ -121,7 +121,9 @@ def _patient_kernel_manager() -> Any:
     "Return the class of kernel managers that shut down a kernel when it is idle."
     from jupyter_client.manager import AsyncKernelManager
 
-    class PatientKernelManager(AsyncKernelManager):
+    base: Any = AsyncKernelManager  # Its method is an attribute to type checkers
+
+    class PatientKernelManager(base):
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
             client: Any = self.client()
             client.start_channels()
