@@ -180,6 +180,7 @@ def test_the_command_adds_a_language(home, monkeypatch, capsys):
         "evaluate encoder=ADDED@given",
         "evaluate encoder=init:ADDED",
         "pretrain run_name=next backbone=run:ADDED",
+        "pretrain run_name=ADDED",
     ],
 )
 def test_a_command_that_needs_a_run_says_what_add_language_wrote(words, home, monkeypatch, capsys):

@@ -158,10 +158,11 @@ def kept_precisions(
 # %% ../../nbs/library/evaluation/06_results.ipynb #a5ae7ce3
 def _check_precisions(results: pd.DataFrame) -> pd.DataFrame:
     "Return results; raise `UserError` if those of a task are in two precisions."
-    for (task, mode), part in results.groupby(["task", "mode"], sort=False):
+    for _, part in results.groupby(["task", "mode"], sort=False):
         first = part.drop_duplicates("precision").sort_values("precision")
         if len(first) > 1:
             places = " and ".join(f"of `{run}` in {precision}" for run, precision in zip(first.run, first.precision))
+            task, mode = first[["task", "mode"]].iloc[0]
             raise UserError(
                 f"results {places}, of {task}, {mode}, cannot be compared: evaluate with the same `precision`, "
                 "and delete the others under outputs/evaluations/"
