@@ -99,9 +99,7 @@ def utilization(
 # %% ../../nbs/library/benchmark/06_report.ipynb #10bd474f
 def overhead_table(
     rows: pd.DataFrame,  # Of a benchmark
-) -> (
-    pd.DataFrame
-):  # By size, more in per cent: time (low, high, level), CPU time (low, high), memory (low, high), parameters
+) -> pd.DataFrame:  # By size, in per cent: time, CPU time and memory with intervals, parameters; level
     "Compare the same variant with and without embeddings, in per cent."
     found: list[dict[str, Any]] = []
     for size, part in rows[rows.stage == "overhead"].groupby("size", sort=False):

@@ -340,7 +340,7 @@ def _train(params: Path, outputs: Path, processes: int, threads: int, until: flo
             process.terminate()  # The launcher ends its processes
             process.wait()
     if status:
-        end = "; ".join(log.read_text(errors="replace").strip().splitlines()[-2:])
+        end = "; ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-2:])
         raise UserError(f"{processes} processes ended with status {status}: {end}. Its whole output is in {log}")
     steps = [line for line in read_metrics(run / "metrics.jsonl") if "tokens" in line]
     counted = steps[len(steps) // 4 :]

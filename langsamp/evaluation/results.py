@@ -150,7 +150,8 @@ def kept_precisions(
     settings: Mapping[str, Any],  # Of an evaluation in fp32
 ) -> list[str]:  # Empty if there are no results
     "Return the precisions of a task's results, those of this encoder and these settings first."
-    found = [read_json(path.with_name("settings.json"))["settings"] for path in folder.parent.glob("*/*/rows.jsonl")]
+    paths = [path for path in folder.parent.glob("*/*/settings.json") if path.with_name("rows.jsonl").exists()]
+    found = [read_json(path)["settings"] for path in paths]
     same = [one for one in found if all(one.get(name) == settings[name] for name in ("task", "protocol", "code"))]
     same.sort(key=lambda one: ({**one, "precision": 0} != {**settings, "precision": 0}, precision_of(one) == "bf16"))
     return [precision_of(one) for one in same]

@@ -38,16 +38,12 @@ class EvaluationParams(Params):
     source_language: str = Field("eng_Latn", description="Language of queries, and of training data for labels")
     layer: Layer = Field(-1, description="Layer to pool: the paper uses 8 of 12, -1 is the last")
     pooling: Literal["mean", "cls", "last"] = Field("mean", description="Sentence vector: mean, first or last token")
-    similarity: Literal["cosine", "csls", "margin"] = Field(
-        "cosine", description="Of retrieval: cosine, csls or margin"
-    )
+    similarity: Literal["cosine", "csls", "margin"] = Field("cosine", description="Retrieval: cosine, csls or margin")
     mode: Literal["frozen", "fine-tuned"] = Field(
         "frozen", description="Labelled tasks: frozen (a linear probe on sentence embeddings) or fine-tuned"
     )
     seeds: Seeds = Field(5, description="Number of seeds for labelled tasks: 42, 43, …")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Of the frozen encoder; auto is bf16 where the processor or GPU has it natively, else fp32"
-    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Of a frozen encoder; auto: bf16 if native")
     overrides: dict[str, Any] = Field({}, description="Hyperparameters that replace the paper's, for mode fine-tuned")
 
     def conflicts(self) -> list[str]:

@@ -53,7 +53,7 @@ if __name__ == "__main__" and "__file__" in globals():
 import torch
 from transformers import AutoConfig, BertConfig, ModernBertConfig, PreTrainedConfig, XLMRobertaConfig
 
-from ..core.manifests import atomic_folder, find_damage, refuse_model_without_run
+from ..core.manifests import atomic_folder, find_damage
 from ..data.masking import TokenIds
 from ..data.unigrams import plateau_warning, unigram_probabilities
 from ..languages.codes import parse_code
@@ -258,7 +258,6 @@ def pretrain(
     p = p.replace(precision=resolve_precision(p.precision, folder))
     _check_measures(p, folder, evaluate is not None)
     with lock_run(folder) if machine.is_main_process else nullcontext():
-        refuse_model_without_run(folder)
         check_same_params(folder, p.model_dump())
         with machine.main_process_first():
             corpus = prepare(p, Path(outputs))

@@ -78,6 +78,7 @@ def check_same_params(
     values: Mapping[str, Any],  # Resolved parameters
 ) -> None:
     "Refuse parameters that differ from those of the run in this folder (`UserError`); `max_steps` may be raised."
+    refuse_model_without_run(folder)
     before = _kept_params(folder) or dict(values)
     if old := sorted((before.keys() - values.keys()) & OLD_NAMES.keys()):
         raise UserError(f"{folder} {_EARLIER} (parameters {', '.join(old)}); choose another run_name to train it again")
