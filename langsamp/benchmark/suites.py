@@ -327,7 +327,7 @@ def encoding_suite(
 def _train(params: Path, outputs: Path, processes: int, threads: int, until: float) -> float:
     "Train a run by its command and return its tokens per second, after a quarter of the steps; ends at a time."
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher * (processes > 1), "-m", "langsamp.training.pretrain", str(params), str(outputs)]
+    command = [*(launcher if processes > 1 else []), "-m", "langsamp.training.pretrain", str(params), str(outputs)]
     run, log, count = outputs / "benchmark", outputs / f"{processes}x{threads}.log", str(threads)
     shutil.rmtree(run, ignore_errors=True)  # A finished run would not be trained again
     environment = os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}

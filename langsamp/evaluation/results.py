@@ -149,11 +149,17 @@ def kept_precisions(
     folder: Path,  # As `results_folder` returns it
     settings: Mapping[str, Any],  # Of an evaluation in fp32
 ) -> list[str]:  # Empty if there are no results
-    "Return the precisions of a task's results, those of this encoder and these settings first."
+    "Return the precisions of a task's results, those of this encoder first."
     paths = [path for path in folder.parent.glob("*/*/settings.json") if path.with_name("rows.jsonl").exists()]
     found = [read_json(path)["settings"] for path in paths]
     same = [one for one in found if all(one.get(name) == settings[name] for name in ("task", "protocol", "code"))]
-    same.sort(key=lambda one: ({**one, "precision": 0} != {**settings, "precision": 0}, precision_of(one) == "bf16"))
+    same.sort(
+        key=lambda one: (
+            one["encoder"] != settings["encoder"],
+            {**one, "precision": 0} != {**settings, "precision": 0},
+            precision_of(one) == "bf16",
+        )
+    )
     return [precision_of(one) for one in same]
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #a5ae7ce3
@@ -171,8 +177,21 @@ def _check_precisions(results: pd.DataFrame) -> pd.DataFrame:
     return results
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #4392c419
-COLUMNS = ["run", "task", "mode", "layer", "source", "target", "name", "seed", "metric", "value", "items", "data"]
-COLUMNS += ["precision"]
+COLUMNS = [
+    "run",
+    "task",
+    "mode",
+    "layer",
+    "source",
+    "target",
+    "name",
+    "seed",
+    "metric",
+    "value",
+    "items",
+    "data",
+    "precision",
+]
 
 # %% ../../nbs/library/evaluation/06_results.ipynb #5ac951e8
 PROTOCOL_MODULES = {

@@ -43,7 +43,7 @@ class EvaluationParams(Params):
         "frozen", description="Labelled tasks: frozen (a linear probe on sentence embeddings) or fine-tuned"
     )
     seeds: Seeds = Field(5, description="Number of seeds for labelled tasks: 42, 43, …")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Of a frozen encoder; auto: bf16 if native")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: as stored, else bf16 if native")
     overrides: dict[str, Any] = Field({}, description="Hyperparameters that replace the paper's, for mode fine-tuned")
 
     def conflicts(self) -> list[str]:
