@@ -323,6 +323,9 @@ def test_a_frozen_encoder_computes_in_bf16_where_it_is_native(task, data, tmp_pa
     products = encoder.model.encoder.layer[0].intermediate.dense
     products.register_forward_hook(lambda module, args, out: kinds.add(out.dtype))
     monkeypatch.setattr("langsamp.evaluation.evaluate.open_encoder", lambda *_: encoder)
+    for library in ("ONEDNN", "DNNL"):
+        monkeypatch.setenv(f"{library}_PRIMITIVE_CACHE_CAPACITY", "1024")  # What the test sets is undone afterwards
+        monkeypatch.delenv(f"{library}_PRIMITIVE_CACHE_CAPACITY")
 
     def precision(native: bool, place: str, asked: str = "auto", **more) -> set[torch.dtype]:
         monkeypatch.setattr("langsamp.evaluation.evaluate.native_bf16", lambda device: native)
@@ -332,6 +335,7 @@ def test_a_frozen_encoder_computes_in_bf16_where_it_is_native(task, data, tmp_pa
         return kinds
 
     assert precision(True, "a") == precision(False, "b", "bf16") == {torch.bfloat16}
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64", "each shape of a batch would keep a kernel"
     assert precision(False, "c") == precision(True, "d", "fp32") == {torch.float32}
     assert precision(True, "c", languages=["deu_Latn"]) == set(), "nothing was left to do"
     assert precision(False, "e", languages=["deu_Latn"]) == precision(True, "e") == {torch.float32}

@@ -24,6 +24,9 @@ LabelledTask = Literal["sib200", "taxi1500", "wikiann", "ner", "ud"]
 Task = Literal[RetrievalTask, LabelledTask]
 RETRIEVAL, LABELLED, TASKS = get_args(RetrievalTask), get_args(LabelledTask), get_args(Task)
 
+# %% ../../nbs/library/params/03_evaluate.ipynb #b6cd2269
+_PRECISION = "fp32, bf16 or auto: that of earlier results of the task, else bf16 if it is native"
+
 # %% ../../nbs/library/params/03_evaluate.ipynb #0dd718d5
 class EvaluationParams(Params):
     "An encoder, its tasks, and how to run them."
@@ -43,7 +46,7 @@ class EvaluationParams(Params):
         "frozen", description="Labelled tasks: frozen (a linear probe on sentence embeddings) or fine-tuned"
     )
     seeds: Seeds = Field(5, description="Number of seeds for labelled tasks: 42, 43, …")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: as stored, else bf16 if native")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description=_PRECISION)
     overrides: dict[str, Any] = Field({}, description="Hyperparameters that replace the paper's, for mode fine-tuned")
 
     def conflicts(self) -> list[str]:
